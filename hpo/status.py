@@ -1,0 +1,127 @@
+"""What the user sees of a run: the status line, a line for each ended trial, the summary."""
+
+import json
+import os
+import sys
+
+from hpo.objective import command_line
+from hpo.space import domains
+from hpo.trial import trial_seed
+
+PLAIN_SECONDS = 60.0  # between two status lines where the output is no terminal
+STAND_IN = "synthetic"  # the value of the constant `dataset` that is no real data
+
+
+class Status:
+    """One line that rewrites itself on a terminal, a plain line every minute elsewhere; a line for each ended trial."""
+
+    def __init__(self, args, backend, results):
+        self.args, self.backend, self.results = args, backend, results
+        self.stand_in = results.space.get("dataset") == STAND_IN
+        self.live = sys.stdout.isatty()
+        self.seconds = 1.0 if self.live else PLAIN_SECONDS  # between two ticks, at most
+        self.last_tick = backend.now()
+        self.broken = False  # the reader of our output has gone; the run goes on
+
+    def begin(self, tuner):
+        self.warn()
+        goal = "maximise" if self.results.mode == "max" else "minimise"
+        threads = f"{self.backend.n_threads} thread{'s' if self.backend.n_threads > 1 else ''} each"
+        self.print(
+            f"{self.args.objective}: {goal} {self.results.metric} over {len(domains(tuner.space))} hyperparameters, "
+            f"searcher {self.args.searcher}, {tuner.n_workers} workers with {threads}, {self.args.hours:g} hours"
+        )
+        self.print(f"results: {self.results.folder}")
+
+    def warn(self):
+        if self.stand_in:
+            self.print("*" * 100)
+            self.print(
+                "* STAND-IN DATA: these are generated images, NOT FashionMNIST, and so is every number of this run."
+            )
+            self.print("*" * 100)
+
+    def tick(self, tuner):
+        now = self.backend.now()
+        if self.live or now - self.last_tick >= PLAIN_SECONDS:
+            self.last_tick = now
+            line = self.line(tuner)
+            if self.live:
+                width = os.get_terminal_size(sys.stdout.fileno()).columns
+                self.print(f"\r\x1b[K{line[: width - 1]}", end="")
+            else:
+                self.print(line)
+
+    def line(self, tuner):
+        now, count = self.backend.now(), counts(tuner.trials)
+        best = best_trial(tuner.trials)
+        found = f"best {self.value(best.value)} (trial {best.id})" if best else "no result yet"
+        n_ended = len(tuner.trials) - count["running"]
+        rate = 3600 * n_ended / now if now > 0 else 0
+        n_stopped = f"{count['stopped']} stopped, " + (f"{count['timeout']} timed out, " if count["timeout"] else "")
+        return (
+            f"{'STAND-IN DATA | ' if self.stand_in else ''}{clock(now)} elapsed, {clock(tuner.seconds - now)} left | "
+            f"{count['done']} done, {count['running']} running, {n_stopped}{count['failed']} failed | {found} | "
+            f"{rate:.0f} trials/h"
+        )
+
+    def ended(self, trial):
+        what = "" if trial.value is None else f"{self.value(trial.value)} at epoch {trial.best_epoch}"
+        self.clear()
+        parts = [
+            f"{trial.status:8}",
+            what,
+            f"{trial.n_epochs} epochs, {trial.ended - trial.started:.0f} s",
+            trial.error[:200],
+        ]
+        self.print(f"trial {trial.id:4d} " + " | ".join(part for part in parts if part))
+
+    def summary(self, tuner, reason):
+        self.clear()
+        elapsed, count, best = self.backend.now(), counts(tuner.trials), best_trial(tuner.trials)
+        self.print(f"\nended ({reason}) after {clock(elapsed)}: {len(tuner.trials)} trials, ", end="")
+        self.print(", ".join(f"{n} {status}" for status, n in count.items() if n) or "none")
+        if best:
+            self.print(f"best {self.value(best.value)} (trial {best.id}, epoch {best.best_epoch})")
+            self.print(json.dumps(best.config))
+            seed, n_threads = trial_seed(self.backend.seed, best.id), self.backend.n_threads
+            self.print("train it again with")
+            self.print("  " + command_line(self.args.objective, best.config, seed, n_threads))
+        else:
+            self.print(f"no trial has reported {self.results.metric}")
+        share = tuner.busy_seconds / (tuner.n_workers * elapsed)
+        self.print(f"the workers were training {100 * share:.1f}% of the time")
+        for name in ("trials.csv", "reports.csv"):
+            self.print(f"{self.results.folder / name}")
+        self.warn()
+
+    def value(self, loss):
+        return f"{self.results.metric}={self.results.to_metric(loss):.6g}"
+
+    def clear(self):
+        if self.live:
+            self.print("\r\x1b[K", end="")
+
+    def print(self, text, end="\n"):
+        if not self.broken:
+            try:
+                print(text, end=end, flush=True)
+            except BrokenPipeError:
+                self.broken = True
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def best_trial(trials):
+    """The trial with the lowest loss, or None."""
+    return min((trial for trial in trials if trial.value is not None), key=lambda trial: trial.value, default=None)
+
+
+def counts(trials):
+    """Number of trials by status."""
+    return {s: sum(t.status == s for t in trials) for s in ("done", "running", "stopped", "timeout", "failed")}
+
+
+def clock(seconds):
+    """h:mm:ss."""
+    minutes, seconds = divmod(max(0, int(seconds)), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

@@ -1,0 +1,334 @@
+"""A trial, and the process that trains it.
+
+LocalBackend runs each trial in a process of its own, so that a crash, a leak or an out-of-memory kill costs that trial
+alone. On Linux the processes are forked from a server that has imported the libraries of the objective file, so that
+one starts in milliseconds; elsewhere they are spawned.
+"""
+
+import json
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import pathlib
+import signal
+import sys
+import time
+import traceback
+from dataclasses import dataclass, field
+from multiprocessing.connection import wait
+
+import hpo.report
+from hpo.objective import (
+    SIGKILL,
+    THREAD_VARIABLES,
+    environment,
+    exit_reason,
+    leave_with_the_tuner,
+    load_module,
+    one_line,
+    preloadable_modules,
+    seed_generators,
+)
+from hpo.report import StopTrial
+from hpo.space import config_key
+
+GRACE_SECONDS = 10  # from the answer "stop", or the end of the objective, to SIGTERM
+TERM_SECONDS = 5  # from SIGTERM to SIGKILL
+
+
+# ---- Records -----------------------------------------------------------------------------------------------------------
+@dataclass
+class Trial:
+    """One configuration and what became of it. Losses: lower is better. Times: seconds on the run's clock."""
+
+    id: int
+    config: dict
+    origin: str
+    attempt: int = 1
+    status: str = "running"  # running, done, stopped (by the rule), failed, timeout (deadline or --trial_timeout)
+    curve: list = field(default_factory=list)  # [(epoch, loss)] in the order of the reports
+    error: str = ""  # why it failed or was ended
+    started: float = 0.0
+    ended: float = float("nan")
+    suggest_seconds: float = 0.0
+
+    @property
+    def value(self):
+        """The lowest loss; None before the first, and for a failed trial."""
+        return min((loss for _, loss in self.curve), default=None) if self.status != "failed" else None
+
+    @property
+    def best_epoch(self):
+        return None if self.value is None else min(self.curve, key=lambda point: point[1])[0]
+
+    @property
+    def last_value(self):
+        return None if self.value is None else self.curve[-1][1]
+
+    @property
+    def n_epochs(self):
+        return max((epoch for epoch, _ in self.curve), default=0)
+
+    @property
+    def key(self):
+        return config_key(self.config)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Metrics by name, `epoch` among them, as a trial reported them."""
+
+    trial_id: int
+    metrics: dict
+
+
+@dataclass(frozen=True)
+class End:
+    """A trial's process is gone. finished: the objective returned; else `error` says why, in a line."""
+
+    trial_id: int
+    finished: bool
+    error: str
+    traceback: str
+    busy_seconds: float  # from entering the objective to the end of the process
+
+
+# ---- The tuner's side ---------------------------------------------------------------------------------------------------
+class LocalBackend:
+    """One process per trial on this machine: start, wait, answer, kill, now."""
+
+    def __init__(self, objective, log_folder, seed=0, n_workers=1, n_gpus=0, clock=0.0):
+        self.objective, self.log_folder, self.seed = str(objective), pathlib.Path(log_folder), seed
+        self.n_threads = n_threads(n_workers)
+        self.devices = visible_gpus(n_gpus)
+        self.preloaded = preloadable_modules(objective) if sys.platform == "linux" else []
+        self.running = {}  # trial id -> _Process
+        self.zero = time.monotonic() - clock
+        self.wake_reader, self.wake_writer = multiprocessing.Pipe(duplex=False)
+
+    def now(self):
+        """Seconds on the run's clock, which stands still between two sessions of a run."""
+        return time.monotonic() - self.zero
+
+    def start(self, trial):
+        device = None
+        if self.devices:
+            loads = [sum(p.device == device for p in self.running.values()) for device in self.devices]
+            device = self.devices[loads.index(min(loads))]
+        self.running[trial.id] = _Process(
+            self.objective,
+            trial.config,
+            trial_seed(self.seed, trial.id),
+            self.n_threads,
+            device,
+            self.log_folder / f"{trial.id:04d}.log",
+            self.preloaded,
+        )
+
+    def wait(self, timeout=None):
+        """Reports and Ends that have come; waits for the first of them, at most `timeout` seconds (None: for ever)."""
+        steps = [process.next_step for process in self.running.values()]
+        until = min([time.monotonic() + timeout if timeout is not None else float("inf"), *steps])
+        handles = {handle: i for i, process in self.running.items() for handle in process.handles()}
+        handles[self.wake_reader] = None
+        seconds = None if until == float("inf") else max(0.0, until - time.monotonic())
+        ready = {handles[handle] for handle in wait(list(handles), seconds)}
+        if None in ready:
+            self.wake_reader.recv_bytes()
+        events = []
+        for i in sorted(ready - {None}):
+            for metrics in self.running[i].read():
+                events.append(Report(i, metrics))
+        for i, process in list(self.running.items()):
+            process.step()
+            if process.is_gone():
+                events += [Report(i, metrics) for metrics in process.read()]
+                events.append(End(i, *process.close()))
+                del self.running[i]
+        return events
+
+    def answer(self, trial, go_on):
+        """Answers the report of a trial: go on, or stop, for which it has GRACE_SECONDS."""
+        if trial.id in self.running:  # else it has died meanwhile
+            self.running[trial.id].answer(go_on)
+
+    def kill(self, trial):
+        """Ends a trial: SIGTERM to all its processes now, SIGKILL after TERM_SECONDS."""
+        if trial.id in self.running:
+            self.running[trial.id].terminate(after=0)
+
+    def wake(self):
+        """Makes a wait in progress return; safe in a signal handler."""
+        self.wake_writer.send_bytes(b"wake")
+
+    def kill_all_at_once(self):
+        for process in self.running.values():
+            process.signal(SIGKILL)
+
+
+class _Process:
+    """The tuner's end of one trial's process."""
+
+    def __init__(self, objective, config, seed, n_threads, device, log_path, preloaded):
+        self.device = device
+        self.connection, theirs = multiprocessing.Pipe()
+        with environment(n_threads):
+            arguments = (theirs, objective, config, seed, n_threads, device, str(log_path), preloaded)
+            self.process = process_context().Process(target=_trial_process, args=arguments)
+            self.process.start()
+        theirs.close()
+        self.open = True  # our end of the connection may still bring messages
+        self.entered = None  # time.monotonic() when the objective was called
+        self.outcome = None  # (finished, error, traceback), told by the process
+        self.steps = []  # [(time, signal)] of a termination under way
+
+    def handles(self):
+        return [self.process.sentinel, self.connection] if self.open else [self.process.sentinel]
+
+    def read(self):
+        """The reports that have come."""
+        reports = []
+        while self.open:
+            try:
+                if not self.connection.poll():
+                    break
+                message = json.loads(self.connection.recv_bytes())
+            except (EOFError, OSError):  # the process has closed its end, or died
+                self.open = False
+                break
+            if "report" in message:
+                reports.append(message["report"])
+            elif "entered" in message:
+                self.entered = message["entered"]
+                if message["missing"]:
+                    modules = ", ".join(message["missing"])
+                    print(f"warning: preloading failed for {modules}; trials start slowly", file=sys.stderr)
+            else:
+                self.outcome = tuple(message["end"])
+                self.terminate(GRACE_SECONDS)
+        return reports
+
+    def answer(self, go_on):
+        try:
+            self.connection.send_bytes(b"go on" if go_on else b"stop")
+        except OSError:
+            pass  # it has died meanwhile; its sentinel will say so
+        if not go_on:
+            self.terminate(GRACE_SECONDS)
+
+    def terminate(self, after):
+        now = time.monotonic() + after
+        if not self.steps or now < self.steps[0][0]:
+            self.steps = [(now, signal.SIGTERM), (now + TERM_SECONDS, SIGKILL)]
+
+    @property
+    def next_step(self):
+        return self.steps[0][0] if self.steps else float("inf")
+
+    def step(self):
+        while self.steps and self.steps[0][0] <= time.monotonic():
+            self.signal(self.steps.pop(0)[1])
+
+    def signal(self, number):
+        """Sends a signal to the trial's process and to all the processes that it has started."""
+        for send in (os.killpg, os.kill):  # before its setsid the group does not exist yet
+            try:
+                send(self.process.pid, number)
+                return
+            except (ProcessLookupError, PermissionError):
+                continue
+
+    def is_gone(self):
+        return bool(wait([self.process.sentinel], 0))
+
+    def close(self):
+        """(finished, error, traceback, busy_seconds) of an ended process; kills what is left of its group."""
+        ended = time.monotonic()
+        self.process.join()
+        self.signal(SIGKILL)
+        code = self.process.exitcode
+        self.process.close()
+        self.connection.close()
+        busy_seconds = ended - self.entered if self.entered is not None else 0.0
+        if self.outcome is None:
+            self.outcome = (code == 0, exit_reason(code), "")
+        return *self.outcome, busy_seconds
+
+
+def n_threads(n_workers):
+    """Threads of one trial: the usable cores shared out among the workers."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // n_workers)
+
+
+def visible_gpus(n_gpus):
+    """The values of CUDA_VISIBLE_DEVICES that give one GPU each."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return [device.strip() for device in given.split(",") if device.strip()][:n_gpus] or [str(i) for i in range(n_gpus)]
+
+
+def trial_seed(seed, trial_id):
+    """Seed below 2**32 of a trial's random generators, from the run's seed and the trial's id (SplitMix64's mixing)."""
+    z = (seed * 0x9E3779B97F4A7C15 + trial_id * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**64
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+    return (z ^ (z >> 31)) % 2**32
+
+
+# ---- The trial's side ---------------------------------------------------------------------------------------------------
+def process_context():
+    return multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+
+
+def warm_up(path, n_workers):
+    """Starts the fork server, which imports the objective file's libraries while the tuner goes on."""
+    if sys.platform == "linux":
+        try:
+            modules = preloadable_modules(path)
+        except (OSError, SyntaxError, ValueError):
+            return  # `describe` says what is wrong with the file
+        with environment(n_threads(n_workers)):
+            process_context().set_forkserver_preload(["__main__", *modules])
+            multiprocessing.forkserver.ensure_running()
+
+
+def _trial_process(connection, path, config, seed, n_threads, device, log_path, preloaded):
+    missing = [name for name in preloaded if name not in sys.modules]
+    leave_with_the_tuner()
+    _print_to(log_path)
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(n_threads)))
+    if device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
+    hpo.report.tuner = connection
+    try:
+        objective = load_module(path).objective
+        seed_generators(seed)
+        connection.send_bytes(json.dumps({"entered": time.monotonic(), "missing": missing}).encode())
+        objective(config)
+        outcome = True, "", ""
+    except StopTrial:
+        outcome = False, "raised StopTrial without being told to", ""
+    except SystemExit as leave:
+        finished = leave.code in (None, 0)
+        outcome = finished, "" if finished else f"SystemExit: {leave.code}", ""
+    except BaseException as error:  # whatever it is, it ends this trial alone, and the tuner is told
+        text = _traceback(error, path)
+        print(text, file=sys.stderr, flush=True)
+        outcome = False, one_line(error), text
+    connection.send_bytes(json.dumps({"end": outcome}).encode())
+
+
+def _print_to(path):
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((nothing, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+
+
+def _traceback(error, path):
+    """The traceback from the objective file's first frame on; all of it where there is none."""
+    tb, path = error.__traceback__, str(pathlib.Path(path).resolve())
+    while tb and tb.tb_frame.f_code.co_filename != path:
+        tb = tb.tb_next
+    return "".join(traceback.format_exception(type(error), error, tb or error.__traceback__))

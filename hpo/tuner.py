@@ -1,0 +1,215 @@
+"""The loop: asks the searcher, starts trials, answers their reports, ends them, and writes it all down.
+
+One loop serves every backend (processes here, a simulation in experiments/). It never polls: it waits for a report, the
+end of a trial, or the next deadline.
+"""
+
+import math
+import time
+
+from hpo.space import cast_config, middle
+from hpo.trial import Report, Trial
+
+
+class RunFailed(Exception):
+    """The run cannot go on; the message says why."""
+
+
+class MetricMissing(ValueError):
+    """Trials report, but never the metric to tune."""
+
+
+class Tuner:
+    """One run; `run()` returns when its budget is spent, and `trials` is what became of it.
+
+    searcher: has suggest(trials); see hpo/searchers.py.
+    rule: function (trial, trials, max_epochs) -> True to stop the trial, or None.
+    results: hpo.results.Results; backend: start, wait, answer, kill, wake, now.
+    seconds: the run's time; n_trials: how many to start at most (None: as many as the time allows).
+    trial_timeout: seconds after which a trial is ended. start: configurations to try before the searcher's.
+    show: object told of what happens: show.ended(trial), show.tick(tuner) at least once in show.seconds.
+    """
+
+    def __init__(
+        self,
+        space,
+        searcher,
+        backend,
+        results,
+        n_workers=1,
+        seconds=math.inf,
+        n_trials=None,
+        trial_timeout=math.inf,
+        rule=None,
+        max_epochs=None,
+        start=None,
+        show=None,
+    ):
+        self.space, self.searcher, self.backend, self.results = space, searcher, backend, results
+        self.n_workers, self.seconds, self.trial_timeout = n_workers, seconds, trial_timeout
+        self.n_trials = math.inf if n_trials is None else n_trials
+        self.rule, self.max_epochs, self.show = rule, max_epochs, show
+        self.start = [middle(space)] if start is None else start
+        self.trials = []
+        self.running = {}  # trial id -> Trial
+        self.ended_by_us = {}  # trial id -> (status, reason)
+        self.busy_seconds = 0.0  # in objectives, summed over the trials
+        self.events = []  # Reports and Ends not handled yet
+        self.without_metric = None  # a report that lacked the metric
+        self.interrupted = None  # reason, set by `interrupt`
+        self.exhausted = False  # the searcher has nothing new
+        self.failure = None  # exception that ends the run
+
+    def interrupt(self, reason):
+        """Ends the run as a deadline does; safe in a signal handler."""
+        self.interrupted = reason
+        self.backend.wake()
+
+    def run(self):
+        """Returns why the run ended: "deadline", "trials", "exhausted" or the reason of an interrupt."""
+        reason = None
+        try:
+            while not (reason := self._reason_to_end()):
+                self._end_overdue()
+                started = self._start_one()
+                self._handle_all(self.backend.wait(0 if started else self._seconds_to_wait()))
+        except Exception as error:  # the searcher's or the folder's: raised again when the trials have been ended
+            self.failure = error
+        self._end_running(reason or "the run failed")
+        if self.failure:
+            raise self.failure
+        return reason
+
+    def _reason_to_end(self):
+        if self.interrupted:
+            return self.interrupted
+        if self.backend.now() >= self.seconds:
+            return "deadline"
+        if not self.running and self.exhausted:
+            return "exhausted"
+        if not self.running and len(self.trials) >= self.n_trials:
+            return "trials"
+        return None
+
+    # ---- Starting ----
+    def _start_one(self):
+        """True when a trial was started, so that there may be room for another."""
+        if self.exhausted or len(self.running) >= self.n_workers or len(self.trials) >= self.n_trials:
+            return False
+        seen, before = dict(self.results.n_rows), time.perf_counter()
+        suggestion = self._suggest()
+        if suggestion is None:
+            self.exhausted = True
+            return False
+        config, origin = suggestion
+        seconds = time.perf_counter() - before
+        trial = Trial(len(self.trials), config, origin, started=self.backend.now(), suggest_seconds=seconds)
+        self.results.append_config(trial, seen)
+        self.trials.append(trial)
+        self.running[trial.id] = trial
+        self.backend.start(trial)
+        return True
+
+    def _suggest(self):
+        if len(self.trials) < len(self.start):
+            return self.start[len(self.trials)], "start"
+        name = type(self.searcher).__name__
+        try:
+            suggestion = self.searcher.suggest(self.trials)
+        except Exception as error:
+            raise RunFailed(f"{name}.suggest raised {type(error).__name__}: {error}") from error
+        if suggestion is None:
+            return None
+        try:
+            config, origin = suggestion
+            return cast_config(self.space, config), str(origin)
+        except (ValueError, TypeError) as error:
+            raise RunFailed(
+                f"{name}.suggest: expected (config, origin) or None, got {suggestion!r:.200}: {error}"
+            ) from error
+
+    # ---- What comes back ----
+    def _handle_all(self, events):
+        self.events += events
+        while self.events:  # an event leaves the queue before it is handled: an error loses none of the others
+            event = self.events.pop(0)
+            trial = self.running[event.trial_id]
+            if isinstance(event, Report):
+                self._handle_report(trial, event.metrics)
+            else:
+                self._handle_end(trial, event)
+        if self.show:
+            self.show.tick(self)
+
+    def _handle_report(self, trial, metrics):
+        point = self.results.append_report(trial, metrics, self.backend.now())
+        go_on = trial.id not in self.ended_by_us
+        if point is None:
+            self.without_metric = self.without_metric or metrics
+        elif math.isnan(point[1]):
+            value = metrics[self.results.metric]
+            reason = f"reported {self.results.metric}={value!r} at epoch {point[0]}; expected a finite number"
+            self.ended_by_us[trial.id] = ("failed", reason)
+            go_on = False
+        else:
+            trial.curve.append(point)
+            if go_on and self.rule and self.rule(trial, self.trials, self.max_epochs):
+                self.ended_by_us[trial.id] = ("stopped", "")
+                go_on = False
+        self.backend.answer(trial, go_on)
+
+    def _handle_end(self, trial, end):
+        del self.running[trial.id]
+        trial.ended = self.backend.now()
+        self.busy_seconds += end.busy_seconds
+        status, reason = self.ended_by_us.get(trial.id, ("", ""))
+        if status in ("failed", "stopped") or (status == "timeout" and not end.finished):
+            trial.status, trial.error = status, reason
+        elif end.finished and trial.curve:
+            trial.status = "done"
+        else:
+            trial.status, trial.error = "failed", end.error or f"ended without a report of {self.results.metric}"
+        self.results.append_trial(trial)
+        if self.show:
+            self.show.ended(trial)
+        if not self.ended_by_us.get(trial.id):
+            self._check_first_trials(end)
+
+    def _check_first_trials(self, end):
+        """A run that cannot work is ended at once, not after three hours."""
+        ended = [trial for trial in self.trials if trial.status != "running"]
+        if self.without_metric and end.finished and not any(trial.curve for trial in self.trials):
+            names = ", ".join(name for name in self.without_metric if name != "epoch")
+            raise MetricMissing(f"metric {self.results.metric} is never reported, but {names}; choose with --metric")
+        if len(ended) == min(self.n_workers, self.n_trials) and all(trial.status == "failed" for trial in ended):
+            what = "the first trial" if len(ended) == 1 else f"all of the first {len(ended)} trials"
+            raise RunFailed(f"{what} failed, the last one with:\n{end.traceback or end.error or ended[-1].error}")
+
+    # ---- Deadlines and endings ----
+    def _seconds_to_wait(self):
+        until = min([self.seconds, *(trial.started + self.trial_timeout for trial in self._not_ending())])
+        wait = max(0.0, until - self.backend.now())
+        if self.show:
+            wait = min(wait, self.show.seconds)
+        return None if math.isinf(wait) else wait
+
+    def _not_ending(self):
+        return [trial for trial in self.running.values() if trial.id not in self.ended_by_us]
+
+    def _end_overdue(self):
+        for trial in self._not_ending():
+            if self.backend.now() >= trial.started + self.trial_timeout:
+                self._end(trial, f"--trial_timeout {self.trial_timeout:g}")
+
+    def _end(self, trial, reason):
+        self.ended_by_us[trial.id] = ("timeout", reason)
+        self.backend.kill(trial)
+
+    def _end_running(self, reason):
+        for trial in self._not_ending():
+            self._end(trial, reason)
+        while self.running:
+            try:
+                self._handle_all([] if self.events else self.backend.wait(1.0))
+            except Exception as error:  # a full disk, say: the other trials still end, and the first reason is told
+                self.failure = self.failure or error

@@ -1,0 +1,247 @@
+"""Tunes an objective file: python run.py --hours 3 --workers 4. See --help and README.md."""
+
+import argparse
+import json
+import math
+import os
+import pathlib
+import signal
+import sys
+import time
+import traceback
+
+DEFAULT_OBJECTIVE = "train/mlp_fashion_mnist.py"
+
+
+# ---- Command line -------------------------------------------------------------------------------------------------------
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}; see --help\n")  # one line
+
+
+def parse(arguments=None):
+    parser = Parser(
+        prog="run.py",
+        allow_abbrev=False,
+        description="Tunes the hyperparameters of an objective file; everything goes to CSV files in a new folder.",
+        epilog="Exit codes: 0 finished, 1 failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM.",
+    )
+    parser.add_argument(
+        "objective",
+        nargs="?",
+        default=DEFAULT_OBJECTIVE,
+        metavar="OBJECTIVE",
+        help=f"a Python file with config_space, metric, mode and objective(config); default {DEFAULT_OBJECTIVE}",
+    )
+    add = parser.add_argument_group("budget").add_argument
+    add("--hours", type=positive, default=3.0, metavar="H", help="time for the whole run; default 3")
+    add("--trials", type=positive_int, metavar="N", help="stop after N trials; default: as many as the time allows")
+    add("--workers", type=positive_int, default=4, metavar="N", help="trials at a time, sharing the cores; default 4")
+    add("--trial_timeout", type=positive, default=math.inf, metavar="SECONDS", help="end a longer trial; default none")
+    add = parser.add_argument_group("search").add_argument
+    add("--searcher", default="random", metavar="NAME", help="random, or FILE.py:CLASS for your own; default random")
+    add("--seed", type=natural, default=0, metavar="N", help="same seed, same suggestions and weights; default 0")
+    add(
+        "--start", metavar="FILE.json", help="configurations to try first, a JSON list; default the middle of the space"
+    )
+    add = parser.add_argument_group("problem").add_argument
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="set a constant (epochs=27) or fix a hyperparameter (n_units_1=512); may be repeated",
+    )
+    add("--space", metavar="FILE.json", help="a space that replaces the objective file's config_space")
+    add("--metric", metavar="NAME", help="the reported metric to tune; default the objective file's `metric`")
+    add(
+        "--mode",
+        choices=["max", "min"],
+        help="whether more or less of it is better; default the objective file's `mode`",
+    )
+    add("--epochs_name", default="epochs", metavar="NAME", help="the constant that is the last epoch; default epochs")
+    add = parser.add_argument_group("results").add_argument
+    add("--results", metavar="DIR", help="a new folder for the run; default results/<timestamp>")
+    return parser, parser.parse_args(arguments)
+
+
+def positive(text):
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
+    return value
+
+
+def positive_int(text):
+    return whole(text, 1)
+
+
+def natural(text):
+    return whole(text, 0)
+
+
+def whole(text, least):
+    if not text.strip().isdigit() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"expected an integer >= {least}, got {text!r}")
+    return int(text)
+
+
+# ---- The run ------------------------------------------------------------------------------------------------------------
+def main(arguments=None):
+    parser, args = parse(arguments)
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = "1"  # the tuner's numpy must not compete with the trials; hpo.trial gives them their share
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        try:
+            tuner = build(args)
+        except ValueError as error:
+            parser.exit(2, f"{parser.prog}: error: {error}\n")
+        return run(parser, tuner)
+    except KeyboardInterrupt:
+        return 130
+
+
+def build(args):
+    """The Tuner of a new run; ValueError for bad input, and then nothing has been written."""
+    from hpo.objective import describe
+    from hpo.results import Results, check_new
+    from hpo.status import STAND_IN, Status
+    from hpo.trial import LocalBackend, warm_up
+    from hpo.tuner import Tuner
+
+    folder = pathlib.Path(args.results or f"results/{time.strftime('%Y-%m-%d_%H-%M-%S')}")
+    check_new(folder)
+    searcher_class = find_searcher(args.searcher)
+    warm_up(args.objective, args.workers)
+    problem = describe(args.objective, lambda space: adjust(space, args), args.metric, args.mode)
+    if not args.results:
+        suffix = f"-{STAND_IN}" if problem.space.get("dataset") == STAND_IN else ""
+        folder = first_unused(folder.with_name(folder.name + suffix))
+    max_epochs = last_epoch(problem.space, args.epochs_name)
+    searcher = searcher_class(problem.space, args.seed, max_epochs)
+    start = read_start(args.start, problem.space) if args.start else None
+    given = {name: value for name, value in vars(args).items() if value not in (None, math.inf)}
+    results = Results.create(folder, problem.space, problem.metric, problem.mode, {"arguments": given})
+    backend = LocalBackend(args.objective, folder / "logs", args.seed, args.workers, problem.n_gpus)
+    return Tuner(
+        problem.space,
+        searcher,
+        backend,
+        results,
+        n_workers=args.workers,
+        seconds=args.hours * 3600,
+        n_trials=args.trials,
+        trial_timeout=args.trial_timeout,
+        max_epochs=max_epochs,
+        start=start,
+        show=Status(args, backend, results),
+    )
+
+
+def run(parser, tuner):
+    """The exit code of a run; prints its progress and its summary."""
+    from hpo.results import WriteError
+    from hpo.tuner import MetricMissing, RunFailed
+
+    signals = []
+
+    def on_signal(number, frame):
+        if signals:  # the second time: at once
+            tuner.backend.kill_all_at_once()
+            os._exit(128 + number)
+        signals.append(number)
+        tuner.interrupt(f"interrupted by {signal.Signals(number).name}")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+    tuner.show.begin(tuner)
+    try:
+        reason = tuner.run()
+    except MetricMissing as error:
+        tuner.show.clear()
+        tuner.results.remove()  # no trial has come to anything
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+    except (RunFailed, WriteError) as error:
+        tuner.show.summary(tuner, "failed")
+        if isinstance(error, RunFailed) and error.__cause__:
+            traceback.print_exception(error.__cause__)  # the user's searcher
+        parser.exit(1, f"{parser.prog}: failed: {error}\n")
+    tuner.show.summary(tuner, reason)
+    tuner.results.close()
+    return 128 + signals[0] if signals else 0
+
+
+def adjust(space, args):
+    """The space of the run: the file's, or that of --space, with every --set applied."""
+    from hpo.space import set_value, space_from_json
+
+    if args.space:
+        space = space_from_json(read_json(args.space, "--space"))
+    for assignment in args.set:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"--set: expected NAME=VALUE, got {assignment!r}")
+        space = set_value(space, name.strip(), text)
+    return space
+
+
+def read_json(path, flag):
+    try:
+        return json.loads(pathlib.Path(path).read_text())
+    except OSError as error:
+        raise ValueError(f"{flag} {path}: cannot be read: {error.strerror}; expected a JSON file") from None
+    except ValueError as error:
+        raise ValueError(f"{flag} {path}: is not JSON: {error}") from None
+
+
+def read_start(path, space):
+    from hpo.space import cast_config
+
+    configs = read_json(path, "--start")
+    try:
+        return [cast_config(space, config) for config in (configs if isinstance(configs, list) else [configs])]
+    except ValueError as error:
+        raise ValueError(f"--start {path}: {error}") from None
+
+
+def last_epoch(space, name):
+    epochs = space.get(name)
+    if name in space and (type(epochs) is not int or epochs < 1):
+        raise ValueError(f"{name}: expected the last epoch, a constant integer >= 1, got {epochs!r}")
+    if name not in space and name != "epochs":
+        raise ValueError(f"--epochs_name {name}: no such name in the space; it has {', '.join(space)}")
+    return epochs
+
+
+def find_searcher(name):
+    """The searcher class of a name, or of FILE.py:CLASS."""
+    from hpo.searchers import SEARCHERS
+
+    if name in SEARCHERS:
+        return SEARCHERS[name]
+    path, colon, class_name = name.rpartition(":")
+    if not colon or not path.endswith(".py"):
+        raise ValueError(f"--searcher: expected {', '.join(SEARCHERS)} or FILE.py:CLASS, got {name!r}")
+    from hpo.objective import import_error, load_module
+
+    try:
+        module = load_module(path)
+    except Exception as error:  # whatever the user's file raises becomes one line
+        raise ValueError(f"--searcher: {import_error(error, path)}") from error
+    if not callable(getattr(getattr(module, class_name, None), "suggest", None)):
+        raise ValueError(f"--searcher {name}: {path} has no class {class_name} with a method suggest(trials)")
+    return getattr(module, class_name)
+
+
+def first_unused(folder):
+    """The folder, or the first of folder-2, folder-3, ... that does not exist."""
+    names = (folder.with_name(folder.name + (f"-{i}" if i > 1 else "")) for i in range(1, 10_000))
+    return next(path for path in names if not path.exists())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
