@@ -10,6 +10,7 @@ load it: the tuner's process stays free of torch, and of whatever else the file 
 import argparse
 import ast
 import contextlib
+import ctypes
 import importlib.util
 import json
 import multiprocessing
@@ -20,10 +21,9 @@ import shlex
 import signal
 import sys
 import sysconfig
-import threading
 import traceback
+import types
 from dataclasses import dataclass
-from multiprocessing.connection import wait
 
 from hpo.space import Domain, cast_value, constants, set_value, space_from_json, space_to_json
 
@@ -93,14 +93,19 @@ def _is_installed(package):
 
 @contextlib.contextmanager
 def environment(n_threads):
-    """The environment variables under which processes that load an objective file start; restored at the end."""
+    """What processes that load an objective file start under; restored at the end.
+
+    Environment variables; and a blank main module, as multiprocessing would import the tuner's in each of them.
+    """
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     ours = {**dict.fromkeys(THREAD_VARIABLES, str(n_threads)), "PYTHONPATH": os.pathsep.join(paths)}
-    before = {name: os.environ.get(name) for name in ours}
+    before, main = {name: os.environ.get(name) for name in ours}, sys.modules["__main__"]
     os.environ.update(ours)
+    sys.modules["__main__"] = types.ModuleType("__main__")
     try:
         yield
     finally:
+        sys.modules["__main__"] = main
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
@@ -108,19 +113,19 @@ def environment(n_threads):
                 os.environ[name] = value
 
 
-def leave_with_the_tuner():
-    """A session of its own for this process, killed as a whole when the tuner is gone, however it went."""
+def own_session(dies_with_parent=True):
+    """Makes this process the leader of a session, out of reach of Ctrl-C."""
     if hasattr(os, "setsid"):
         os.setsid()
-    sentinel = multiprocessing.parent_process().sentinel
+    if dies_with_parent and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, see prctl(2)
 
-    def watch():
-        wait([sentinel])
-        if hasattr(os, "killpg"):
-            os.killpg(0, SIGKILL)
-        os.kill(os.getpid(), SIGKILL)
 
-    threading.Thread(target=watch, daemon=True).start()
+def kill_session(pid, number=SIGKILL):
+    """Sends a signal to a process that has called `own_session`, and to all that it has started."""
+    for send in (getattr(os, "killpg", os.kill), os.kill):  # before its setsid the group does not exist yet
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            return send(pid, number)
 
 
 # ---- Describing ---------------------------------------------------------------------------------------------------------
@@ -151,10 +156,7 @@ def describe(path, adjust, metric=None, mode=None):
         prepared = _receive(connection, process, path)
         return Problem({**space, **prepared["constants"]}, metric, mode, prepared["n_gpus"])
     finally:
-        if process.is_alive() and hasattr(os, "killpg"):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, SIGKILL)
-        process.kill()
+        kill_session(process.pid)
         process.join()
 
 
@@ -185,7 +187,7 @@ def _receive(connection, process, path):
 
 
 def _describe_process(connection, path):
-    leave_with_the_tuner()
+    own_session()
     try:
         module = _load_checked(path)
         found = {"space": space_to_json(module.config_space)}

@@ -23,9 +23,10 @@ from hpo.objective import (
     THREAD_VARIABLES,
     environment,
     exit_reason,
-    leave_with_the_tuner,
+    kill_session,
     load_module,
     one_line,
+    own_session,
     preloadable_modules,
     seed_generators,
 )
@@ -105,6 +106,7 @@ class LocalBackend:
         self.running = {}  # trial id -> _Process
         self.zero = time.monotonic() - clock
         self.wake_reader, self.wake_writer = multiprocessing.Pipe(duplex=False)
+        self.guard = self._start_guard()
 
     def now(self):
         """Seconds on the run's clock, which stands still between two sessions of a run."""
@@ -124,6 +126,7 @@ class LocalBackend:
             self.log_folder / f"{trial.id:04d}.log",
             self.preloaded,
         )
+        self.guard.send_bytes(b"+%d" % self.running[trial.id].process.pid)
 
     def wait(self, timeout=None):
         """Reports and Ends that have come; waits for the first of them, at most `timeout` seconds (None: for ever)."""
@@ -143,7 +146,9 @@ class LocalBackend:
             process.step()
             if process.is_gone():
                 events += [Report(i, metrics) for metrics in process.read()]
+                pid = process.process.pid
                 events.append(End(i, *process.close()))
+                self.guard.send_bytes(b"-%d" % pid)
                 del self.running[i]
         return events
 
@@ -163,7 +168,31 @@ class LocalBackend:
 
     def kill_all_at_once(self):
         for process in self.running.values():
-            process.signal(SIGKILL)
+            kill_session(process.process.pid)
+
+    def _start_guard(self):
+        """Connection to a process that kills the trials' sessions when the tuner is gone, however it went."""
+        reader, writer = multiprocessing.Pipe(duplex=False)
+        with environment(1):
+            process_context().Process(target=_guard, args=(reader,)).start()
+        reader.close()
+        multiprocessing.util.Finalize(writer, writer.close, exitpriority=0)  # before an exiting tuner waits for it
+        return writer
+
+
+def _guard(reader):
+    own_session(dies_with_parent=False)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    sessions = set()
+    while True:
+        try:
+            message = reader.recv_bytes()
+        except EOFError:
+            break
+        {b"+": sessions.add, b"-": sessions.discard}[message[:1]](int(message[1:]))
+    for pid in sessions:
+        kill_session(pid)
 
 
 class _Process:
@@ -227,16 +256,7 @@ class _Process:
 
     def step(self):
         while self.steps and self.steps[0][0] <= time.monotonic():
-            self.signal(self.steps.pop(0)[1])
-
-    def signal(self, number):
-        """Sends a signal to the trial's process and to all the processes that it has started."""
-        for send in (os.killpg, os.kill):  # before its setsid the group does not exist yet
-            try:
-                send(self.process.pid, number)
-                return
-            except (ProcessLookupError, PermissionError):
-                continue
+            kill_session(self.process.pid, self.steps.pop(0)[1])
 
     def is_gone(self):
         return bool(wait([self.process.sentinel], 0))
@@ -245,7 +265,7 @@ class _Process:
         """(finished, error, traceback, busy_seconds) of an ended process; kills what is left of its group."""
         ended = time.monotonic()
         self.process.join()
-        self.signal(SIGKILL)
+        kill_session(self.process.pid)
         code = self.process.exitcode
         self.process.close()
         self.connection.close()
@@ -288,13 +308,13 @@ def warm_up(path, n_workers):
         except (OSError, SyntaxError, ValueError):
             return  # `describe` says what is wrong with the file
         with environment(n_threads(n_workers)):
-            process_context().set_forkserver_preload(["__main__", *modules])
+            process_context().set_forkserver_preload(modules)
             multiprocessing.forkserver.ensure_running()
 
 
 def _trial_process(connection, path, config, seed, n_threads, device, log_path, preloaded):
     missing = [name for name in preloaded if name not in sys.modules]
-    leave_with_the_tuner()
+    own_session()
     _print_to(log_path)
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(n_threads)))
     if device is not None:
