@@ -11,6 +11,7 @@ A row is a line: backslashes, line breaks and other control characters inside a 
 in the user's own sign; this module alone knows the mode: everywhere else a loss is lower-is-better.
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -94,6 +95,7 @@ class Results:
         """Makes the folder of a new run; ResultsError when it holds something or cannot be written."""
         check_new(folder)
         results = cls(folder, space, metric, mode)
+        results.made = [path for path in (results.folder, *results.folder.parents) if not path.exists()]
         try:
             (results.folder / "logs").mkdir(parents=True)
             results.lock.acquire()
@@ -114,7 +116,7 @@ class Results:
             names = [f"config_{name}" for name in space]
             results._append("trials.csv", to_line(TRIAL_COLUMNS + names + LAST_COLUMNS), sync=True)
         except (OSError, Timeout, WriteError) as error:
-            shutil.rmtree(results.folder, ignore_errors=True)  # it was new, or empty
+            results.remove()
             raise ResultsError(
                 f"{folder}: cannot make the results folder: {error}; choose another with --results"
             ) from None
@@ -176,9 +178,12 @@ class Results:
         self.lock.release()
 
     def remove(self):
-        """Takes back a folder in which no trial has come to anything."""
+        """Takes back the folder of a run that has come to nothing, and the empty folders made on the way to it."""
         self.close()
-        shutil.rmtree(self.folder)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        for path in self.made:
+            with contextlib.suppress(OSError):  # somebody else's files are in it
+                path.rmdir()
 
     def _append(self, name, line, sync):
         file = self.files[name]

@@ -32,7 +32,7 @@ class Domain:
         self.kind, self.arguments = kind, arguments
 
     def to_json(self):
-        return {self.kind: list(self.arguments)}
+        return {self.kind: self.arguments[0] if self.kind in LISTED else list(self.arguments)}
 
     def __reduce__(self):  # pickled as the call that made it
         return DOMAINS[self.kind], self.arguments
@@ -250,6 +250,7 @@ DOMAINS = {
     for f in (uniform, loguniform, reverseloguniform, randint, lograndint)
     + (choice, ordinal, logordinal, finrange, logfinrange)
 }
+LISTED = ("choice", "ordinal", "logordinal")  # made from one list of values
 
 
 def _bounds(kind, low, high, need="low <= high", extra=lambda: True):
@@ -419,7 +420,7 @@ def parse_constant(name, old, text):
 
 # ---- JSON --------------------------------------------------------------------------------------------------------------
 def space_to_json(space):
-    """JSON-ready dict: {"lr": {"loguniform": [1e-6, 1]}, "opt": {"choice": [["adam", "sgd"]]}, "epochs": 81}.
+    """JSON-ready dict: {"lr": {"loguniform": [1e-6, 1]}, "opt": {"choice": ["adam", "sgd"]}, "epochs": 81}.
 
     A dict-valued constant is wrapped, {"constant": {...}}, so that it cannot be taken for a domain.
     """
@@ -452,10 +453,10 @@ def _entry_from_json(name, value):
             return arguments
         if kind in DOMAINS:
             try:
+                if kind in LISTED:
+                    return DOMAINS[kind](arguments)
                 if isinstance(arguments, list):
                     return DOMAINS[kind](*arguments)
-                if isinstance(arguments, dict):
-                    return DOMAINS[kind](**arguments)
                 raise ValueError(f"{kind} needs a list of arguments, got {arguments!r}")
             except (ValueError, TypeError) as error:
                 raise ValueError(f"{name}: {error}") from None

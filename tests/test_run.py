@@ -1,0 +1,376 @@
+"""The real command, as a user runs it: `python run.py ...` in a process of its own."""
+
+import csv
+import json
+import os
+import pathlib
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from hpo.results import load
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+QUICK = """
+import time
+from hpo import Reporter, choice, loguniform, randint, uniform
+
+config_space = {
+    "x": uniform(-1, 1), "rate": loguniform(1e-4, 1), "n": randint(1, 9), "kind": choice(["a b", 'c"d', "e,f\\n", "é"]),
+    "epochs": 3, "pause": 0.0, "nested": {"list": [1, 2.5, None]},
+}
+metric, mode = "loss", "min"
+
+def objective(config):
+    report = Reporter()
+    for epoch in range(1, config["epochs"] + 1):
+        time.sleep(config["pause"])
+        report(epoch=epoch, loss=config["x"] ** 2 + 1 / epoch, kind=config["kind"])
+"""
+
+
+def start(*arguments, **options):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    return subprocess.Popen([sys.executable, "run.py", *map(str, arguments)], **{**pipes, **options})
+
+
+def run(*arguments, timeout=60, **options):
+    """(exit code, stdout, stderr) of one run."""
+    process = start(*arguments, **options)
+    try:
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    return process.returncode, out, err
+
+
+def rows(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def quick(tmp_path):
+    path = tmp_path / "quick.py"
+    path.write_text(QUICK, encoding="utf-8")
+    return path
+
+
+# ---- A run that works ---------------------------------------------------------------------------------------------------
+def test_run_writes_its_folder_and_a_summary(quick, tmp_path):
+    folder = tmp_path / "results" / "new"
+    code, out, err = run(quick, "--trials", 7, "--workers", 3, "--seed", 5, "--results", folder)
+    assert (code, err) == (0, "")
+    trials, reports = rows(folder / "trials.csv"), rows(folder / "reports.csv")
+    assert sorted(int(row["trial"]) for row in trials) == list(range(7))
+    assert len(reports) == 7 * 3
+    assert {row["status"] for row in trials} == {"done"}
+    assert {row["origin"] for row in trials} == {"start", "random"}
+    for row in trials:
+        x = float(row["config_x"])
+        assert float(row["value"]) == float(row["last_value"]) == x**2 + 1 / 3
+        assert (row["best_epoch"], row["n_epochs"], row["config_epochs"]) == ("3", "3", "3")
+        assert float(row["started"]) <= float(row["ended"])
+    best = min(trials, key=lambda row: float(row["value"]))
+    config = next(json.loads(line) for line in out.splitlines() if line.startswith("{"))
+    assert config["x"] == float(best["config_x"]) and config["nested"] == {"list": [1, 2.5, None]}
+    assert "7 done" in out and str(folder / "trials.csv") in out and "% of the time" in out
+    assert len(list((folder / "logs").iterdir())) == 7
+    loaded = load(folder)
+    assert [trial.id for trial in loaded] == list(range(7)) and loaded[0].config["x"] == 0.0
+    assert all(len(trial.curve) == 3 and trial.status == "done" for trial in loaded)
+
+
+def test_printed_command_trains_the_best_configuration_again(quick, tmp_path):
+    _, out, _ = run(quick, "--trials", 2, "--results", tmp_path / "run")
+    command = next(line for line in out.splitlines() if "hpo.objective" in line)
+    words = [
+        sys.executable if word == "python" else word for word in shlex.split(command) if "=" not in word or "--" in word
+    ]
+    again = subprocess.run(words, check=True, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    values = [json.loads(line) for line in re.findall(r"\[tune-metric\]: (\{.*\})", again.stdout)]
+    best = float(min(row["value"] for row in rows(tmp_path / "run" / "trials.csv")))
+    assert [value["epoch"] for value in values] == [1, 2, 3] and values[-1]["loss"] == best
+
+
+def test_same_seed_gives_the_same_trials_and_another_seed_does_not(quick, tmp_path):
+    folders = {name: tmp_path / name for name in ("a", "b", "c")}
+    with ThreadPoolExecutor(2) as pool:
+        seeds = {"a": 1, "b": 1, "c": 2}
+        list(
+            pool.map(
+                lambda n: run(quick, "--trials", 5, "--workers", 1, "--seed", seeds[n], "--results", folders[n]),
+                folders,
+            )
+        )
+    timeless = [
+        [
+            {k: v for k, v in row.items() if k not in ("started", "ended", "seconds", "suggest_seconds")}
+            for row in rows(f / "trials.csv")
+        ]
+        for f in folders.values()
+    ]
+    assert timeless[0] == timeless[1] and timeless[0] != timeless[2]
+
+
+def test_set_space_start_metric_and_mode_change_the_problem(quick, tmp_path):
+    (tmp_path / "space.json").write_text(
+        '{"x": {"uniform": [0, 2]}, "kind": {"choice": ["a", "b"]}, "epochs": 9, "pause": 0}'
+    )
+    (tmp_path / "start.json").write_text('[{"x": 1.5, "kind": "b"}, {"x": 0.25}]')
+    flags = [
+        "--space",
+        tmp_path / "space.json",
+        "--start",
+        tmp_path / "start.json",
+        "--set",
+        "epochs=2",
+        "--set",
+        "kind=b",
+    ]
+    code, _, err = run(quick, *flags, "--mode", "max", "--trials", 3, "--results", tmp_path / "run")
+    assert (code, err) == (2, err) and "kind" in err  # the start says kind=b, which is a constant now: the same value
+    (tmp_path / "start.json").write_text('[{"x": 1.5}, {"x": 0.25}]')
+    code, _, err = run(quick, *flags, "--mode", "max", "--trials", 3, "--results", tmp_path / "run")
+    assert (code, err) == (0, "")
+    found = {int(row["trial"]): row for row in rows(tmp_path / "run" / "trials.csv")}
+    assert [found[i]["config_x"] for i in (0, 1)] == ["1.5", "0.25"]
+    assert {row["config_epochs"] for row in found.values()} == {"2"} and {
+        row["config_kind"] for row in found.values()
+    } == {"b"}
+    assert float(found[0]["value"]) == 1.5**2 + 1  # mode max: the best is the first epoch's
+
+
+def test_own_searcher_from_a_file(quick, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from hpo.space import middle\n"
+        "class Counting:\n"
+        "    def __init__(self, space, seed=0, max_epochs=None):\n"
+        "        self.space, self.max_epochs = space, max_epochs\n"
+        "    def suggest(self, trials):\n"
+        "        if len(trials) == 4:\n"
+        "            return None\n"
+        "        return {**middle(self.space), 'n': len(trials) + self.max_epochs}, 'counted'\n"
+    )
+    code, out, _ = run(quick, "--searcher", f"{tmp_path / 'mine.py'}:Counting", "--results", tmp_path / "run")
+    assert code == 0 and "exhausted" in out
+    found = {int(row["trial"]): (row["config_n"], row["origin"]) for row in rows(tmp_path / "run" / "trials.csv")}
+    assert found == {0: ("5", "start"), 1: ("4", "counted"), 2: ("5", "counted"), 3: ("6", "counted")}
+
+
+def test_prepare_replaces_constants_and_the_stand_in_is_announced(quick, tmp_path):
+    more = (
+        "\ndef prepare(constants):\n    return {'dataset': 'synthetic' if constants['dataset'] == 'auto' else 'real'}\n"
+    )
+    quick.write_text(QUICK.replace('"epochs": 3', '"epochs": 3, "dataset": "auto"') + more, encoding="utf-8")
+    code, out, _ = run(quick, "--trials", 1, cwd=ROOT, env={**os.environ}, timeout=60)
+    folder = pathlib.Path(re.search(r"results: (\S+)", out)[1])
+    try:
+        assert code == 0 and folder.name.endswith("-synthetic")
+        assert out.count("STAND-IN DATA") >= 2
+        assert rows(ROOT / folder / "trials.csv")[0]["config_dataset"] == "synthetic"
+    finally:
+        subprocess.run(["rm", "-r", str(ROOT / folder)], check=True)
+
+
+# ---- Endings ------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_ends_the_run_with_rows_and_summary(quick, tmp_path, number, code):
+    folder = tmp_path / "run"
+    process = start(quick, "--set", "pause=0.05", "--set", "epochs=1000", "--results", folder)
+    wait_for_lines(folder / "reports.csv", 12)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (code, "")
+    found = rows(folder / "trials.csv")
+    assert {row["status"] for row in found} == {"timeout"} and len(found) == 4
+    assert all(number.name in row["error"] and float(row["value"]) > 0 for row in found)
+    assert "best loss" in out and str(folder / "reports.csv") in out
+
+
+def wait_for_lines(path, n, seconds=30):
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if path.exists() and path.read_bytes().count(b"\n") >= n:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"{path} has not grown to {n} lines in {seconds} s")
+
+
+def test_deadline_keeps_what_running_trials_reported(quick, tmp_path):
+    before = time.monotonic()
+    code, out, _ = run(
+        quick, "--hours", 0.0003, "--set", "pause=0.05", "--set", "epochs=1000", "--results", tmp_path / "run"
+    )
+    assert code == 0 and "deadline" in out and time.monotonic() - before < 12
+    found = rows(tmp_path / "run" / "trials.csv")
+    assert {row["status"] for row in found} == {"timeout"}
+    assert all(row["error"] == "deadline" and int(row["n_epochs"]) > 1 for row in found)
+
+
+def test_trial_timeout_ends_that_trial_alone(quick, tmp_path):
+    code, _, _ = run(
+        quick, "--trials", 2, "--workers", 1, "--trial_timeout", 0.7, "--set", "pause=0.3", "--results", tmp_path / "r"
+    )
+    found = rows(tmp_path / "r" / "trials.csv")
+    assert code == 0 and [row["status"] for row in found] == ["timeout", "timeout"]
+    assert all("trial_timeout" in row["error"] for row in found)
+
+
+def test_failing_first_trials_end_the_run_with_their_traceback(quick, tmp_path):
+    quick.write_text(QUICK.replace("report = Reporter()", "raise RuntimeError('no GPU today')"), encoding="utf-8")
+    code, _, err = run(quick, "--workers", 2, "--results", tmp_path / "run")
+    assert code == 1 and "RuntimeError: no GPU today" in err and "quick.py" in err
+    assert [row["status"] for row in rows(tmp_path / "run" / "trials.csv")].count("failed") >= 2
+
+
+def test_some_failing_trials_do_not_end_the_run(quick, tmp_path):
+    wrong = "if config['x'] < 0: raise RuntimeError('negative')\n    if config['x'] > 0.5: report(epoch=1, loss=float('nan'))\n"
+    quick.write_text(QUICK.replace("for epoch in", wrong + "    for epoch in"), encoding="utf-8")
+    code, _, _ = run(quick, "--trials", 20, "--results", tmp_path / "run")
+    found = rows(tmp_path / "run" / "trials.csv")
+    assert code == 0 and len(found) == 20
+    for row in found:
+        x, expected = float(row["config_x"]), ("done", "")
+        if x < 0:
+            expected = ("failed", "RuntimeError: negative")
+        elif x > 0.5:
+            expected = ("failed", "reported loss=nan at epoch 1; expected a finite number")
+        assert (row["status"], row["error"]) == expected
+        assert (row["value"] == "") == (row["status"] == "failed")
+
+
+# ---- Bad input ----------------------------------------------------------------------------------------------------------
+def objective_file(change):
+    return lambda folder: (folder / "quick.py").write_text(change(QUICK), encoding="utf-8")
+
+
+def full_folder(folder):
+    (folder / "full").mkdir()
+    (folder / "full" / "run.json").write_text("{}")
+
+
+BAD = {
+    "unknown flag": (["--bogus"], None, "unrecognized arguments: --bogus"),
+    "abbreviated flag": (["--trial", "3"], None, "--trial"),
+    "negative hours": (["--hours", "-1"], None, "--hours: expected a positive number, got '-1'"),
+    "hours NaN": (["--hours", "nan"], None, "--hours: expected a positive number, got 'nan'"),
+    "hours infinite": (["--hours", "inf"], None, "--hours: expected a positive number, got 'inf'"),
+    "hours a word": (["--hours", "three"], None, "--hours: expected a positive number, got 'three'"),
+    "no workers": (["--workers", "0"], None, "--workers: expected an integer >= 1, got '0'"),
+    "negative seed": (["--seed", "-1"], None, "--seed: expected an integer >= 0, got '-1'"),
+    "unknown searcher": (["--searcher", "foo"], None, "--searcher: expected random"),
+    "searcher file missing": (["--searcher", "nowhere.py:Mine"], None, "nowhere.py"),
+    "searcher class missing": (["--searcher", "run.py:Mine"], None, "no class Mine"),
+    "no such file": (["nowhere.py"], None, "nowhere.py: no such file"),
+    "no objective": ([], objective_file(lambda s: s.replace("def objective", "def other")), "no function objective"),
+    "no space": ([], objective_file(lambda s: s.replace("config_space", "space")), "no config_space"),
+    "syntax error": ([], objective_file(lambda s: s + "\ndef (:\n"), "quick.py, line 17: SyntaxError"),
+    "import error": (
+        [],
+        objective_file(lambda s: "import no_such_module\n" + s),
+        "line 1: ModuleNotFoundError: No module",
+    ),
+    "exit on import": ([], objective_file(lambda s: "import os; os._exit(3)\n" + s), "exited with code 3"),
+    "low > high": (
+        [],
+        objective_file(lambda s: s.replace("(-1, 1)", "(1, -1)")),
+        "x: uniform needs low <= high, got low=1",
+    ),
+    "log from 0": (
+        [],
+        objective_file(lambda s: s.replace("1e-4", "0.0")),
+        "rate: loguniform needs 0 < low <= high, got low=0.0",
+    ),
+    "empty choice": (
+        [],
+        objective_file(lambda s: s.replace("choice([", "choice([][:0] and [")),
+        "kind: choice needs at least",
+    ),
+    "no JSON": (
+        [],
+        objective_file(lambda s: s.replace('"epochs": 3', '"epochs": {1, 2}')),
+        "epochs: expected a domain such as",
+    ),
+    "epochs a word": (["--set", "epochs=many"], None, "epochs: expected a value of type int as 3 is, got 'many'"),
+    "no epochs": (["--set", "epochs=0"], None, "epochs: expected the last epoch"),
+    "epochs_name": (["--epochs_name", "steps"], None, "--epochs_name steps: no such name"),
+    "set unknown": (["--set", "bogus=1"], None, "bogus: no such name in the space; it has x, rate"),
+    "set outside": (["--set", "n=10"], None, "n: expected a value of randint(1, 9), got '10'"),
+    "set nothing": (["--set", "n"], None, "--set: expected NAME=VALUE, got 'n'"),
+    "space missing": (["--space", "nowhere.json"], None, "--space nowhere.json: cannot be read"),
+    "start not JSON": (["--start", "run.py"], None, "--start run.py: is not JSON"),
+    "mode": (["--mode", "best"], None, "--mode"),
+    "prepare fails": ([], objective_file(lambda s: s + "\ndef prepare(c):\n    raise OSError('no data')\n"), "no data"),
+    "folder holds a run": (["--results", "{folder}/full"], full_folder, "full: holds a run already"),
+    "folder is a file": (["--results", "{folder}/quick.py"], None, "quick.py: is not an empty folder"),
+    "folder below a file": (["--results", "{folder}/quick.py/new"], None, "cannot be written"),
+    "folder in /proc": (["--results", "/proc/nowhere"], None, "/proc/nowhere"),
+    "metric never reported": (["--metric", "auc"], None, "metric auc is never reported, but loss, kind"),
+}
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """name -> (exit code, stderr, folder, its files before, after): two at a time, as each takes most of a second."""
+
+    def answer(name):
+        arguments, arrange, _ = BAD[name]
+        folder = tmp_path_factory.mktemp("bad")
+        (folder / "quick.py").write_text(QUICK, encoding="utf-8")
+        if arrange:
+            arrange(folder)
+        before = sorted(map(str, folder.rglob("*")))
+        arguments = [argument.replace("{folder}", str(folder)) for argument in arguments]
+        problem = [] if arguments == ["nowhere.py"] else [folder / "quick.py"]
+        results = [] if "--results" in arguments else ["--results", folder / "new" / "run"]
+        code, _, err = (
+            run(*problem, *arguments, *results, "--workers", 2)
+            if "--workers" not in arguments
+            else run(*problem, *arguments)
+        )
+        after = sorted(str(path) for path in folder.rglob("*") if "__pycache__" not in str(path))
+        return code, err, before, after
+
+    with ThreadPoolExecutor(3) as pool:
+        return dict(zip(BAD, pool.map(answer, BAD)))
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_clear_line_and_leaves_nothing(answers, name):
+    code, err, before, after = answers[name]
+    assert code == 2, err
+    assert BAD[name][2] in err
+    assert err.startswith("run.py: error: ") and len(err.splitlines()) == 1
+    assert after == before
+
+
+def test_help_groups_the_flags_and_loads_no_numpy():
+    code = "import runpy, sys; sys.argv = ['run.py', '--help']\ntry: runpy.run_path('run.py', run_name='__main__')\n"
+    code += "except SystemExit: print('numpy' in sys.modules, 'torch' in sys.modules)"
+    out = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=ROOT, timeout=60
+    ).stdout
+    assert out.splitlines()[-1] == "False False"
+    for group in ("budget:", "search:", "problem:", "results:"):
+        assert group in out
+    assert out.count("default") >= 10
+
+
+def test_tuner_process_imports_no_torch(quick, tmp_path):
+    quick.write_text("import torch\n" + QUICK, encoding="utf-8")
+    code = (
+        f"import sys; sys.argv = ['run.py', {str(quick)!r}, '--trials', '1', '--results', {str(tmp_path / 'run')!r}]\n"
+    )
+    code += "import run; status = run.main(); print(status, 'torch' in sys.modules, 'quick' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    assert done.stdout.splitlines()[-1] == "0 False False", done.stderr
+    assert "warning" not in done.stderr  # torch was preloaded
