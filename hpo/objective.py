@@ -60,13 +60,15 @@ def load_module(path):
     return module
 
 
-def seed_generators(seed):
-    """Seeds the global random generators of the libraries that are loaded."""
+def set_generators(seed, n_threads=None):
+    """Seeds the global random generators, and sets the threads, of the libraries that are loaded."""
     random.seed(seed)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(seed)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(seed)
+        if n_threads:
+            sys.modules["torch"].set_num_threads(n_threads)
 
 
 def preloadable_modules(path):
@@ -292,7 +294,7 @@ def run_as_program(objective, config_space, prepare=None, arguments=None):
     except (ValueError, OSError) as error:
         parser.error(str(error))
     if flags.trial_seed is not None:
-        seed_generators(flags.trial_seed)
+        set_generators(flags.trial_seed)
     objective(config)
 
 

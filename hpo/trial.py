@@ -6,6 +6,7 @@ one starts in milliseconds; elsewhere they are spawned.
 """
 
 import json
+import math
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -14,6 +15,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 
@@ -28,10 +30,9 @@ from hpo.objective import (
     one_line,
     own_session,
     preloadable_modules,
-    seed_generators,
+    set_generators,
 )
 from hpo.report import StopTrial
-from hpo.space import config_key
 
 GRACE_SECONDS = 10  # from the answer "stop", or the end of the objective, to SIGTERM
 TERM_SECONDS = 5  # from SIGTERM to SIGKILL
@@ -70,10 +71,6 @@ class Trial:
     def n_epochs(self):
         return max((epoch for epoch, _ in self.curve), default=0)
 
-    @property
-    def key(self):
-        return config_key(self.config)
-
 
 @dataclass(frozen=True)
 class Report:
@@ -99,14 +96,16 @@ class LocalBackend:
     """One process per trial on this machine: start, wait, answer, kill, now."""
 
     def __init__(self, objective, log_folder, seed=0, n_workers=1, n_gpus=0, clock=0.0):
+        warm_up(objective, n_workers)
         self.objective, self.log_folder, self.seed = str(objective), pathlib.Path(log_folder), seed
         self.n_threads = n_threads(n_workers)
         self.devices = visible_gpus(n_gpus)
         self.preloaded = preloadable_modules(objective) if sys.platform == "linux" else []
         self.running = {}  # trial id -> _Process
+        self.unstarted = []  # Ends of trials for which there was no process to be had
         self.zero = time.monotonic() - clock
         self.wake_reader, self.wake_writer = multiprocessing.Pipe(duplex=False)
-        self.guard = self._start_guard()
+        self.guard = _start_guard()
 
     def now(self):
         """Seconds on the run's clock, which stands still between two sessions of a run."""
@@ -117,40 +116,40 @@ class LocalBackend:
         if self.devices:
             loads = [sum(p.device == device for p in self.running.values()) for device in self.devices]
             device = self.devices[loads.index(min(loads))]
-        self.running[trial.id] = _Process(
-            self.objective,
-            trial.config,
-            trial_seed(self.seed, trial.id),
-            self.n_threads,
-            device,
-            self.log_folder / f"{trial.id:04d}.log",
-            self.preloaded,
-        )
-        self.guard.send_bytes(b"+%d" % self.running[trial.id].process.pid)
+        log_path, seed = self.log_folder / f"{trial.id:04d}.log", trial_seed(self.seed, trial.id)
+        arguments = (self.objective, trial.config, seed, self.n_threads, device, str(log_path), self.preloaded)
+        try:
+            self.running[trial.id] = process = _Process(device, arguments)
+        except (OSError, EOFError) as error:  # no memory, too many processes or files
+            self.unstarted.append(End(trial.id, False, f"no process could be started: {error!r}", "", 0.0))
+        else:
+            self._tell_guard(b"+%d" % process.pid)
 
     def wait(self, timeout=None):
         """Reports and Ends that have come; waits for the first of them, at most `timeout` seconds (None: for ever)."""
-        steps = [process.next_step for process in self.running.values()]
-        until = min([time.monotonic() + timeout if timeout is not None else float("inf"), *steps])
-        handles = {handle: i for i, process in self.running.items() for handle in process.handles()}
-        handles[self.wake_reader] = None
-        seconds = None if until == float("inf") else max(0.0, until - time.monotonic())
-        ready = {handles[handle] for handle in wait(list(handles), seconds)}
-        if None in ready:
+        events, self.unstarted = self.unstarted, []
+        until = min(
+            [math.inf if timeout is None else time.monotonic() + timeout, *(p.next_step for p in self.processes)]
+        )
+        handles = [self.wake_reader, *(handle for process in self.processes for handle in process.handles())]
+        seconds = 0 if events else None if until == math.inf else max(0.0, until - time.monotonic())
+        ready = set(wait(handles, seconds))
+        if self.wake_reader in ready:
             self.wake_reader.recv_bytes()
-        events = []
-        for i in sorted(ready - {None}):
-            for metrics in self.running[i].read():
-                events.append(Report(i, metrics))
         for i, process in list(self.running.items()):
             process.step()
-            if process.is_gone():
+            is_gone = process.sentinel in ready
+            if is_gone or process.connection in ready:
                 events += [Report(i, metrics) for metrics in process.read()]
-                pid = process.process.pid
+            if is_gone:
                 events.append(End(i, *process.close()))
-                self.guard.send_bytes(b"-%d" % pid)
+                self._tell_guard(b"-%d" % process.pid)
                 del self.running[i]
         return events
+
+    @property
+    def processes(self):
+        return self.running.values()
 
     def answer(self, trial, go_on):
         """Answers the report of a trial: go on, or stop, for which it has GRACE_SECONDS."""
@@ -167,17 +166,26 @@ class LocalBackend:
         self.wake_writer.send_bytes(b"wake")
 
     def kill_all_at_once(self):
-        for process in self.running.values():
-            kill_session(process.process.pid)
+        for process in self.processes:
+            kill_session(process.pid)
 
-    def _start_guard(self):
-        """Connection to a process that kills the trials' sessions when the tuner is gone, however it went."""
-        reader, writer = multiprocessing.Pipe(duplex=False)
-        with environment(1):
-            process_context().Process(target=_guard, args=(reader,)).start()
-        reader.close()
-        multiprocessing.util.Finalize(writer, writer.close, exitpriority=0)  # before an exiting tuner waits for it
-        return writer
+    def _tell_guard(self, message):
+        try:
+            self.guard.send_bytes(message)
+        except OSError:  # somebody has killed it
+            self.guard = _start_guard()
+            for process in self.processes:
+                self.guard.send_bytes(b"+%d" % process.pid)
+
+
+def _start_guard():
+    """Connection to a process that kills the trials' sessions when the tuner is gone, however it went."""
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    with environment(n_threads=1):
+        process_context().Process(target=_guard, args=(reader,)).start()
+    reader.close()
+    multiprocessing.util.Finalize(writer, writer.close, exitpriority=0)  # before an exiting tuner waits for the guard
+    return writer
 
 
 def _guard(reader):
@@ -198,21 +206,20 @@ def _guard(reader):
 class _Process:
     """The tuner's end of one trial's process."""
 
-    def __init__(self, objective, config, seed, n_threads, device, log_path, preloaded):
+    def __init__(self, device, arguments):
         self.device = device
         self.connection, theirs = multiprocessing.Pipe()
-        with environment(n_threads):
-            arguments = (theirs, objective, config, seed, n_threads, device, str(log_path), preloaded)
-            self.process = process_context().Process(target=_trial_process, args=arguments)
+        with theirs, environment(arguments[3]):
+            self.process = process_context().Process(target=_trial_process, args=(theirs, *arguments))
             self.process.start()
-        theirs.close()
+        self.pid, self.sentinel = self.process.pid, self.process.sentinel
         self.open = True  # our end of the connection may still bring messages
         self.entered = None  # time.monotonic() when the objective was called
         self.outcome = None  # (finished, error, traceback), told by the process
         self.steps = []  # [(time, signal)] of a termination under way
 
     def handles(self):
-        return [self.process.sentinel, self.connection] if self.open else [self.process.sentinel]
+        return [self.sentinel, self.connection] if self.open else [self.sentinel]
 
     def read(self):
         """The reports that have come."""
@@ -229,9 +236,8 @@ class _Process:
                 reports.append(message["report"])
             elif "entered" in message:
                 self.entered = message["entered"]
-                if message["missing"]:
-                    modules = ", ".join(message["missing"])
-                    print(f"warning: preloading failed for {modules}; trials start slowly", file=sys.stderr)
+                for name in message["missing"]:
+                    warnings.warn(f"{name} could not be preloaded: trials start slowly", stacklevel=2)
             else:
                 self.outcome = tuple(message["end"])
                 self.terminate(GRACE_SECONDS)
@@ -252,20 +258,17 @@ class _Process:
 
     @property
     def next_step(self):
-        return self.steps[0][0] if self.steps else float("inf")
+        return self.steps[0][0] if self.steps else math.inf
 
     def step(self):
         while self.steps and self.steps[0][0] <= time.monotonic():
-            kill_session(self.process.pid, self.steps.pop(0)[1])
-
-    def is_gone(self):
-        return bool(wait([self.process.sentinel], 0))
+            kill_session(self.pid, self.steps.pop(0)[1])
 
     def close(self):
         """(finished, error, traceback, busy_seconds) of an ended process; kills what is left of its group."""
         ended = time.monotonic()
         self.process.join()
-        kill_session(self.process.pid)
+        kill_session(self.pid)
         code = self.process.exitcode
         self.process.close()
         self.connection.close()
@@ -315,14 +318,14 @@ def warm_up(path, n_workers):
 def _trial_process(connection, path, config, seed, n_threads, device, log_path, preloaded):
     missing = [name for name in preloaded if name not in sys.modules]
     own_session()
-    _print_to(log_path)
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(n_threads)))
-    if device is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = device
     hpo.report.tuner = connection
     try:
+        _print_to(log_path)
+        os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(n_threads)))
+        if device is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = device
         objective = load_module(path).objective
-        seed_generators(seed)
+        set_generators(seed, n_threads)
         connection.send_bytes(json.dumps({"entered": time.monotonic(), "missing": missing}).encode())
         objective(config)
         outcome = True, "", ""
