@@ -32,7 +32,7 @@ class Reporter:
         self.stopped = False
         self.lock = threading.Lock()  # a question to the tuner and its answer belong together
 
-    def __call__(self, **metrics):
+    def __call__(self, /, **metrics):
         """None; raises StopTrial when the trial is to stop, TypeError or ValueError for what cannot be reported.
 
         metrics: JSON scalars by name (numpy and torch scalars are unwrapped). `epoch`, an integer >= 0, defaults to the
@@ -65,13 +65,15 @@ class Reporter:
 
 
 def _scalar(name, value):
-    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
-        value = value.item()  # numpy and torch scalars
-    for kind in (bool, int, float, str):  # subclasses, such as an IntEnum, become the plain type
-        if isinstance(value, kind):
-            return kind(value)
+    """The plain Python scalar of a value; numpy's and torch's are unwrapped, subclasses (IntEnum) lose theirs."""
     if value is None:
         return None
+    plain = value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+    if type(plain).__name__ == "longdouble":  # numpy's, which has no Python equal
+        return float(plain)
+    for kind in (bool, int, float, str):
+        if isinstance(plain, kind):
+            return kind(plain)
     raise TypeError(
         f"{name}: expected a number, string, boolean or None, got {type(value).__name__}; "
         "report a scalar, such as float(value) or values.mean()"

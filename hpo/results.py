@@ -21,6 +21,7 @@ import pathlib
 import platform
 import re
 import shutil
+import sys
 import time
 from importlib import metadata
 
@@ -32,6 +33,8 @@ from hpo.trial import Trial
 REPORT_COLUMNS = ["trial", "attempt", "epoch", "time"]
 TRIAL_COLUMNS = ["trial", "attempt", "status", "value", "last_value", "best_epoch", "n_epochs", "origin"]
 LAST_COLUMNS = ["started", "ended", "seconds", "suggest_seconds", "error"]
+csv.field_size_limit(2**31 - 1)  # of one cell: an error message may be long
+STATUSES = ("done", "stopped", "failed", "timeout")
 SYNC_SECONDS = 1.0  # between two fsyncs of reports.csv; one takes about 4 ms
 
 
@@ -76,6 +79,11 @@ def to_line(cells):
     return text.getvalue()
 
 
+def report_column(metric):
+    """Name of a metric's column in reports.csv."""
+    return f"metric_{metric}" if metric in (*REPORT_COLUMNS, "extra") else metric
+
+
 # ---- Writing ------------------------------------------------------------------------------------------------------------
 class Results:
     """Appends to a run's folder. Every row is one unbuffered write, so that a killed run loses nothing written."""
@@ -88,6 +96,7 @@ class Results:
         self.report_metrics = None  # the metrics that have a column of their own
         self.synced = -math.inf
         self.files = {}
+        self.made = None  # the folders that `create` made, deepest first
         self.lock = FileLock(self.folder / ".lock", timeout=0)
 
     @classmethod
@@ -95,10 +104,13 @@ class Results:
         """Makes the folder of a new run; ResultsError when it holds something or cannot be written."""
         check_new(folder)
         results = cls(folder, space, metric, mode)
-        results.made = [path for path in (results.folder, *results.folder.parents) if not path.exists()]
+        missing = [path for path in (results.folder, *results.folder.parents) if not path.exists()]
         try:
-            (results.folder / "logs").mkdir(parents=True)
+            results.folder.mkdir(parents=True, exist_ok=True)
             results.lock.acquire()
+            check_new(folder)  # another run may have made it meanwhile
+            results.made = missing  # from here on the folder is ours
+            (results.folder / "logs").mkdir()
             run = {
                 "space": space_to_json(space),
                 "metric": metric,
@@ -115,7 +127,9 @@ class Results:
                 results.files[name] = os.open(results.folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
             names = [f"config_{name}" for name in space]
             results._append("trials.csv", to_line(TRIAL_COLUMNS + names + LAST_COLUMNS), sync=True)
-        except (OSError, Timeout, WriteError) as error:
+        except Timeout:
+            raise ResultsError(f"{folder}: another run is using it; choose another folder with --results") from None
+        except (OSError, WriteError) as error:
             results.remove()
             raise ResultsError(
                 f"{folder}: cannot make the results folder: {error}; choose another with --results"
@@ -133,19 +147,21 @@ class Results:
         metrics = dict(metrics)
         epoch = metrics.pop("epoch")
         if self.report_metrics is None:
-            taken = {*REPORT_COLUMNS, "extra"}
-            self.report_metrics = [self.metric, *(name for name in metrics if name not in {self.metric, *taken})]
-            self._append("reports.csv", to_line([*REPORT_COLUMNS, *self.report_metrics, "extra"]), sync=False)
-        own = [metrics.get(name) for name in self.report_metrics]
-        extra = {name: value for name, value in metrics.items() if name not in self.report_metrics}
-        row = [trial.id, trial.attempt, epoch, round(now, 3), *own, json.dumps(extra) if extra else None]
+            names = [self.metric, *(name for name in metrics if name != self.metric)]
+            header = [*REPORT_COLUMNS, *map(report_column, names), "extra"]
+            self._append("reports.csv", to_line(header), sync=False)
+            self.report_metrics = names
+        point = (epoch, self.to_loss(metrics[self.metric])) if self.metric in metrics else None
+        own = {name: metrics.pop(name, None) for name in self.report_metrics}
+        if point and not isinstance(own[self.metric], float) and math.isnan(point[1]):
+            metrics[self.metric], own[self.metric] = own[self.metric], math.nan  # this column holds numbers alone
+        extra = json.dumps(metrics) if metrics else None
         sync = now - self.synced >= SYNC_SECONDS
+        row = [trial.id, trial.attempt, epoch, round(now, 3), *own.values(), extra]
         self._append("reports.csv", to_line(row), sync)
         self.synced = now if sync else self.synced
         self.n_rows["reports"] += 1
-        if self.metric not in metrics:
-            return None
-        return epoch, self.to_loss(metrics[self.metric])
+        return point
 
     def append_trial(self, trial):
         """The row of an ended trial."""
@@ -163,9 +179,8 @@ class Results:
 
     def to_loss(self, value):
         """Lower is better; NaN where the metric is no finite number."""
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e308:
-            return math.nan
-        return self.sign * value
+        is_finite = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+        return self.sign * value if is_finite else math.nan
 
     def to_metric(self, loss):
         """The user's own sign."""
@@ -180,10 +195,11 @@ class Results:
     def remove(self):
         """Takes back the folder of a run that has come to nothing, and the empty folders made on the way to it."""
         self.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
-        for path in self.made:
-            with contextlib.suppress(OSError):  # somebody else's files are in it
-                path.rmdir()
+        if self.made is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            for path in self.made:
+                with contextlib.suppress(OSError):  # somebody else's files are in it
+                    path.rmdir()
 
     def _append(self, name, line, sync):
         file = self.files[name]
@@ -210,7 +226,7 @@ def check_new(folder):
     try:
         if (folder / "run.json").exists():
             raise ResultsError(f"{folder}: holds a run already; choose a new folder with --results")
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or any(path.name != ".lock" for path in folder.iterdir())):
             raise ResultsError(f"{folder}: is not an empty folder; choose a new one with --results")
         parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
@@ -245,6 +261,8 @@ def load_run(folder):
     path = pathlib.Path(folder) / "run.json"
     try:
         run = json.loads(path.read_text())
+        if run["mode"] not in ("max", "min") or not isinstance(run["metric"], str):
+            raise ValueError(f"metric {run['metric']!r}, mode {run['mode']!r}")
         return {**run, "space": space_from_json(run["space"])}
     except OSError as error:
         raise ResultsError(f"{path}: cannot be read: {error.strerror}; expected the folder of a run") from None
@@ -256,42 +274,42 @@ def load(folder):
     """The trials of a run, sorted by id, as the searcher sees them: losses, lower is better."""
     folder, run = pathlib.Path(folder), load_run(folder)
     sign = -1.0 if run["mode"] == "max" else 1.0
-    trials = {}
-    for where, line in _json_lines(folder / "configs.jsonl"):
+    column, trials = report_column(run["metric"]), {}
+    for where, line in _lines(folder / "configs.jsonl"):
         with _located(where):
-            config = {name: _exact(run["space"][name], line["config"][name]) for name in run["space"]}
-            trial = Trial(
-                int(line["trial"]), config, str(line["origin"]), int(line["attempt"]), started=float(line["time"])
-            )
+            start = json.loads(line)
+            config = {name: _exact(entry, start["config"][name]) for name, entry in run["space"].items()}
+            trial = Trial(int(start["trial"]), config, str(start["origin"]), int(start["attempt"]))
+            trial.started = float(start["time"])
             trials[trial.id] = trial  # a later attempt replaces an earlier one
-    for where, row in _csv_rows(folder / "reports.csv", [*REPORT_COLUMNS, "extra"]):
+    for where, row in _rows(folder / "reports.csv", [*REPORT_COLUMNS, column, "extra"]):
         with _located(where):
             trial = trials[int(row["trial"])]
-            metrics = {**row, **(json.loads(row["extra"]) if row["extra"] else {})}
-            if int(row["attempt"]) == trial.attempt and metrics.get(run["metric"], "") != "":
-                loss = sign * float(metrics[run["metric"]])
+            if row["extra"] and not isinstance(json.loads(row["extra"]), dict):
+                raise ValueError(f"extra: expected a JSON object, got {row['extra']}")
+            if int(row["attempt"]) == trial.attempt and row[column]:
+                loss = sign * float(row[column])
                 if math.isfinite(loss):
                     trial.curve.append((int(row["epoch"]), loss))
-    for where, row in _csv_rows(folder / "trials.csv", TRIAL_COLUMNS + LAST_COLUMNS):
+    for where, row in _rows(folder / "trials.csv", TRIAL_COLUMNS + LAST_COLUMNS):
         with _located(where):
             trial = trials[int(row["trial"])]
             if int(row["attempt"]) == trial.attempt:
-                trial.status, trial.error = row["status"], unescape(row["error"])
+                if row["status"] not in STATUSES:
+                    raise ValueError(f"status: expected one of {', '.join(STATUSES)}, got {row['status']!r}")
+                trial.status, trial.error = row["status"], row["error"]
                 trial.ended, trial.suggest_seconds = float(row["ended"]), float(row["suggest_seconds"])
     return [trials[i] for i in sorted(trials)]
 
 
-class _located:
+class _located(contextlib.AbstractContextManager):
     """Context in which whatever is wrong with a line becomes a ResultsError that says where."""
 
     def __init__(self, where):
         self.where = where
 
-    def __enter__(self):
-        return self
-
     def __exit__(self, kind, error, tb):
-        if isinstance(error, (ValueError, KeyError, TypeError)):
+        if isinstance(error, (ValueError, KeyError, TypeError, OverflowError, csv.Error)):
             raise ResultsError(f"{self.where}: {kind.__name__}: {error}") from None
 
 
@@ -302,29 +320,26 @@ def _exact(entry, value):
 def _lines(path):
     """(place, line) of each complete line; a last one without its line end was being written when the run died."""
     try:
-        text = path.read_bytes().decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ResultsError(f"{path}: cannot be read: {error}") from None
-    lines = text.split("\n")[:-1]
-    return [(f"{path}, line {i}", line) for i, line in enumerate(lines, 1)]
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise ResultsError(f"{path}: cannot be read: {error.strerror}") from None
+    for i, line in enumerate(lines, 1):
+        with _located(f"{path}, line {i}"):
+            text = line.decode()
+        yield f"{path}, line {i}", text
 
 
-def _json_lines(path):
+def _rows(path, required):
+    """(place, {column: unescaped cell}) of each row of a CSV file whose header has the required columns."""
+    header = None
     for where, line in _lines(path):
         with _located(where):
-            yield where, json.loads(line)
-
-
-def _csv_rows(path, required):
-    lines = _lines(path)
-    if not lines:
-        return
-    header = next(csv.reader([lines[0][1]]))
-    for column in required:
-        if column not in header:
-            raise ResultsError(f"{lines[0][0]}: column {column} is missing, got {', '.join(header)}")
-    for where, line in lines[1:]:
-        cells = next(csv.reader([line]))
-        if len(cells) != len(header):
-            raise ResultsError(f"{where}: expected {len(header)} cells, got {len(cells)}")
+            cells = [unescape(cell) for cell in next(csv.reader([line]))]
+            if header is None:
+                header = cells
+                if missing := [column for column in required if column not in header]:
+                    raise ValueError(f"column {missing[0]} is missing, got {', '.join(header)}")
+                continue
+            if len(cells) != len(header):
+                raise ValueError(f"expected {len(header)} cells, got {len(cells)}")
         yield where, dict(zip(header, cells))

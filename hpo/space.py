@@ -6,8 +6,8 @@ A domain knows four things: how to turn a point of the unit cube into a value (`
 values belong to it (`cast`), and its JSON form. Sampling is decoding a uniform random point, so there is one
 definition of every distribution. Both ends of a range are inclusive. The names are Syne Tune's.
 
-Exactness: decode(encode(config)) == config. Integers and grid values sit in the middle of their cells; floats are
-rounded to 12 (log scales) or 14 significant digits, coarser than the rounding errors of the two maps.
+Exactness: decode(encode(config)) == config. Integers and grid values sit in the middle of their cells; decoded floats
+are rounded to 12 (log scale) or 14 significant digits, more coarsely than the errors of the two maps.
 """
 
 import json
@@ -72,28 +72,35 @@ class Domain:
 
 
 class Float(Domain):
-    """Real numbers in [low, high], uniform after the scale's transformation."""
+    """Real numbers in [low, high], uniform on the scale that `to_scale` and `from_scale` map to and from."""
 
-    def __init__(self, kind, low, high, to_scale, from_scale, round_value):
+    def __init__(self, kind, low, high, to_scale, from_scale, n_digits=14):
         super().__init__(kind, low, high)
+        coarsest = 10.0 ** (3 - n_digits) * max(abs(low), abs(high))  # a thousand values at the least
+        if low < high and high - low <= coarsest:
+            raise ValueError(f"{kind} needs high - low > {coarsest:.2g} or low == high, got low={low!r}, high={high!r}")
         self.low, self.high = low, high
-        self.to_scale, self.from_scale, self.round_value = to_scale, from_scale, round_value
+        self.to_scale, self.from_scale, self.n_digits = to_scale, from_scale, n_digits
         self.start, self.width = to_scale(low), to_scale(high) - to_scale(low)
         self.n_values, self.values = (1, [low]) if low == high else (math.inf, None)
 
     def encode(self, value):
-        x = (self.to_scale(value) - self.start) / self.width if self.width > 0 else 0.5
+        x = (self.to_scale(value) - self.start) / self.width if self.low < self.high else 0.5
         return np.array([min(max(x, 0.0), 1.0)])
 
     def decode(self, x):
         x = float(x[0])
-        if x <= 0 or self.width == 0:
-            return self.low
-        if x >= 1:
-            return self.high
-        return min(max(self.round_value(self.from_scale(self.start + x * self.width)), self.low), self.high)
+        if x <= 0 or x >= 1:
+            return self.low if x <= 0 else self.high
+        value = self.from_scale(self.start + x * self.width)
+        if self.low < 0 < self.high:  # errors are relative to the larger end, not to the value
+            value = round(value, self.n_digits - math.ceil(math.log10(max(-self.low, self.high))))
+        else:
+            value = float(f"{value:.{self.n_digits - 1}e}")
+        return min(max(value, self.low), self.high)
 
     def cast(self, value):
+        value = _plain(value)
         if _is_number(value) and self.low <= value <= self.high:
             return float(value)
         raise ValueError(f"expected a number in {self!r}, got {value!r}")
@@ -124,6 +131,7 @@ class Integer(Domain):
         return min(max(value, self.low), self.high)
 
     def cast(self, value):
+        value = _plain(value)
         if _is_number(value) and self.low <= value <= self.high and value == int(value):
             return int(value)
         raise ValueError(f"expected an integer in {self!r}, got {value!r}")
@@ -174,39 +182,29 @@ class Choice(Domain):
 def uniform(low, high):
     """Real numbers in [low, high], all equally likely."""
     low, high = _bounds("uniform", low, high)
-    digits = 14 - math.ceil(math.log10(max(abs(low), abs(high), 1e-290)))
-    return Float("uniform", low, high, float, float, lambda value: round(value, digits))
+    return Float("uniform", low, high, float, float)
 
 
 def loguniform(low, high):
     """Real numbers in [low, high], 0 < low, uniform in log(value)."""
-    low, high = _bounds("loguniform", low, high, "0 < low <= high", lambda: 0 < low)
-    return Float("loguniform", low, high, math.log, math.exp, _round_relative)
+    low, high = _bounds("loguniform", low, high, "0 < low <= high", above=0)
+    return Float("loguniform", low, high, math.log, math.exp, n_digits=12)
 
 
 def reverseloguniform(low, high):
     """Real numbers in [low, high], 0 <= low and high < 1, uniform in -log(1 - value): for values such as momentum."""
-    low, high = _bounds("reverseloguniform", low, high, "0 <= low <= high < 1", lambda: 0 <= low and high < 1)
-    return Float(
-        "reverseloguniform",
-        low,
-        high,
-        lambda value: -math.log1p(-value),
-        lambda t: -math.expm1(-t),
-        lambda value: round(value, 14),
-    )
+    low, high = _bounds("reverseloguniform", low, high, "0 <= low <= high < 1", least=0, below=1)
+    return Float("reverseloguniform", low, high, lambda value: -math.log1p(-value), lambda t: -math.expm1(-t))
 
 
 def randint(low, high):
     """Integers low..high, both included, all equally likely."""
-    low, high = _integer_bounds("randint", low, high)
-    return Integer("randint", low, high, log=False)
+    return Integer("randint", *_integer_bounds("randint", low, high), log=False)
 
 
 def lograndint(low, high):
     """Integers low..high, 1 <= low, the probability of v proportional to log((v + 1/2) / (v - 1/2))."""
-    low, high = _integer_bounds("lograndint", low, high, "1 <= low <= high", lambda: 1 <= low)
-    return Integer("lograndint", low, high, log=True)
+    return Integer("lograndint", *_integer_bounds("lograndint", low, high, "1 <= low <= high", least=1), log=True)
 
 
 def choice(values):
@@ -226,23 +224,24 @@ def logordinal(values):
     The two outer cells reach half a mean distance beyond the ends, as in Syne Tune.
     """
     values = _listed("logordinal", values)
-    increasing = all(_is_number(v) for v in values) and all(a < b for a, b in zip([0, *values], values))
-    if not increasing:
+    if not all(_is_number(value) for value in values) or not all(a < b for a, b in zip([0, *values], values)):
         raise ValueError(f"logordinal needs increasing positive numbers, got {values}")
-    t = np.log(values)
+    t = np.array([math.log(value) for value in values])
     reach = (t[-1] - t[0]) / (len(t) - 1) / 2 if len(t) > 1 else 1.0
     edges = np.concatenate([[t[0] - reach], (t[1:] + t[:-1]) / 2, [t[-1] + reach]])
+    if not np.all(np.diff(edges) > 1e-12 * np.abs(edges).max()):
+        raise ValueError(f"logordinal needs values further apart on a log scale, got {values}")
     return Grid("logordinal", values, (edges - edges[0]) / (edges[-1] - edges[0]), values)
 
 
 def finrange(low, high, size):
     """`size` equally spaced numbers from low to high, both included, all equally likely."""
-    return _finite("finrange", uniform(low, high), size)
+    return _finite("finrange", uniform, _bounds("finrange", low, high), size)
 
 
 def logfinrange(low, high, size):
     """`size` numbers from low to high, both included, equally spaced on a log scale, all equally likely."""
-    return _finite("logfinrange", loguniform(low, high), size)
+    return _finite("logfinrange", loguniform, _bounds("logfinrange", low, high, "0 < low <= high", above=0), size)
 
 
 DOMAINS = {
@@ -253,22 +252,24 @@ DOMAINS = {
 LISTED = ("choice", "ordinal", "logordinal")  # made from one list of values
 
 
-def _bounds(kind, low, high, need="low <= high", extra=lambda: True):
+def _bounds(kind, low, high, need="low <= high", above=-math.inf, least=-math.inf, below=math.inf):
+    low, high = _plain(low), _plain(high)
     for name, bound in (("low", low), ("high", high)):
         if not _is_finite(bound):
             raise ValueError(f"{kind} needs finite numbers {need}, got {name}={bound!r}")
-    if not (low <= high and extra()):
+    if not (above < low <= high < below and least <= low):
         raise ValueError(f"{kind} needs {need}, got low={low!r}, high={high!r}")
     if not math.isfinite(float(high) - float(low)):
         raise ValueError(f"{kind} needs a finite high - low, got low={low!r}, high={high!r}")
     return float(low) + 0.0, float(high) + 0.0  # + 0.0: -0.0 becomes 0.0
 
 
-def _integer_bounds(kind, low, high, need="low <= high", extra=lambda: True):
+def _integer_bounds(kind, low, high, need="low <= high", least=-math.inf):
+    low, high = _plain(low), _plain(high)
     for name, bound in (("low", low), ("high", high)):
         if not _is_finite(bound) or bound != int(bound):
             raise ValueError(f"{kind} needs integers {need}, got {name}={bound!r}")
-    if not (low <= high and extra()):
+    if not least <= low <= high:
         raise ValueError(f"{kind} needs {need}, got low={low!r}, high={high!r}")
     if max(abs(low), abs(high)) > LARGEST_INT:
         raise ValueError(f"{kind} needs bounds of at most 2**44 in size, got low={low!r}, high={high!r}")
@@ -290,14 +291,19 @@ def _listed(kind, values):
     return values
 
 
-def _finite(kind, domain, size):
-    if not _is_finite(size) or size != int(size) or size < 1 or (size == 1) != (domain.low == domain.high):
+def _finite(kind, domain, bounds, size):
+    low, high = bounds
+    size = _plain(size)
+    if not _is_finite(size) or size != int(size) or size < 1 or (size == 1) != (low == high):
         raise ValueError(f"{kind} needs an integer size >= 2 (1 when low == high), got size={size!r}")
-    size = int(size)
-    values = [domain.decode([i / (size - 1)]) for i in range(size)] if size > 1 else [domain.low]
+    try:
+        between = domain(low, high)
+    except ValueError as error:
+        raise ValueError(f"{kind}: {error}") from None
+    values = [between.decode([i / (size - 1)]) for i in range(int(size))] if size > 1 else [low]
     if len(set(values)) < size:
-        raise ValueError(f"{kind} needs distinct values, got {size} between {domain.low!r} and {domain.high!r}")
-    return Grid(kind, values, np.linspace(0, 1, size + 1), domain.low, domain.high, size)
+        raise ValueError(f"{kind} needs distinct values, got size={size} between {low!r} and {high!r}")
+    return Grid(kind, values, np.linspace(0, 1, int(size) + 1), low, high, int(size))
 
 
 # ---- The space as a whole ----------------------------------------------------------------------------------------------
@@ -331,7 +337,8 @@ def n_dims(space):
 
 def n_configs(space):
     """Number of different configurations: an int, or math.inf."""
-    return math.prod(domain.n_values for domain in domains(space).values())
+    counts = [domain.n_values for domain in domains(space).values()]
+    return math.inf if math.inf in counts else math.prod(counts)
 
 
 def encode(space, config):
@@ -411,7 +418,7 @@ def parse_constant(name, old, text):
         return text
     new = _parse_json(text)
     _check_json(name, new)
-    if isinstance(old, float) and _is_number(new):
+    if isinstance(old, float) and _is_finite(new):
         new = float(new)
     if old is not None and type(new) is not type(old):
         raise ValueError(f"{name}: expected a value of type {type(old).__name__} as {old!r} is, got {text!r}")
@@ -483,15 +490,16 @@ def _check_json(name, value):
 
 
 def _typed(value):
-    return json.dumps(value, sort_keys=True)
+    return json.dumps(value, sort_keys=True, default=repr)
 
 
-def _plain(value):  # numpy scalars -> Python numbers
+def _plain(value):
+    """A numpy scalar as a Python number."""
     return value.item() if isinstance(value, np.generic) else value
 
 
 def _is_number(value):
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _is_finite(value):  # by comparison, as an int can be too large for a float
@@ -508,13 +516,9 @@ def _parse_json(text):
 
 def _cast_listed(domain, value):
     value = _plain(value)
+    if _typed(value) in domain.index:
+        return domain.values[domain.index[_typed(value)]]
     for listed in domain.values:
         if _is_number(listed) and _is_number(value) and listed == value:
             return listed
-        if type(listed) is type(value) and listed == value and _typed(listed) == _typed(value):
-            return listed
     raise ValueError(f"expected a value of {domain!r}, got {value!r}")
-
-
-def _round_relative(value):
-    return float(f"{value:.11e}")  # 12 significant digits

@@ -106,8 +106,8 @@ class Tuner:
         trial = Trial(len(self.trials), config, origin, started=self.backend.now(), suggest_seconds=seconds)
         self.results.append_config(trial, seen)
         self.trials.append(trial)
-        self.running[trial.id] = trial
         self.backend.start(trial)
+        self.running[trial.id] = trial
         return True
 
     def _suggest(self):
@@ -149,7 +149,7 @@ class Tuner:
         elif math.isnan(point[1]):
             value = metrics[self.results.metric]
             reason = f"reported {self.results.metric}={value!r} at epoch {point[0]}; expected a finite number"
-            self.ended_by_us[trial.id] = ("failed", reason)
+            self.ended_by_us.setdefault(trial.id, ("failed", reason))
             go_on = False
         else:
             trial.curve.append(point)
@@ -172,18 +172,19 @@ class Tuner:
         self.results.append_trial(trial)
         if self.show:
             self.show.ended(trial)
-        if not self.ended_by_us.get(trial.id):
-            self._check_first_trials(end)
+        if status != "timeout":
+            self._check_first_trials(trial, end)
 
-    def _check_first_trials(self, end):
+    def _check_first_trials(self, trial, end):
         """A run that cannot work is ended at once, not after three hours."""
-        ended = [trial for trial in self.trials if trial.status != "running"]
-        if self.without_metric and end.finished and not any(trial.curve for trial in self.trials):
+        if self.without_metric and end.finished and not any(other.curve for other in self.trials):
             names = ", ".join(name for name in self.without_metric if name != "epoch")
             raise MetricMissing(f"metric {self.results.metric} is never reported, but {names}; choose with --metric")
-        if len(ended) == min(self.n_workers, self.n_trials) and all(trial.status == "failed" for trial in ended):
-            what = "the first trial" if len(ended) == 1 else f"all of the first {len(ended)} trials"
-            raise RunFailed(f"{what} failed, the last one with:\n{end.traceback or end.error or ended[-1].error}")
+        n = min(self.n_workers, self.n_trials, len(self.trials) if self.exhausted else math.inf)
+        if len(self.trials) >= n and all(other.status == "failed" for other in self.trials[:n]):
+            what = "the first trial" if n == 1 else f"all of the first {n} trials"
+            text = end.traceback if trial.error == end.error else trial.error
+            raise RunFailed(f"{what} failed, the last one with:\n{text or trial.error}")
 
     # ---- Deadlines and endings ----
     def _seconds_to_wait(self):

@@ -23,6 +23,7 @@ from hpo.results import (
     escape,
     load,
     load_run,
+    report_column,
     to_cell,
     to_line,
     unescape,
@@ -329,7 +330,7 @@ def test_values_of_two_types_are_told_apart(make):
 
 
 # ---- Metrics ------------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "high", "0.5", True, None, 10**400, 1.5e308, ""])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "high", "0.5", True, None, 10**400, ""])
 def test_metric_that_is_no_finite_number_is_nan_and_loads(make, value):
     """As the tuner saw it: the trial failed, and its curve has no such point, before and after loading."""
     results = make()
@@ -387,7 +388,7 @@ def test_another_metric_may_have_any_name(make, name):
     for row in rows(results, "reports.csv"):
         cells = {unescape(key): value for key, value in row.items()}
         extra = json.loads(unescape(row["extra"])) if row["extra"] else {}
-        assert "text" in (cells.get(name), extra.get(name))
+        assert "text" in (cells.get(report_column(name)), extra.get(name))
         assert (row["trial"], row["attempt"], row["time"]) == ("0", "1", "1.0")
 
 
@@ -482,7 +483,7 @@ def test_removed_results_leave_nothing_behind(make, tmp_path):
 # ---- Write errors -------------------------------------------------------------------------------------------------------
 def appends(results):
     """A function for each kind of append, with the file it writes to."""
-    trial = Trial(1, config(), "random", ended=2.0)
+    trial = Trial(1, config(), "random", status="done", ended=2.0)
     return [
         ("configs.jsonl", lambda: results.append_config(trial, dict(results.n_rows))),
         ("reports.csv", lambda: results.append_report(trial, {"epoch": 1, "accuracy": 0.5}, 100.0)),
