@@ -147,10 +147,11 @@ class Results:
         metrics = dict(metrics)
         epoch = metrics.pop("epoch")
         if self.report_metrics is None:
-            names = [self.metric, *(name for name in metrics if name != self.metric)]
-            header = [*REPORT_COLUMNS, *map(report_column, names), "extra"]
-            self._append("reports.csv", to_line(header), sync=False)
-            self.report_metrics = names
+            columns = {report_column(self.metric): self.metric}
+            for name in metrics:
+                columns.setdefault(report_column(name), name)
+            self._append("reports.csv", to_line([*REPORT_COLUMNS, *columns, "extra"]), sync=False)
+            self.report_metrics = list(columns.values())
         point = (epoch, self.to_loss(metrics[self.metric])) if self.metric in metrics else None
         own = {name: metrics.pop(name, None) for name in self.report_metrics}
         if point and not isinstance(own[self.metric], float) and math.isnan(point[1]):

@@ -277,7 +277,7 @@ def _integer_bounds(kind, low, high, need="low <= high", least=-math.inf):
 
 
 def _listed(kind, values):
-    if isinstance(values, (str, dict)) or not hasattr(values, "__iter__"):
+    if isinstance(values, (str, dict, set, frozenset)) or not hasattr(values, "__iter__"):
         raise ValueError(f"{kind} needs a list of values, got {values!r}")
     values = [_plain(value) for value in values]
     if not values:
@@ -490,7 +490,10 @@ def _check_json(name, value):
 
 
 def _typed(value):
-    return json.dumps(value, sort_keys=True, default=repr)
+    try:
+        return json.dumps(value, sort_keys=True)
+    except (TypeError, ValueError):  # no JSON: equal to nothing in a space
+        return repr(value)
 
 
 def _plain(value):

@@ -7,7 +7,7 @@ end of a trial, or the next deadline.
 import math
 import time
 
-from hpo.space import cast_config, middle
+from hpo.space import cast_config, domains, middle
 from hpo.trial import Report, Trial
 
 
@@ -56,6 +56,7 @@ class Tuner:
         self.busy_seconds = 0.0  # in objectives, summed over the trials
         self.events = []  # Reports and Ends not handled yet
         self.without_metric = None  # a report that lacked the metric
+        self.metric_seen = False
         self.interrupted = None  # reason, set by `interrupt`
         self.exhausted = False  # the searcher has nothing new
         self.failure = None  # exception that ends the run
@@ -122,7 +123,10 @@ class Tuner:
             return None
         try:
             config, origin = suggestion
-            return cast_config(self.space, config), str(origin)
+            complete = cast_config(self.space, config)
+            if missing := [name for name in domains(self.space) if name not in config]:
+                raise ValueError(f"{missing[0]} is missing")
+            return complete, str(origin)
         except (ValueError, TypeError) as error:
             raise RunFailed(
                 f"{name}.suggest: expected (config, origin) or None, got {suggestion!r:.200}: {error}"
@@ -144,6 +148,7 @@ class Tuner:
     def _handle_report(self, trial, metrics):
         point = self.results.append_report(trial, metrics, self.backend.now())
         go_on = trial.id not in self.ended_by_us
+        self.metric_seen |= point is not None
         if point is None:
             self.without_metric = self.without_metric or metrics
         elif math.isnan(point[1]):
@@ -177,11 +182,12 @@ class Tuner:
 
     def _check_first_trials(self, trial, end):
         """A run that cannot work is ended at once, not after three hours."""
-        if self.without_metric and end.finished and not any(other.curve for other in self.trials):
+        if self.without_metric and end.finished and not self.metric_seen:
             names = ", ".join(name for name in self.without_metric if name != "epoch")
             raise MetricMissing(f"metric {self.results.metric} is never reported, but {names}; choose with --metric")
         n = min(self.n_workers, self.n_trials, len(self.trials) if self.exhausted else math.inf)
-        if len(self.trials) >= n and all(other.status == "failed" for other in self.trials[:n]):
+        first, later = self.trials[: int(n)], self.trials[int(n) :]
+        if len(first) == n and all(t.status == "failed" for t in first) and not any(t.curve for t in later):
             what = "the first trial" if n == 1 else f"all of the first {n} trials"
             text = end.traceback if trial.error == end.error else trial.error
             raise RunFailed(f"{what} failed, the last one with:\n{text or trial.error}")

@@ -196,12 +196,14 @@ def test_values_have_the_users_sign_and_losses_ours(make, mode, sign, best, best
     assert [r["accuracy"] for r in rows(results, "reports.csv") if r["trial"] == "0"] == ["0.5", "0.75", "0.625"]
 
 
-def test_zero_has_no_negative_sign(make):
-    results = make()
+@pytest.mark.parametrize("mode", ["max", "min"])
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_zero_has_no_negative_sign(make, mode, zero):
+    results = make(mode=mode)
     trial = start(results, Trial(0, config(), "start"))
-    report(results, trial, epoch=1, accuracy=0.0)
+    report(results, trial, epoch=1, accuracy=zero)
     end(results, trial)
-    assert rows(results)[0]["value"] == "0.0"
+    assert rows(results)[0]["value"] == rows(results)[0]["last_value"] == "0.0"
 
 
 def test_columns_are_the_documented_ones(make):
@@ -401,6 +403,15 @@ def test_the_metric_may_have_any_name(make, name):
     end(results, trial)
     assert trial.curve == [(1, -0.5), (2, -0.25)]
     assert load(results.folder) == [trial]
+
+
+def test_metrics_whose_columns_would_be_the_same_are_kept_apart(make):
+    results = make(metric="trial")
+    trial = start(results, Trial(0, config(), "random"))
+    report_all(results, trial, {"epoch": 1, "trial": 0.5, "metric_trial": 0.9})
+    header = next(csv.reader(lines(results, "reports.csv")))
+    assert len(set(header)) == len(header)
+    assert load(results.folder) == [trial] and trial.curve == [(1, -0.5)]
 
 
 # ---- A new folder -------------------------------------------------------------------------------------------------------

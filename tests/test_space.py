@@ -466,7 +466,7 @@ def test_cast_gives_the_domains_own_value(domain, given, expected):
         (randint(0, 3), math.inf), (randint(0, 3), False), (randint(0, 3), 10**400), (randint(0, 3), "1"),
         (choice([1, 2]), True), (choice([1, 2]), "1"), (choice([True]), 1), (choice(["1"]), 1), (choice([0]), None),
         (choice([[1]]), [1.0]), (choice([[1]]), [True]), (choice([{"a": 1}]), {"a": 1, "b": 2}), (choice([0]), {}),
-        (choice([[1]]), [np.int64(1)]), (choice([[1]]), np.array([1])), (choice([[1]]), {1}),
+        (choice([[1]]), [np.int64(1)]), (choice([{"a": 1}]), {1: 2, "a": 1}), (choice([[1]]), np.array([1])), (choice([[1]]), {1}),
         (finrange(0, 1, 3), 0.25), (logfinrange(1, 100, 3), 11), (ordinal(["a"]), "b"), (logordinal([1, 2]), 1.5),
     ],
 )  # fmt: skip

@@ -400,7 +400,7 @@ def test_first_trials_that_all_fail_end_the_run(make, n_workers, script, words):
 
 
 def test_first_trials_that_fail_in_different_ways_end_the_run(make):
-    tuner = make([epochs(math.nan, seconds=2.0), CRASH, [(1.0, "done")], GOOD], n_workers=3, n_trials=20)
+    tuner = make([epochs(math.nan, seconds=2.0), CRASH, [(1.0, "done")], CRASH], n_workers=3, n_trials=20)
     with pytest.raises(RunFailed, match="first 3 trials"):
         tuner.run()
     check_ended(tuner)
@@ -435,6 +435,14 @@ def test_trial_that_reports_well_keeps_the_run_going(make):
     assert statuses(tuner) == ["done"] + ["failed"] * 5
 
 
+def test_last_of_the_first_trials_that_fails_late_keeps_the_run_going(make):
+    """By then others have trained well: the objective works."""
+    tuner = make([CRASH, [(50.0, "killed by SIGKILL")], GOOD], n_workers=2, n_trials=30)
+    assert tuner.run() == "trials"
+    check_ended(tuner)
+    assert statuses(tuner) == ["failed"] * 2 + ["done"] * 28
+
+
 def test_metric_that_is_never_reported_ends_the_run(make):
     script = [(1.0, {"epoch": 1, "accuracy": 0.5, "time": 2}), (1.0, "done")]
     tuner = make([script, epochs(0.5, seconds=50)], n_workers=2)
@@ -442,6 +450,13 @@ def test_metric_that_is_never_reported_ends_the_run(make):
         tuner.run()
     check_ended(tuner)
     assert statuses(tuner) == ["failed", "timeout"] and tuner.backend.killed == [1]
+
+
+def test_metric_reported_as_nan_is_not_missing(make):
+    script = [(1.0, {"epoch": 1, "accuracy": 0.5}), (1.0, {"epoch": 2, "loss": math.nan}), (0.0, "done")]
+    tuner = make([script, epochs(0.5, seconds=9.0)], rude=[0], n_workers=2, n_trials=3)
+    assert tuner.run() == "trials" and statuses(tuner) == ["failed", "done", "done"]
+    check_ended(tuner)
 
 
 def test_metric_may_be_missing_from_some_reports(make):
