@@ -125,7 +125,9 @@ def build(args):
     searcher = searcher_class(problem.space, args.seed, max_epochs)
     start = read_start(args.start, problem.space) if args.start else None
     given = {name: value for name, value in vars(args).items() if value not in (None, math.inf)}
-    results = Results.create(folder, problem.space, problem.metric, problem.mode, {"arguments": given})
+    results = Results.create(
+        folder, problem.space, problem.metric, problem.mode, {"arguments": given, "prepared": problem.prepared}
+    )
     backend = LocalBackend(args.objective, folder / "logs", args.seed, args.workers, problem.n_gpus)
     return Tuner(
         problem.space,

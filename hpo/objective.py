@@ -45,6 +45,7 @@ class Problem:
     space: dict
     metric: str
     mode: str
+    prepared: dict  # what the file's prepare returned
     n_gpus: int
 
 
@@ -156,7 +157,7 @@ def describe(path, adjust, metric=None, mode=None):
         space = adjust(space_from_json(found["space"]))
         connection.send_bytes(json.dumps(constants(space)).encode())
         prepared = _receive(connection, process, path)
-        return Problem({**space, **prepared["constants"]}, metric, mode, prepared["n_gpus"])
+        return Problem({**space, **prepared["constants"]}, metric, mode, prepared["constants"], prepared["n_gpus"])
     finally:
         kill_session(process.pid)
         process.join()
