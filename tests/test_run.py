@@ -176,6 +176,26 @@ def test_prepare_replaces_constants_and_the_stand_in_is_announced(quick, tmp_pat
         subprocess.run(["rm", "-r", str(ROOT / folder)], check=True)
 
 
+def test_main_job_at_toy_size(tmp_path):
+    """`python run.py` on the running example: stand-in images, small networks, one epoch, the same twice."""
+    sets = [
+        "dataset=synthetic",
+        f"dataset_path={tmp_path / 'data'}",
+        "epochs=1",
+        "batch_size=128",
+        "n_units_1=16",
+        "n_units_2=16",
+    ]
+    flags = [flag for value in sets for flag in ("--set", value)]
+    for name in ("a", "b"):
+        code, out, err = run(*flags, "--trials", 2, "--workers", 2, "--results", tmp_path / name, timeout=120)
+        assert code == 0 and "STAND-IN DATA" in out, err
+    first, second = ({row["trial"]: row for row in rows(tmp_path / name / "trials.csv")} for name in ("a", "b"))
+    for i in ("0", "1"):
+        assert 0.05 < float(first[i]["value"]) == float(second[i]["value"]) < 1
+        assert first[i]["config_dataset"] == "synthetic" and first[i]["n_epochs"] == "1"
+
+
 # ---- Endings ------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_ends_the_run_with_rows_and_summary(quick, tmp_path, number, code):
