@@ -10,7 +10,14 @@ import sys
 import time
 import traceback
 
-DEFAULT_OBJECTIVE = "train/mlp_fashion_mnist.py"
+ROOT = pathlib.Path(__file__).resolve().parent
+DEFAULT_OBJECTIVE = (
+    "train/mlp_fashion_mnist.py" if ROOT == pathlib.Path.cwd() else str(ROOT / "train/mlp_fashion_mnist.py")
+)
+# a closed terminal ends a run in order too, unless nohup has had that signal ignored
+ENDING_SIGNALS = [signal.SIGINT, signal.SIGTERM]
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+    ENDING_SIGNALS.append(signal.SIGHUP)
 
 
 # ---- Command line -------------------------------------------------------------------------------------------------------
@@ -31,7 +38,7 @@ def parse(arguments=None):
         nargs="?",
         default=DEFAULT_OBJECTIVE,
         metavar="OBJECTIVE",
-        help=f"a Python file with config_space, metric, mode and objective(config); default {DEFAULT_OBJECTIVE}",
+        help="a Python file with config_space, metric, mode and objective(config); default train/mlp_fashion_mnist.py",
     )
     add = parser.add_argument_group("budget").add_argument
     add("--hours", type=positive, default=3.0, metavar="H", help="time for the whole run; default 3")
@@ -84,7 +91,7 @@ def natural(text):
 
 
 def whole(text, least):
-    if not text.strip().isdigit() or int(text) < least:
+    if not text.strip().isdecimal() or int(text) < least:
         raise argparse.ArgumentTypeError(f"expected an integer >= {least}, got {text!r}")
     return int(text)
 
@@ -94,35 +101,45 @@ def main(arguments=None):
     parser, args = parse(arguments)
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"  # the tuner's numpy must not compete with the trials; hpo.trial gives them their share
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in ENDING_SIGNALS:
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
+    for name in ("stdout", "stderr"):  # a closed one, or one without Unicode, must not end the run
+        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115 (for the whole run)
+        stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, stream)
     try:
-        try:
-            tuner = build(args)
-        except ValueError as error:
-            parser.exit(2, f"{parser.prog}: error: {error}\n")
-        return run(parser, tuner)
-    except KeyboardInterrupt:
-        return 130
+        tuner = build(args)
+    except ValueError as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+    return run(parser, tuner)
 
 
 def build(args):
     """The Tuner of a new run; ValueError for bad input, and then nothing has been written."""
-    from hpo.objective import describe
+    from hpo.objective import describe, import_error
     from hpo.results import Results, check_new
     from hpo.status import STAND_IN, Status
     from hpo.trial import LocalBackend, warm_up
     from hpo.tuner import Tuner
 
+    if args.results == "":
+        raise ValueError("--results: expected the name of a new folder, got ''")
     folder = pathlib.Path(args.results or f"results/{time.strftime('%Y-%m-%d_%H-%M-%S')}")
     check_new(folder)
     searcher_class = find_searcher(args.searcher)
+    print(f"loading {args.objective}", flush=True)
     warm_up(args.objective, args.workers)
     problem = describe(args.objective, lambda space: adjust(space, args), args.metric, args.mode)
     if not args.results:
         suffix = f"-{STAND_IN}" if problem.space.get("dataset") == STAND_IN else ""
         folder = first_unused(folder.with_name(folder.name + suffix))
     max_epochs = last_epoch(problem.space, args.epochs_name)
-    searcher = searcher_class(problem.space, args.seed, max_epochs)
+    try:
+        searcher = searcher_class(problem.space, args.seed, max_epochs)
+    except Exception as error:  # whatever the user's class raises becomes one line
+        raise ValueError(
+            f"--searcher {args.searcher}: {import_error(error, args.searcher.rpartition(':')[0])}"
+        ) from error
     start = read_start(args.start, problem.space) if args.start else None
     given = {name: value for name, value in vars(args).items() if value not in (None, math.inf)}
     results = Results.create(
@@ -158,7 +175,7 @@ def run(parser, tuner):
         signals.append(number)
         tuner.interrupt(f"interrupted by {signal.Signals(number).name}")
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in ENDING_SIGNALS:
         signal.signal(number, on_signal)
     tuner.show.begin(tuner)
     try:
@@ -230,6 +247,8 @@ def find_searcher(name):
         raise ValueError(f"--searcher: expected {', '.join(SEARCHERS)} or FILE.py:CLASS, got {name!r}")
     from hpo.objective import import_error, load_module
 
+    if not pathlib.Path(path).is_file():
+        raise ValueError(f"--searcher {name}: {path}: no such file")
     try:
         module = load_module(path)
     except Exception as error:  # whatever the user's file raises becomes one line

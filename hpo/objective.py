@@ -98,16 +98,19 @@ def _is_installed(package):
 def environment(n_threads):
     """What processes that load an objective file start under; restored at the end.
 
-    Environment variables; and a blank main module, as multiprocessing would import the tuner's in each of them.
+    Environment variables; no Ctrl-C; and a blank main module, as multiprocessing would import the tuner's in each.
     """
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     ours = {**dict.fromkeys(THREAD_VARIABLES, str(n_threads)), "PYTHONPATH": os.pathsep.join(paths)}
     before, main = {name: os.environ.get(name) for name in ours}, sys.modules["__main__"]
     os.environ.update(ours)
     sys.modules["__main__"] = types.ModuleType("__main__")
+    mask = getattr(signal, "pthread_sigmask", lambda *_: None)
+    mask_before = mask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is the tuner's; a process inherits this
     try:
         yield
     finally:
+        mask(signal.SIG_SETMASK, mask_before)
         sys.modules["__main__"] = main
         for name, value in before.items():
             if value is None:
@@ -310,7 +313,8 @@ def command_line(path, config, trial_seed, n_threads):
     """The shell command that trains a configuration again, with the same random numbers and threads."""
     values = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in config.items()]
     words = ["python", "-m", "hpo.objective", str(path), f"--trial_seed={trial_seed}", *values]
-    return f"OMP_NUM_THREADS={n_threads} {shlex.join(words)}"
+    elsewhere = "" if pathlib.Path.cwd() == ROOT else f"PYTHONPATH={shlex.quote(str(ROOT))} "
+    return f"{elsewhere}OMP_NUM_THREADS={n_threads} {shlex.join(words)}"
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import sys
 
 import numpy as np
 
+RESERVED = ("help", "config_json", "trial_seed")  # flags of hpo.objective.run_as_program
 LARGEST_INT = 2**44  # beyond, float64 cannot tell neighbouring integers apart on a log scale
 
 
@@ -314,6 +315,8 @@ def check_space(space):
     for name, value in space.items():
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][\w.-]*", name):
             raise ValueError(f"config_space: expected names of letters, digits and _ . -, got {name!r}")
+        if name in RESERVED:
+            raise ValueError(f"{name}: is a flag of every objective file run as a program; choose another name")
         if not isinstance(value, Domain):
             _check_json(name, value)
     if not any(isinstance(value, Domain) for value in space.values()):

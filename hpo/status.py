@@ -1,7 +1,9 @@
 """What the user sees of a run: the status line, a line for each ended trial, the summary."""
 
+import contextlib
 import json
 import os
+import shutil
 import sys
 
 from hpo.objective import command_line
@@ -47,7 +49,7 @@ class Status:
             self.last_tick = now
             line = self.line(tuner)
             if self.live:
-                width = os.get_terminal_size(sys.stdout.fileno()).columns
+                width = shutil.get_terminal_size().columns
                 self.print(f"\r\x1b[K{line[: width - 1]}", end="")
             else:
                 self.print(line)
@@ -106,9 +108,10 @@ class Status:
         if not self.broken:
             try:
                 print(text, end=end, flush=True)
-            except BrokenPipeError:
+            except (OSError, ValueError):  # the reader or the terminal has gone, the disk is full: the run goes on
                 self.broken = True
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                with contextlib.suppress(OSError, ValueError):  # or the last flush fails at the interpreter's exit
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def best_trial(trials):

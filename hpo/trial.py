@@ -88,7 +88,7 @@ class End:
     finished: bool
     error: str
     traceback: str
-    busy_seconds: float  # from entering the objective to the end of the process
+    busy_seconds: float | None  # from entering the objective to the end of the process; None: never entered
 
 
 # ---- The tuner's side ---------------------------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ class LocalBackend:
         try:
             self.running[trial.id] = process = _Process(device, arguments)
         except (OSError, EOFError) as error:  # no memory, too many processes or files
-            self.unstarted.append(End(trial.id, False, f"no process could be started: {error!r}", "", 0.0))
+            self.unstarted.append(End(trial.id, False, f"no process could be started: {error!r}", "", None))
         else:
             self._tell_guard(b"+%d" % process.pid)
 
@@ -272,7 +272,7 @@ class _Process:
         code = self.process.exitcode
         self.process.close()
         self.connection.close()
-        busy_seconds = ended - self.entered if self.entered is not None else 0.0
+        busy_seconds = None if self.entered is None else ended - self.entered
         if self.outcome is None:
             self.outcome = (code == 0, exit_reason(code), "")
         return *self.outcome, busy_seconds
@@ -319,6 +319,9 @@ def _trial_process(connection, path, config, seed, n_threads, device, log_path, 
     missing = [name for name in preloaded if name not in sys.modules]
     own_session()
     hpo.report.tuner = connection
+    multiprocessing.set_start_method(None, force=True)  # the user's processes start as they would without us
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:
         _print_to(log_path)
         os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(n_threads)))
@@ -333,7 +336,7 @@ def _trial_process(connection, path, config, seed, n_threads, device, log_path, 
         outcome = False, "raised StopTrial without being told to", ""
     except SystemExit as leave:
         finished = leave.code in (None, 0)
-        outcome = finished, "" if finished else f"SystemExit: {leave.code}", ""
+        outcome = finished, "" if finished else one_line(leave), ""
     except BaseException as error:  # whatever it is, it ends this trial alone, and the tuner is told
         text = _traceback(error, path)
         print(text, file=sys.stderr, flush=True)

@@ -57,6 +57,7 @@ class Tuner:
         self.events = []  # Reports and Ends not handled yet
         self.without_metric = None  # a report that lacked the metric
         self.metric_seen = False
+        self.n_unentered = 0  # trials in a row that failed before the objective was entered
         self.interrupted = None  # reason, set by `interrupt`
         self.exhausted = False  # the searcher has nothing new
         self.failure = None  # exception that ends the run
@@ -116,8 +117,8 @@ class Tuner:
             return self.start[len(self.trials)], "start"
         name = type(self.searcher).__name__
         try:
-            suggestion = self.searcher.suggest(self.trials)
-        except Exception as error:
+            suggestion = self.searcher.suggest(list(self.trials))
+        except (Exception, SystemExit) as error:
             raise RunFailed(f"{name}.suggest raised {type(error).__name__}: {error}") from error
         if suggestion is None:
             return None
@@ -166,7 +167,7 @@ class Tuner:
     def _handle_end(self, trial, end):
         del self.running[trial.id]
         trial.ended = self.backend.now()
-        self.busy_seconds += end.busy_seconds
+        self.busy_seconds += end.busy_seconds or 0.0
         status, reason = self.ended_by_us.get(trial.id, ("", ""))
         if status in ("failed", "stopped") or (status == "timeout" and not end.finished):
             trial.status, trial.error = status, reason
@@ -185,6 +186,11 @@ class Tuner:
         if self.without_metric and end.finished and not self.metric_seen:
             names = ", ".join(name for name in self.without_metric if name != "epoch")
             raise MetricMissing(f"metric {self.results.metric} is never reported, but {names}; choose with --metric")
+        self.n_unentered = self.n_unentered + 1 if end.busy_seconds is None and not end.finished else 0
+        if self.n_unentered >= max(3, self.n_workers) and len(self.trials) > self.n_workers:
+            raise RunFailed(
+                f"the last {self.n_unentered} trials could not even load the objective file:\n{trial.error}"
+            )
         n = min(self.n_workers, self.n_trials, len(self.trials) if self.exhausted else math.inf)
         first, later = self.trials[: int(n)], self.trials[int(n) :]
         if len(first) == n and all(t.status == "failed" for t in first) and not any(t.curve for t in later):
