@@ -118,7 +118,7 @@ def build(args):
     """The Tuner of a new run; ValueError for bad input, and then nothing has been written."""
     from hpo.objective import describe, import_error
     from hpo.results import Results, check_new
-    from hpo.status import STAND_IN, Status
+    from hpo.status import STAND_IN, Status, say
     from hpo.trial import LocalBackend, warm_up
     from hpo.tuner import Tuner
 
@@ -127,7 +127,7 @@ def build(args):
     folder = pathlib.Path(args.results or f"results/{time.strftime('%Y-%m-%d_%H-%M-%S')}")
     check_new(folder)
     searcher_class = find_searcher(args.searcher)
-    print(f"loading {args.objective}", flush=True)
+    say(f"loading {args.objective}")
     warm_up(args.objective, args.workers)
     problem = describe(args.objective, lambda space: adjust(space, args), args.metric, args.mode)
     if not args.results:

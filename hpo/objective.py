@@ -14,6 +14,7 @@ import ctypes
 import importlib.util
 import json
 import multiprocessing
+import multiprocessing.resource_tracker
 import os
 import pathlib
 import random
@@ -105,6 +106,8 @@ def environment(n_threads):
     before, main = {name: os.environ.get(name) for name in ours}, sys.modules["__main__"]
     os.environ.update(ours)
     sys.modules["__main__"] = types.ModuleType("__main__")
+    if hasattr(signal, "pthread_sigmask"):
+        multiprocessing.resource_tracker.ensure_running()  # as starting it would undo the mask
     mask = getattr(signal, "pthread_sigmask", lambda *_: None)
     mask_before = mask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is the tuner's; a process inherits this
     try:

@@ -23,25 +23,22 @@ class Status:
         self.live = sys.stdout.isatty()
         self.seconds = 1.0 if self.live else PLAIN_SECONDS  # between two ticks, at most
         self.last_tick = backend.now()
-        self.broken = False  # the reader of our output has gone; the run goes on
 
     def begin(self, tuner):
         self.warn()
         goal = "maximise" if self.results.mode == "max" else "minimise"
         threads = f"{self.backend.n_threads} thread{'s' if self.backend.n_threads > 1 else ''} each"
-        self.print(
+        say(
             f"{self.args.objective}: {goal} {self.results.metric} over {len(domains(tuner.space))} hyperparameters, "
             f"searcher {self.args.searcher}, {tuner.n_workers} workers with {threads}, {self.args.hours:g} hours"
         )
-        self.print(f"results: {self.results.folder}")
+        say(f"results: {self.results.folder}")
 
     def warn(self):
         if self.stand_in:
-            self.print("*" * 100)
-            self.print(
-                "* STAND-IN DATA: these are generated images, NOT FashionMNIST, and so is every number of this run."
-            )
-            self.print("*" * 100)
+            say("*" * 100)
+            say("* STAND-IN DATA: these are generated images, NOT FashionMNIST, and so is every number of this run.")
+            say("*" * 100)
 
     def tick(self, tuner):
         now = self.backend.now()
@@ -50,9 +47,9 @@ class Status:
             line = self.line(tuner)
             if self.live:
                 width = shutil.get_terminal_size().columns
-                self.print(f"\r\x1b[K{line[: width - 1]}", end="")
+                say(f"\r\x1b[K{line[: width - 1]}", end="")
             else:
-                self.print(line)
+                say(line)
 
     def line(self, tuner):
         now, count = self.backend.now(), counts(tuner.trials)
@@ -76,25 +73,25 @@ class Status:
             f"{trial.n_epochs} epochs, {trial.ended - trial.started:.0f} s",
             trial.error[:200],
         ]
-        self.print(f"trial {trial.id:4d} " + " | ".join(part for part in parts if part))
+        say(f"trial {trial.id:4d} " + " | ".join(part for part in parts if part))
 
     def summary(self, tuner, reason):
         self.clear()
         elapsed, count, best = self.backend.now(), counts(tuner.trials), best_trial(tuner.trials)
-        self.print(f"\nended ({reason}) after {clock(elapsed)}: {len(tuner.trials)} trials, ", end="")
-        self.print(", ".join(f"{n} {status}" for status, n in count.items() if n) or "none")
+        say(f"\nended ({reason}) after {clock(elapsed)}: {len(tuner.trials)} trials, ", end="")
+        say(", ".join(f"{n} {status}" for status, n in count.items() if n) or "none")
         if best:
-            self.print(f"best {self.value(best.value)} (trial {best.id}, epoch {best.best_epoch})")
-            self.print(json.dumps(best.config))
+            say(f"best {self.value(best.value)} (trial {best.id}, epoch {best.best_epoch})")
+            say(json.dumps(best.config))
             seed, n_threads = trial_seed(self.backend.seed, best.id), self.backend.n_threads
-            self.print("train it again with")
-            self.print("  " + command_line(self.args.objective, best.config, seed, n_threads))
+            say("train it again with")
+            say("  " + command_line(self.args.objective, best.config, seed, n_threads))
         else:
-            self.print(f"no trial has reported {self.results.metric}")
+            say(f"no trial has reported {self.results.metric}")
         share = tuner.busy_seconds / (tuner.n_workers * elapsed)
-        self.print(f"the workers were training {100 * share:.1f}% of the time")
+        say(f"the workers were training {100 * share:.1f}% of the time")
         for name in ("trials.csv", "reports.csv"):
-            self.print(f"{self.results.folder / name}")
+            say(f"{self.results.folder / name}")
         self.warn()
 
     def value(self, loss):
@@ -102,16 +99,16 @@ class Status:
 
     def clear(self):
         if self.live:
-            self.print("\r\x1b[K", end="")
+            say("\r\x1b[K", end="")
 
-    def print(self, text, end="\n"):
-        if not self.broken:
-            try:
-                print(text, end=end, flush=True)
-            except (OSError, ValueError):  # the reader or the terminal has gone, the disk is full: the run goes on
-                self.broken = True
-                with contextlib.suppress(OSError, ValueError):  # or the last flush fails at the interpreter's exit
-                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+def say(text, end="\n"):
+    """Prints; when the reader or the terminal has gone, or the disk is full, the run goes on in silence."""
+    try:
+        print(text, end=end, flush=True)
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):  # else the interpreter's last flush would fail
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def best_trial(trials):

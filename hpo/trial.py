@@ -349,7 +349,9 @@ def _print_to(path):
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nothing, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
-    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+    for name, file in (("stdout", 1), ("stderr", 2)):
+        stream = os.fdopen(file, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+        setattr(sys, name, stream)
 
 
 def _traceback(error, path):

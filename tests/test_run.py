@@ -197,7 +197,7 @@ def test_main_job_at_toy_size(tmp_path):
 
 
 # ---- Endings ------------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_signal_ends_the_run_with_rows_and_summary(quick, tmp_path, number, code):
     folder = tmp_path / "run"
     process = start(quick, "--set", "pause=0.05", "--set", "epochs=1000", "--results", folder)
@@ -263,6 +263,80 @@ def test_some_failing_trials_do_not_end_the_run(quick, tmp_path):
         assert (row["value"] == "") == (row["status"] == "failed")
 
 
+@pytest.mark.parametrize("stdout", ["/dev/full", "closed"])
+def test_run_goes_on_when_nobody_can_read_its_output(quick, tmp_path, stdout):
+    if stdout == "closed":
+        command = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "run.py"]
+        process = subprocess.Popen([*command, quick, "--trials", "3", "--results", tmp_path / "run"], cwd=ROOT)
+    else:
+        with open(stdout, "w") as full:
+            process = start(quick, "--trials", 3, "--results", tmp_path / "run", stdout=full)
+    assert process.wait(timeout=60) == 0
+    if process.stderr:
+        process.stderr.close()
+    assert [row["status"] for row in rows(tmp_path / "run" / "trials.csv")] == ["done"] * 3
+
+
+def test_text_that_the_terminal_cannot_show_does_not_end_the_run(quick, tmp_path):
+    quick.write_text(
+        QUICK.replace("report = Reporter()", "report = Reporter(); assert config['x'] < 0.3, 'gr\u00f6\u00dfer'"),
+        encoding="utf-8",
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    code, out, _ = run(quick, "--trials", 9, "--results", tmp_path / "run", env=environment)
+    assert code == 0 and "gr\\xf6\\xdfer" in out
+    assert "AssertionError: gr\u00f6\u00dfer" in {row["error"] for row in rows(tmp_path / "run" / "trials.csv")}
+
+
+def test_objective_file_deleted_during_the_run_ends_it(quick, tmp_path):
+    process = start(quick, "--set", "pause=0.05", "--results", tmp_path / "run")
+    wait_for_lines(tmp_path / "run" / "trials.csv", 6)
+    quick.unlink()
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 1 and "could not even load the objective file" in err and "quick.py" in err
+    assert len(rows(tmp_path / "run" / "trials.csv")) < 40
+
+
+@pytest.mark.parametrize("seconds", [0.25, 0.6])
+def test_interrupt_while_starting_up_is_quiet_and_leaves_nothing(quick, tmp_path, seconds):
+    quick.write_text("import time; time.sleep(5)\n" + QUICK, encoding="utf-8")
+    process = start(quick, "--results", tmp_path / "run", start_new_session=True)
+    time.sleep(seconds)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of its processes
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (130, "")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "body, code, words",
+    [
+        ("def __init__(self, *_): raise RuntimeError('boo')", 2, "mine.py, line 2: RuntimeError: boo"),
+        ("pass", 2, "TypeError: Mine() takes no arguments"),
+        (
+            "def __init__(self, *_): pass\n    def suggest(self, trials): raise KeyError('lr')",
+            1,
+            "Mine.suggest raised KeyError: 'lr'",
+        ),
+        (
+            "def __init__(self, *_): pass\n    def suggest(self, trials): raise SystemExit(5)",
+            1,
+            "Mine.suggest raised SystemExit: 5",
+        ),
+        ("def __init__(self, *_): pass\n    def suggest(self, trials): trials.clear()", 0, ""),
+    ],
+)
+def test_searcher_that_misbehaves_cannot_take_the_run_with_it(quick, tmp_path, body, code, words):
+    other = "" if "suggest" in body else "\n    def suggest(self, trials): return None"
+    (tmp_path / "mine.py").write_text(f"class Mine:\n    {body}{other}\n")
+    found, _, err = run(
+        quick, "--searcher", f"{tmp_path / 'mine.py'}:Mine", "--trials", 3, "--results", tmp_path / "run"
+    )
+    assert found == code and words in err
+    if code != 2:
+        assert len(rows(tmp_path / "run" / "trials.csv")) == 1  # the start; its row is there whatever the searcher did
+
+
 # ---- Bad input ----------------------------------------------------------------------------------------------------------
 def objective_file(change):
     return lambda folder: (folder / "quick.py").write_text(change(QUICK), encoding="utf-8")
@@ -295,6 +369,7 @@ BAD = {
         "line 1: ModuleNotFoundError: No module",
     ),
     "exit on import": ([], objective_file(lambda s: "import os; os._exit(3)\n" + s), "exited with code 3"),
+    "reserved name": ([], objective_file(lambda s: s.replace('"n":', '"help":')), "help: is a flag of every objective"),
     "low > high": (
         [],
         objective_file(lambda s: s.replace("(-1, 1)", "(1, -1)")),

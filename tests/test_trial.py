@@ -55,6 +55,9 @@ def objective(config):
         import numpy
         report(y=1.0, random=random.random(), numpy=numpy.random.rand(), threads=os.environ["OMP_NUM_THREADS"],
                gpu=os.environ.get("CUDA_VISIBLE_DEVICES", "-"))
+    elif fault == "start method":
+        import multiprocessing
+        report(y=1.0, method=multiprocessing.get_start_method())
     elif fault == "import": report(y=1.0, modules=" ".join(sys.modules))
 """
 
@@ -213,6 +216,13 @@ def test_gpus_are_those_that_the_user_made_visible(monkeypatch):
 def test_trial_process_loads_no_searcher_nor_tuner(backend):
     ((report,), _) = events_of(backend, "import")
     assert not {"hpo.searchers", "hpo.tuner", "hpo.results", "torch"} & set(report["modules"].split())
+
+
+def test_processes_of_a_trial_start_as_they_would_without_us(backend):
+    ((report,), _) = events_of(backend, "start method")
+    code = "import multiprocessing; print(multiprocessing.get_start_method())"
+    expected = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert report["method"] == expected
 
 
 def test_trial_seeds_are_distinct_32_bit_numbers():
