@@ -46,7 +46,12 @@ def parse(arguments=None):
     add("--workers", type=positive_int, default=4, metavar="N", help="trials at a time, sharing the cores; default 4")
     add("--trial_timeout", type=positive, default=math.inf, metavar="SECONDS", help="end a longer trial; default none")
     add = parser.add_argument_group("search").add_argument
-    add("--searcher", default="random", metavar="NAME", help="random, or FILE.py:CLASS for your own; default random")
+    add(
+        "--searcher",
+        default="random",
+        metavar="NAME",
+        help="random, gp, or FILE.py:CLASS for your own; default random until gp is compared with its peers",
+    )
     add("--seed", type=natural, default=0, metavar="N", help="same seed, same suggestions and weights; default 0")
     add(
         "--start", metavar="FILE.json", help="configurations to try first, a JSON list; default the middle of the space"

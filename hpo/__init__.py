@@ -6,7 +6,7 @@ _HOMES = {
     "objective": ["run_as_program"],
     "report": ["Reporter", "StopTrial"],
     "results": ["load"],
-    "searchers": ["SEARCHERS", "RandomSearch"],
+    "searchers": ["SEARCHERS", "GPSearch", "RandomSearch"],
     "space": [
         "choice",
         "finrange",

@@ -58,6 +58,10 @@ class Domain:
         """Value at the point x (n_dims,); coordinates outside [0, 1] count as the nearest end."""
         raise TypeError(f"{type(self).__name__} has no encoding")
 
+    def snap(self, X):
+        """Encodings (m, n_dims) of the values at the rows of X (m, n_dims), but for the rounding of floats."""
+        raise TypeError(f"{type(self).__name__} has no encoding")
+
     def cast(self, value):
         """The domain's own value equal to `value`, with its exact type; ValueError when there is none."""
         raise TypeError(f"{type(self).__name__} has no values")
@@ -100,6 +104,9 @@ class Float(Domain):
             value = float(f"{value:.{self.n_digits - 1}e}")
         return min(max(value, self.low), self.high)
 
+    def snap(self, X):
+        return np.clip(X, 0, 1) if self.low < self.high else np.full_like(X, 0.5)
+
     def cast(self, value):
         value = _plain(value)
         if _is_number(value) and self.low <= value <= self.high:
@@ -131,6 +138,13 @@ class Integer(Domain):
             value = self.low + int(x * self.n_values)
         return min(max(value, self.low), self.high)
 
+    def snap(self, X):
+        X = np.clip(X, 0, 1)
+        if self.log:
+            values = np.clip(np.rint(np.exp(self.start + X * self.width)), self.low, self.high)
+            return ((np.log(values - 0.5) + np.log(values + 0.5)) / 2 - self.start) / self.width
+        return (np.minimum(np.floor(X * self.n_values), self.n_values - 1) + 0.5) / self.n_values
+
     def cast(self, value):
         value = _plain(value)
         if _is_number(value) and self.low <= value <= self.high and value == int(value):
@@ -154,6 +168,10 @@ class Grid(Domain):
         x = min(max(float(x[0]), 0.0), 1.0)
         return self.values[min(int(np.searchsorted(self.edges, x, side="right")) - 1, self.n_values - 1)]
 
+    def snap(self, X):
+        i = np.minimum(np.searchsorted(self.edges, np.clip(X, 0, 1), side="right") - 1, self.n_values - 1)
+        return (self.edges[i] + self.edges[i + 1]) / 2
+
     def cast(self, value):
         return _cast_listed(self, value)
 
@@ -174,6 +192,9 @@ class Choice(Domain):
 
     def decode(self, x):
         return self.values[int(np.argmax(x))]
+
+    def snap(self, X):
+        return np.eye(self.n_dims)[X.argmax(1)]
 
     def cast(self, value):
         return _cast_listed(self, value)
@@ -359,6 +380,13 @@ def decode(space, x):
         else:
             config[name] = value
     return config
+
+
+def snap(space, X):
+    """Encodings (m, n_dims) of the configurations at the points X (m, n_dims), but for the rounding of floats."""
+    parts = list(domains(space).values())
+    columns = np.split(X, np.cumsum([domain.n_dims for domain in parts])[:-1], axis=1)
+    return np.hstack([domain.snap(part) for domain, part in zip(parts, columns)])
 
 
 def sample(space, rng):

@@ -1,0 +1,188 @@
+"""GPSearch: its mathematics against oracles, and what a user relies on."""
+
+import math
+
+import numpy as np
+import pytest
+
+from hpo.searchers import GaussianProcess, GPSearch, RandomSearch, append_rows, inverse_of_lower, log_h, matern52
+from hpo.space import choice, config_key, lograndint, loguniform, ordinal, randint, sample, uniform
+from hpo.trial import Trial
+
+SPACE = {"x": uniform(0, 1), "lr": loguniform(1e-4, 1), "n": randint(1, 9), "kind": choice(["a", "b"]), "epochs": 3}
+
+
+def process(n=25, seed=0):
+    rng = np.random.default_rng(seed)
+    return GaussianProcess(rng.random((n, 4)), rng.normal(size=n), np.array([0, 1, 2, 2])), rng
+
+
+# ---- Mathematics --------------------------------------------------------------------------------------------------------
+def test_matern52_matches_textbook_formula():
+    for r in (0.0, 0.1, 1.0, 7.0):
+        expected = (1 + math.sqrt(5) * r + 5 * r * r / 3) * math.exp(-math.sqrt(5) * r)
+        assert matern52(np.array(r * r)) == pytest.approx(expected, rel=1e-14)
+
+
+def test_gradient_matches_finite_differences():
+    gp, rng = process()
+    theta = gp.prior_mean + 0.4 * rng.normal(size=5)
+    _, gradient = gp.log_posterior(theta)
+    steps = 1e-5 * np.eye(5)
+    differences = [(gp.log_posterior(theta + s)[0] - gp.log_posterior(theta - s)[0]) / 2e-5 for s in steps]
+    assert gradient == pytest.approx(differences, abs=1e-6)
+
+
+def test_fit_reaches_a_maximum():
+    gp, rng = process(60)
+    theta = gp.fit()
+    value, gradient = gp.log_posterior(theta)
+    assert np.abs(gradient).max() < 0.05
+    assert all(value >= gp.log_posterior(theta + 0.1 * rng.normal(size=5))[0] - 1e-3 for _ in range(20))
+
+
+def test_posterior_matches_the_dense_formula():
+    gp, rng = process()
+    theta, X_new = gp.prior_mean, rng.random((7, 4))
+    mu, sigma = gp.posterior(theta).predict(X_new)
+    K_inv = np.linalg.inv(gp.kernel(theta, gp.X, gp.X) + math.exp(theta[-1]) * np.eye(25))
+    k = gp.kernel(theta, X_new, gp.X)
+    assert mu.shape == sigma.shape == (7,)
+    assert mu == pytest.approx(k @ K_inv @ gp.y, abs=1e-7)
+    assert sigma**2 == pytest.approx(math.exp(theta[-2]) - np.einsum("ij,jk,ik->i", k, K_inv, k), abs=1e-7)
+
+
+def test_incumbent_is_the_lowest_posterior_mean_at_observed_rows():
+    gp, _ = process()
+    posterior = gp.posterior(gp.prior_mean)
+    assert posterior.best == pytest.approx(posterior.predict(gp.X)[0].min(), abs=1e-6)
+
+
+def test_fantasies_condition_on_a_sample_at_the_pending_rows():
+    gp, rng = process()
+    pending, theta = rng.random((3, 4)), gp.prior_mean
+    samples = [gp.posterior(theta, pending, np.random.default_rng(i)) for i in range(400)]
+    mu, sigma = gp.posterior(theta).predict(pending)
+    drawn = np.array([posterior.predict(pending)[0] for posterior in samples])  # (400, 3)
+    assert drawn.mean(0) == pytest.approx(mu, abs=5 * sigma.max() / 20)
+    assert samples[0].predict(pending)[1].max() < 0.2 < sigma.min()  # little is left to learn there
+
+
+@pytest.mark.parametrize("n", [1, 5, 97, 300])
+def test_inverse_of_lower_matches_numpy(n):
+    L = np.tril(np.random.default_rng(n).random((n, n))) + n * np.eye(n)
+    assert inverse_of_lower(L) == pytest.approx(np.linalg.inv(L), abs=1e-12)
+
+
+def test_append_rows_matches_a_refit():
+    rng = np.random.default_rng(1)
+    M = rng.random((12, 12))
+    K = M @ M.T + np.eye(12)
+    L_inv = inverse_of_lower(np.linalg.cholesky(K[:8, :8]))
+    A = K[8:, :8] @ L_inv.T
+    assert append_rows(L_inv, A, K[8:, 8:] - A @ A.T) == pytest.approx(np.linalg.inv(np.linalg.cholesky(K)), abs=1e-8)
+
+
+def test_log_h_matches_high_precision_values():
+    """ln(phi(z) + z Phi(z)) by mpmath with 80 digits."""
+    frozen = {-1000: -500014.73445209116, -300: -45012.32653681455, -50: -1258.744182868461, -10: -55.55312203612235}
+    frozen |= {-3: -7.869686059603029, -1: -2.4851210257126413, -0.1: -1.047153314072846, 0: -0.9189385332046728}
+    frozen |= {0.1: -0.7964313395507471, 1: 0.08002621884930694, 3: 1.0987396653277077, 30: 3.4011973816621555}
+    for z, expected in frozen.items():
+        assert log_h(z) == pytest.approx(expected, abs=2e-8)
+
+
+# ---- Behaviour ----------------------------------------------------------------------------------------------------------
+def run(searcher, objective, n, workers=1):
+    """Trials of an asynchronous run in which the oldest running trial ends whenever a worker is needed."""
+    trials = []
+    for i in range(n):
+        running = [trial for trial in trials if trial.status == "running"]
+        if len(running) == workers:
+            loss = objective(running[0].config)
+            running[0].status = "done" if math.isfinite(loss) else "failed"
+            running[0].curve = [(1, loss)] if math.isfinite(loss) else []
+        suggestion = searcher.suggest(trials)
+        if suggestion is None:
+            break
+        trials.append(Trial(i, *suggestion))
+    return trials
+
+
+def bowl(config):
+    return (
+        (config["x"] - 0.7) ** 2
+        + (math.log10(config["lr"]) + 2) ** 2 / 4
+        + (config["n"] - 4) ** 2 / 20
+        + (config["kind"] == "a")
+    )
+
+
+def test_suggestion_depends_on_its_arguments_alone():
+    trials = run(GPSearch(SPACE, 3), bowl, 20, workers=4)
+    np.random.seed(1)
+    first = GPSearch(SPACE, 3).suggest(trials)
+    np.random.seed(2)
+    assert first == GPSearch(SPACE, 3).suggest(trials) and first[1] == "model"
+    assert first[0] != GPSearch(SPACE, 4).suggest(trials)[0]
+    assert [GPSearch(SPACE, 3).suggest(trials[:i])[0] for i in range(4)] == [trial.config for trial in trials[:4]]
+
+
+def test_beats_random_search_by_a_margin_and_random_search_does_not():
+    def mean_best(searcher):
+        runs = [run(searcher(SPACE, seed), bowl, 30, workers=4) for seed in range(4)]
+        return np.mean([min(trial.value for trial in trials if trial.value is not None) for trials in runs])
+
+    limit = 0.3 * mean_best(RandomSearch)
+    assert mean_best(GPSearch) < limit
+    assert not mean_best(RandomSearch) < limit
+
+
+@pytest.mark.parametrize("space", [{"n": randint(1, 6), "kind": choice(["a", "b", "c"])}, {"kind": choice(["a", "b"])}])
+def test_finite_space_is_tried_once_each_and_ends(space):
+    trials = run(GPSearch(space), lambda config: float(len(config_key(config))), 99, workers=2)
+    assert len(trials) == math.prod(domain.n_values for domain in space.values())
+    assert len({config_key(trial.config) for trial in trials}) == len(trials)
+
+
+def test_failing_region_is_avoided():
+    def objective(config):
+        return math.nan if config["x"] > 0.5 else (config["x"] - 0.4) ** 2 + (config["y"] - 0.5) ** 2
+
+    trials = run(GPSearch({"x": uniform(0, 1), "y": uniform(0, 1)}), objective, 40)
+    assert sum(trial.config["x"] > 0.5 for trial in trials[20:]) <= 6  # 10 by chance
+
+
+AWKWARD = {
+    "all equal": [1.0] * 12,
+    "two": [1.0, 2.0],
+    "huge": [1e300 * (i + 1) for i in range(12)],
+    "tiny": [1e-300 * i for i in range(12)],
+    "outliers": [0.1 * i for i in range(10)] + [1e30, -1e30],
+    "one good": [math.nan] * 11 + [1.0],
+    "half failed": [math.nan if i % 2 else float(i) for i in range(20)],
+}
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+@pytest.mark.parametrize("n_pending", [0, 64])
+def test_awkward_data_gives_a_suggestion(name, n_pending):
+    rng = np.random.default_rng(0)
+    space = {**SPACE, "steps": lograndint(1, 5), "size": ordinal([3, 1, 2])}
+    trials = [
+        Trial(i, sample(space, rng), "random", status="done", curve=[(1, loss)]) for i, loss in enumerate(AWKWARD[name])
+    ]
+    for trial in trials:
+        if math.isnan(trial.curve[0][1]):
+            trial.status, trial.curve = "failed", []
+    trials += [Trial(len(trials) + i, sample(space, rng), "random") for i in range(n_pending)]
+    config, origin = GPSearch(space).suggest(trials)
+    assert set(config) == set(space) and origin in ("model", "initial")
+
+
+def test_hundreds_of_duplicates_and_thirty_dimensions():
+    space = {f"x{i}": uniform(0, 1) for i in range(30)}
+    rng = np.random.default_rng(0)
+    config = sample(space, rng)
+    trials = [Trial(i, config, "start", status="done", curve=[(1, rng.normal())]) for i in range(300)]
+    assert GPSearch(space).suggest(trials)[1] == "model"
