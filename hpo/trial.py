@@ -51,7 +51,7 @@ class Trial:
     curve: list = field(default_factory=list)  # [(epoch, loss)] in the order of the reports
     error: str = ""  # why it failed or was ended
     started: float = 0.0
-    ended: float = float("nan")
+    ended: float | None = None
     suggest_seconds: float = 0.0
 
     @property

@@ -682,7 +682,7 @@ class Show:
         self.ticks.append(tuner.backend.now())
 
     def ended(self, trial):
-        assert trial.status != "running" and not math.isnan(trial.ended)
+        assert trial.status != "running" and trial.ended is not None
         self.ended_ids.append(trial.id)
 
 
