@@ -1,0 +1,252 @@
+"""experiments/: the simulated clock, the problems and their optima, the comparison's bookkeeping."""
+
+import csv
+import itertools
+import math
+from concurrent.futures import Future
+
+import numpy as np
+import pytest
+
+from experiments import compare_searchers, peers, problems
+from experiments.problems import PROBLEMS, search_optimum
+from experiments.simulated import simulate
+from hpo.searchers import RandomSearch
+from hpo.space import cast_config, check_space, middle, sample, uniform
+
+SPACE = {"x": uniform(0, 1)}
+
+
+# ---- The simulated clock ---------------------------------------------------------------------------------------------
+def curve(config, rng):
+    """Three epochs, a log-normal time each."""
+    for epoch in range(1, 4):
+        yield rng.lognormal(0, 0.5), {"epoch": epoch, "loss": config["x"] / epoch}
+
+
+def run(objective, n_trials=40, seed=0, **settings):
+    return simulate(RandomSearch(SPACE), SPACE, objective, seed, n_trials=n_trials, **settings)
+
+
+def test_simulated_run_is_deterministic_and_depends_on_the_seed():
+    first, again, other = (run(curve, seed=seed, n_workers=4) for seed in (0, 0, 1))
+    history = [
+        [(trial.config, trial.curve, trial.started, trial.ended) for trial in run] for run in (first, again, other)
+    ]
+    assert history[0] == history[1] != history[2]
+
+
+def test_simulated_workers_overlap_and_end_out_of_order():
+    trials = run(curve, n_workers=4)
+    assert all(trial.status == "done" and len(trial.curve) == 3 for trial in trials)
+    running = [sum(other.started <= trial.started < other.ended for other in trials) for trial in trials]
+    assert max(running) == 4 and np.mean(running) > 3
+    ends = [trial.ended for trial in trials]
+    assert ends != sorted(ends)
+    assert max(ends) < sum(trial.ended - trial.started for trial in trials) / 3
+
+
+def test_simulated_single_worker_runs_one_after_the_other():
+    trials = run(curve, n_workers=1)
+    assert all(before.ended == after.started for before, after in itertools.pairwise(trials))
+
+
+def test_simulated_failures_nan_stops_and_deadline():
+    def objective(config, rng):
+        if config["x"] < 0.3:
+            raise MemoryError("too large")
+        yield 1.0, {"loss": math.nan if config["x"] < 0.5 else config["x"]}
+        yield 1.0, {"loss": 0.0}
+
+    def rule(trial, trials, max_epochs):
+        return trial.config["x"] > 0.8
+
+    trials = run(objective, n_trials=200, n_workers=3, rule=rule, seconds=40.5)
+    assert {"failed", "stopped", "done", "timeout"} == {trial.status for trial in trials}
+    for trial in trials:
+        x, status = trial.config["x"], trial.status
+        assert status == "timeout" or status == ("failed" if x < 0.5 else "stopped" if x > 0.8 else "done")
+        assert trial.ended <= 40.5
+    assert "MemoryError: too large" in {trial.error for trial in trials}
+
+
+def test_simulated_trials_are_fast():
+    import time
+
+    before = time.perf_counter()
+    run(curve, n_trials=500, n_workers=4)
+    assert time.perf_counter() - before < 2
+
+
+# ---- The problems ----------------------------------------------------------------------------------------------------
+def at(name, values):
+    return dict(zip(PROBLEMS[name].space, values))
+
+
+ARGMINS = {  # textbook positions, or where every term of a formula vanishes
+    "branin2": [math.pi, 2.275],
+    "ackley5": problems.ACKLEY_SHIFT,
+    "hartmann6": [0.20168952, 0.15001069, 0.47687398, 0.27533243, 0.31165162, 0.65730054],
+    "hartmann3": [0.11458885, 0.55564889, 0.85254698],
+    "ellipsoid10": problems.ELLIPSOID_CENTRE,
+    "levy4": problems.LEVY_SHIFT,
+    "rosenbrock6": np.ones(6),
+    "powell8": problems.POWELL_SHIFT,
+    "sgd_cliff": [0.02, 0.9, 16, 1e-4],
+    "optimizers8": ["adam", 10**-3.15, 0.5, 1 - 10**-2.5, "gelu", 3, 128, 50],
+    "warmup5": [1e-3, 100, 512, 8, "cosine"],
+    "boosting8": [10**1.1 / 300, 300, 5, 0.75, 0.45, 5, 1.0, 1e-4],
+    "kernels7": ["rbf", "standard", 10.0, 0.01, 3, 0.0, True],
+    "agent6": [1e-3, 1 - 10**-1.9, 10**-2.2, 0.2, 512, 2],
+}
+
+
+@pytest.mark.parametrize("name", ARGMINS)
+def test_optimum_is_the_closed_form(name):
+    config = at(name, np.array(ARGMINS[name]).tolist() if PROBLEMS[name].group == "analytic" else ARGMINS[name])
+    assert cast_config(PROBLEMS[name].space, config) == config
+    assert PROBLEMS[name].true_loss(config) == pytest.approx(PROBLEMS[name].optimum, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_problem_is_sound(name):
+    problem = PROBLEMS[name]
+    check_space(problem.space)
+    rng = np.random.default_rng(0)
+    n = 20 if name.startswith("kernel_") else 200
+    losses = np.array([problem.true_loss(sample(problem.space, rng)) for _ in range(n)])
+    finite = losses[np.isfinite(losses)]
+    assert len(finite) > 0.3 * n and finite.min() >= problem.optimum - 1e-12
+    config = sample(problem.space, rng)
+    assert problem.true_loss(config) == problem.true_loss(config) or math.isnan(problem.true_loss(config))
+    same = [problem.evaluate(config, np.random.default_rng(1)) for _ in range(2)]
+    assert same[0] == same[1] or np.isnan(same).all()
+    centre = problem.true_loss(middle(problem.space))
+    assert not centre < problem.optimum + 0.02 * (np.median(finite) - problem.optimum), "the middle gives it away"
+
+
+def test_noise_has_the_true_loss_in_the_middle():
+    rng = np.random.default_rng(0)
+    for name in ("ackley5", "mlp7", "levy4"):
+        problem = PROBLEMS[name]
+        config = sample(problem.space, rng)
+        observed = [problem.evaluate(config, rng) for _ in range(500)]
+        error = np.std(observed) / math.sqrt(500)
+        assert abs(np.mean(observed) - problem.true_loss(config)) < 4 * error and error > 0
+
+
+def test_grid_reports_its_repetitions():
+    problem, rng = PROBLEMS["fashion4"], np.random.default_rng(0)
+    config = sample(problem.space, rng)
+    recorded = problems.repetitions("fashion4", config)
+    assert {problem.evaluate(config, rng) for _ in range(50)} == set(recorded)
+    assert problem.true_loss(config) == pytest.approx(recorded.mean())
+    assert len(set(problems.TABLE_SPACES) - set(PROBLEMS)) == 0, (
+        "python -m experiments.record_tables makes what is missing"
+    )
+
+
+def test_halves_are_alike():
+    halves = {half: [p for p in PROBLEMS.values() if p.half == half] for half in ("tune", "report")}
+    counts = {half: sorted(p.group for p in part) for half, part in halves.items()}
+    assert counts["tune"] == counts["report"] and len(PROBLEMS) >= 20
+    dims = {half: np.mean([len(p.space) for p in part]) for half, part in halves.items()}
+    assert abs(dims["tune"] - dims["report"]) < 0.5
+
+
+def test_search_optimum_finds_a_known_one():
+    loss, config = search_optimum(PROBLEMS["branin2"], 200, n_starts=3, n_steps=300)
+    assert loss == pytest.approx(PROBLEMS["branin2"].optimum, abs=1e-4)
+    assert PROBLEMS["branin2"].true_loss(config) == loss
+
+
+# ---- The comparison --------------------------------------------------------------------------------------------------
+def compare(tmp_path, capsys, *arguments):
+    compare_searchers.main(["--results", str(tmp_path), "--processes", "1", "--trials", "12", *arguments])
+    return capsys.readouterr().out
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """The pool's work done here: no processes to start."""
+
+    class Here:
+        def __init__(self, *args, **kwargs):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def submit(self, function, *arguments):
+            future = Future()
+            future.set_result(function(*arguments))
+            return future
+
+    monkeypatch.setattr(compare_searchers, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(compare_searchers, "plot", lambda curves, path: None)
+
+
+def test_interrupted_comparison_continues(tmp_path, capsys, in_process):
+    arguments = ["--searcher", "random", "--problems", "branin2", "ackley5", "--seeds", "3"]
+    text = compare(tmp_path, capsys, *arguments)
+    assert "6/6 runs" in text and "pooled: 2 problems" in text
+    path = tmp_path / "random.csv"
+    whole = path.read_text()
+    rows = list(csv.DictReader(whole.splitlines()))
+    assert len(rows) == 6 * 12
+
+    path.write_text("\n".join(whole.splitlines()[: 1 + 4 * 12 + 5]) + "\nrandom,12")  # cut in the middle of a row
+    text = compare(tmp_path, capsys, *arguments)
+    assert "2/2 runs" in text
+    runs = compare_searchers.read_runs(tmp_path, "random")
+    assert len(runs) == 6
+
+    def without_times(rows):
+        return [{k: v for k, v in row.items() if k != "suggest_seconds"} for row in rows]
+
+    for key, again in runs.items():
+        before = [row for row in rows if tuple(row[column] for column in compare_searchers.KEY) == key]
+        assert without_times(again) == without_times(before)
+    assert "runs" not in compare(tmp_path, capsys, *arguments).split("pooled")[0]  # nothing left to run
+
+
+def test_regret_is_monotone_and_clipped(tmp_path, capsys, in_process):
+    compare(tmp_path, capsys, "--searcher", "random", "--problems", "out_of_memory5", "--seeds", "2")
+    for key, rows in compare_searchers.read_runs(tmp_path, "random").items():
+        curve = compare_searchers.regrets(rows, key[2], "best")
+        assert np.all(np.diff(curve) <= 0) and curve.max() <= 1 and curve.min() >= 0
+        assert np.all(curve <= compare_searchers.regrets(rows, key[2], "chosen"))
+
+
+def test_better_searcher_has_a_positive_difference(tmp_path):
+    rng = np.random.default_rng(0)
+    keys = [(problem, seed) for problem in ("a", "b") for seed in range(10)]
+    values = {key: 0.1 + 0.05 * rng.standard_normal() for key in keys}
+    mean, low, high = compare_searchers.mean_and_interval(values)
+    assert low < mean < high and low > 0
+    assert mean == pytest.approx(np.mean(list(values.values())))
+    curves = {"first": {key: np.array([0.1]) for key in keys}, "second": {key: np.array([0.2]) for key in keys}}
+    assert compare_searchers.ranks(curves, keys, 1) == {"first": 1, "second": 2}
+
+
+# ---- Peers -----------------------------------------------------------------------------------------------------------
+def test_parameter_maps_every_value_back():
+    for problem in PROBLEMS.values():
+        rng = np.random.default_rng(0)
+        for name, domain in problems.domains(problem.space).items():
+            parameter = peers.parameter(name, domain)
+            for _ in range(5):
+                value = domain.sample(rng)
+                assert parameter.low <= parameter.number(value) <= parameter.high
+                back = parameter.decode(parameter.number(value))
+                assert back == pytest.approx(value, rel=1e-12) if isinstance(value, float) else back == value
+                domain.cast(back)
+
+
+def test_missing_peer_is_named():
+    for name in peers.PEERS:
+        why = peers.missing(name)
+        assert why is None or f"{name} is left out" in why and "pip install" in why
