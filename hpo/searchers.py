@@ -12,12 +12,14 @@ The next trial's id is len(trials). origin: a word for the results, such as "ran
 Notation, after Rasmussen & Williams, Gaussian Processes for Machine Learning (2006), "R&W":
 
     X (n, d)        configurations encoded in [0, 1]^d; y (n,) their standardised losses, lower is better
-    theta (p + 2,)  ln lengthscale of each of the p hyperparameters, ln signal variance, ln noise variance
+    theta (p + 3,)  ln lengthscale of each of the p hyperparameters, logit of the additive share w, ln signal variance,
+                    ln noise variance
     K, L, alpha     covariance of y, its Cholesky factor, K^-1 y; L_inv = L^-1
     X_new (m, d)    candidates; mu, sigma (m,) posterior mean and standard deviation there
 """
 
 import itertools
+import logging
 import math
 from dataclasses import dataclass
 
@@ -36,6 +38,8 @@ from hpo.space import (
     sample,
     snap,
 )
+
+logger = logging.getLogger(__name__)
 
 
 # ---- Random search --------------------------------------------------------------------------------------------------
@@ -68,25 +72,32 @@ def unseen_configs(space, seen):
 
 
 # ---- Gaussian process -----------------------------------------------------------------------------------------------
-def matern52(r2):
-    """Matern-5/2 correlation at squared scaled distance r2 (R&W eq. 4.17)."""
-    a = np.sqrt(5 * r2)
-    return (1 + a + a * a / 3) * np.exp(-a)
+def distances(A, B):
+    """(n, m) Euclidean distances of the rows of A (n, d) and B (m, d)."""
+    if A.shape[1] == 1:
+        return np.abs(A - B.T)
+    return np.sqrt(np.maximum((A * A).sum(1)[:, None] + (B * B).sum(1) - 2 * A @ B.T, 0))
 
 
-def squared_distances(A, B):
-    """(n, m) of the rows of A (n, d) and B (m, d)."""
-    return np.maximum((A * A).sum(1)[:, None] + (B * B).sum(1) - 2 * A @ B.T, 0)
+def matern52(a, decay):
+    """(1 + a + a^2/3) decay: the Matern-5/2 correlation where a = sqrt(5) r and decay = exp(-a) (R&W eq. 4.17)."""
+    K = a * a
+    K /= 3
+    K += a
+    K += 1
+    K *= decay  # in place: the arrays are the cost
+    return K
 
 
 def robust_cholesky(K):
-    """Lower Cholesky factor of K + jitter I, with the smallest jitter of 1e-10, 1e-9, ... times its scale that works."""
-    jitter = 1e-10 * np.mean(np.diag(K))
-    while True:
+    """Lower Cholesky factor of K + jitter I, the jitter the first of 1e-10, 1e-9, ... at the scale of K that works."""
+    scale = max(1.0, np.mean(np.diag(K)))
+    for power in range(-10, 1):
         try:
-            return np.linalg.cholesky(K + jitter * np.eye(len(K)))
+            return np.linalg.cholesky(K + 10.0**power * scale * np.eye(len(K)))
         except np.linalg.LinAlgError:  # rows that are nearly the same
-            jitter *= 10
+            logger.debug("Cholesky factor of %d rows: jitter grows from 1e%d", len(K), power)
+    raise np.linalg.LinAlgError(f"covariance of {len(K)} rows is not positive definite, whatever the jitter")
 
 
 def inverse_of_lower(L):
@@ -101,49 +112,88 @@ def inverse_of_lower(L):
     return inverse
 
 
+def append_rows(L_inv, A, C):
+    """L^-1 of [[K, B^T], [B, D]] from that of K (n, n), A = B L^-T (m, n) and the Schur complement C = D - A A^T."""
+    C_inv = inverse_of_lower(robust_cholesky(C))
+    return np.block([[L_inv, np.zeros((len(L_inv), len(C)))], [-C_inv @ A @ L_inv, C_inv]])
+
+
 @dataclass(frozen=True)
 class Prior:
-    """Independent normal distributions of theta's entries: (mean, standard deviation) of each logarithm."""
+    """Independent normal distributions of theta's entries (mean, standard deviation), and of the process's mean."""
 
-    lengthscale: tuple = (math.log(0.5), 0.7)
-    signal_variance: tuple = (0.0, 1.0)
-    noise_variance: tuple = (math.log(0.01), 2.0)
+    lengthscale: tuple = (math.log(0.5), 0.7)  # logarithm
+    additive: tuple = (0.0, 1.5)  # logit
+    signal_variance: tuple = (0.0, 1.0)  # logarithm
+    noise_variance: tuple = (math.log(0.01), 2.0)  # logarithm
+    mean_variance: float = 10.0  # of the unknown constant mean, integrated out
 
 
 class GaussianProcess:
-    """Zero-mean process with a Matern-5/2 kernel, one lengthscale for each hyperparameter, conditioned on (X, y).
+    """A constant plus a function, additive in part, of which (X, y) are noisy observations.
 
-    groups (d,): the hyperparameter of each column of X, as the columns of one choice share a lengthscale.
+        k(x, x') = signal ((1 - w) m(x, x') + w/p sum_i m(x_i, x'_i)) + mean_variance
+
+    with m Matern-5/2, one lengthscale for each hyperparameter, and w the share that is additive in the p hyperparameters:
+    it learns from every trial about each hyperparameter by itself (Duvenaud et al. 2011, 1112.4394). The mean is unknown:
+    the average of y, most of it from near the optimum, would promise as much of all that is unexplored.
+
+    groups (d,): the hyperparameter of each column of X, as the columns of one choice belong together.
     """
 
     def __init__(self, X, y, groups, prior=Prior()):
-        self.X, self.y, self.groups, self.p = X, y, groups, int(groups.max()) + 1
-        pairs = [prior.lengthscale] * self.p + [prior.signal_variance, prior.noise_variance]
+        self.X, self.y, self.groups, self.p, self.prior = X, y, groups, int(groups.max()) + 1, prior
+        pairs = [prior.lengthscale] * self.p + [prior.additive, prior.signal_variance, prior.noise_variance]
         self.prior_mean, self.prior_sd = np.array(pairs).T
+        self.columns = [slice(None), *(np.flatnonzero(groups == i) for i in range(self.p))]  # of each term of k
+
+    def scales(self, theta):
+        """Lengthscales (d,), additive share, signal variance, noise variance."""
+        lengthscales = np.exp(theta[: self.p])[self.groups]
+        return lengthscales, 1 / (1 + math.exp(-theta[-3])), math.exp(theta[-2]), math.exp(theta[-1])
+
+    def terms(self, theta, A, B):
+        """For each term of k: its weight, a = sqrt(5) r (n, m) and exp(-a), between the rows of A (n, d) and B (m, d)."""
+        lengthscales, share, signal, _ = self.scales(theta)
+        A, B = math.sqrt(5) * A / lengthscales, math.sqrt(5) * B / lengthscales
+        for columns, weight in zip(self.columns, [1 - share] + self.p * [share / self.p]):
+            a = distances(A[:, columns], B[:, columns])
+            yield weight * signal, a, np.exp(-a)
 
     def kernel(self, theta, A, B):
         """(n, m) prior covariance of the function at the rows of A (n, d) and B (m, d)."""
-        lengthscale = np.exp(theta[: self.p])[self.groups]
-        return np.exp(theta[-2]) * matern52(squared_distances(A / lengthscale, B / lengthscale))
+        K = np.full((len(A), len(B)), self.prior.mean_variance)
+        rows = 1 + 8192 // len(B)  # in blocks that stay in the cache: 3 times faster
+        for i in range(0, len(A), rows):
+            for weight, a, decay in self.terms(theta, A[i : i + rows], B):
+                K[i : i + rows] += weight * matern52(a, decay)
+        return K
 
     def log_posterior(self, theta):
-        """ln p(y | X, theta) + ln p(theta) up to a constant, and its gradient (p + 2,); R&W eq. 5.8, 5.9."""
-        lengthscale, signal, noise = np.exp(theta[: self.p])[self.groups], np.exp(theta[-2]), np.exp(theta[-1])
-        Z = self.X / lengthscale
-        a = np.sqrt(5 * squared_distances(Z, Z))
-        decay = signal * np.exp(-a)
-        K_f = (1 + a + a * a / 3) * decay
-        L = robust_cholesky(K_f + noise * np.eye(len(Z)))
+        """ln p(y | X, theta) + ln p(theta) up to a constant, and its gradient (p + 3,); R&W eq. 5.8, 5.9."""
+        lengthscales, share, _, noise = self.scales(theta)
+        terms = list(self.terms(theta, self.X, self.X))
+        K_joint, *K_each = (weight * matern52(a, decay) for weight, a, decay in terms)
+        K_additive = sum(K_each)
+        K = K_joint + K_additive + self.prior.mean_variance + noise * np.eye(len(self.X))
+        L = robust_cholesky(K)
         L_inv = inverse_of_lower(L)
         alpha = L_inv.T @ (L_inv @ self.y)
         deviation = (theta - self.prior_mean) / self.prior_sd
         value = -0.5 * self.y @ alpha - np.log(np.diag(L)).sum() - 0.5 * deviation @ deviation
 
         Q = np.outer(alpha, alpha) - L_inv.T @ L_inv  # d value / d K = Q / 2
-        W = Q * (5 / 3 * (1 + a) * decay)  # d K_ij / d ln l_k = 5/3 (1 + a) decay (Z_ik - Z_jk)^2, without n x n x d
-        by_column = W.sum(1) @ (Z * Z) - np.einsum("ij,ij->j", W @ Z, Z)
+        Z, by_column = self.X / lengthscales, np.zeros(len(self.groups))
+        for columns, (weight, a, decay) in zip(self.columns, terms):
+            # d K_ij / d ln l_k = weight 5/3 (1 + a) decay (Z_ik - Z_jk)^2, summed without an n x n x d array
+            W, Z_term = (1 + a) * decay, Z[:, columns]
+            W *= Q
+            W *= 5 / 3 * weight
+            by_column[columns] += W.sum(1) @ (Z_term * Z_term) - np.einsum("ij,ij->j", W @ Z_term, Z_term)
+        by_share = 0.5 * (Q * ((1 - share) * K_additive - share * K_joint)).sum()
+        by_signal = 0.5 * (Q * (K_joint + K_additive)).sum()
         by_lengthscale = np.bincount(self.groups, by_column, self.p)
-        gradient = np.array([*by_lengthscale, 0.5 * (Q * K_f).sum(), 0.5 * noise * np.trace(Q)])
+        gradient = np.array([*by_lengthscale, by_share, by_signal, 0.5 * noise * np.trace(Q)])
         return value, gradient - deviation / self.prior_sd
 
     def fit(self, n_steps=30):
@@ -154,8 +204,7 @@ class GaussianProcess:
         for _ in range(n_steps):
             step = H @ gradient
             step *= min(1.0, 1.5 / np.abs(step).max())  # within a region in which theta makes sense
-            slope = gradient @ step
-            if slope < 1e-4:
+            if gradient @ step < 1e-4:
                 break
             for _ in range(8):  # backtracking, Armijo's condition
                 new_value, new_gradient = self.log_posterior(theta + step)
@@ -172,45 +221,42 @@ class GaussianProcess:
             theta, value, gradient = theta + step, new_value, new_gradient
         return theta
 
-    def posterior(self, theta, pending=(), rng=None):
-        """Posterior given y and, at the rows of `pending`, one joint sample of the function there ("fantasies")."""
-        X, y, noise = self.X, self.y, np.exp(theta[-1])
-        K = self.kernel(theta, X, X) + noise * np.eye(len(X))
-        L_inv = inverse_of_lower(robust_cholesky(K))
-        best = (y - noise * (L_inv.T @ (L_inv @ y))).min()  # lowest posterior mean at X: K_f K^-1 y = y - noise K^-1 y
+    def posterior(self, theta, pending=(), n_fantasies=1, rng=None):
+        """Posterior given y and, at the rows of `pending` (m, d), n_fantasies joint samples of the function there.
+
+        The fantasies (Snoek et al. 2012, 1206.2944) share one L, as the covariance does not depend on y.
+        """
+        X, y, noise = self.X, self.y[:, None], math.exp(theta[-1])
+        L_inv = inverse_of_lower(robust_cholesky(self.kernel(theta, X, X) + noise * np.eye(len(X))))
+        b = L_inv @ y
+        best = (y - noise * (L_inv.T @ b)).min(axis=0)  # lowest posterior mean at X: K_f K^-1 y = y - noise K^-1 y
         if len(pending):
-            at_pending = Posterior(self, theta, X, L_inv, L_inv @ y, best)
             A = self.kernel(theta, pending, X) @ L_inv.T
             C = self.kernel(theta, pending, pending) - A @ A.T
-            fantasy = A @ at_pending.b + robust_cholesky(C + 1e-8 * np.eye(len(C))) @ rng.normal(size=len(C))
-            X, y = np.concatenate([X, pending]), np.concatenate([y, fantasy])
+            samples = A @ b + robust_cholesky(C) @ rng.normal(size=(len(C), n_fantasies))
+            X, y = np.concatenate([X, pending]), np.concatenate([np.repeat(y, n_fantasies, axis=1), samples])
             L_inv = append_rows(L_inv, A, C + noise * np.eye(len(C)))
-            best = min(best, fantasy.min())
-        return Posterior(self, theta, X, L_inv, L_inv @ y, best)
-
-
-def append_rows(L_inv, A, C):
-    """L^-1 of [[K, B^T], [B, D]] from that of K (n, n), A = B L^-T (m, n) and the Schur complement C = D - A A^T."""
-    C_inv = inverse_of_lower(robust_cholesky(C))
-    return np.block([[L_inv, np.zeros((len(L_inv), len(C)))], [-C_inv @ A @ L_inv, C_inv]])
+            b, best = L_inv @ y, np.minimum(best, samples.min(axis=0))
+        return Posterior(self, theta, X, L_inv, b, best)
 
 
 @dataclass(frozen=True)
 class Posterior:
-    """What a Gaussian process knows after (X, y): predictions for new rows."""
+    """What a Gaussian process knows after (X, y), once for each of f fantasies: predictions for new rows."""
 
     process: GaussianProcess
     theta: np.ndarray
-    X: np.ndarray
-    L_inv: np.ndarray
-    b: np.ndarray  # L^-1 y
-    best: float  # the incumbent: lowest posterior mean at an observed or pending configuration
+    X: np.ndarray  # (n, d), pending rows last
+    L_inv: np.ndarray  # (n, n)
+    b: np.ndarray  # (n, f): L^-1 y
+    best: np.ndarray  # (f,): the incumbent, lowest posterior mean at an observed or pending configuration
 
     def predict(self, X_new):
-        """mu, sigma (m,) of the function without noise (R&W Alg. 2.1)."""
-        A = self.process.kernel(self.theta, X_new, self.X) @ self.L_inv.T
-        variance = np.exp(self.theta[-2]) - np.einsum("ij,ij->i", A, A)
-        return A @ self.b, np.sqrt(np.maximum(variance, 1e-12))
+        """mu (m, f) and sigma (m, 1) of the function without noise (R&W Alg. 2.1)."""
+        process = self.process
+        A = process.kernel(self.theta, X_new, self.X) @ self.L_inv.T
+        variance = math.exp(self.theta[-2]) + process.prior.mean_variance - np.einsum("ij,ij->i", A, A)
+        return A @ self.b, np.sqrt(np.maximum(variance, 1e-12))[:, None]
 
 
 # ---- Acquisition ----------------------------------------------------------------------------------------------------
@@ -237,20 +283,39 @@ def log_expected_improvement(mu, sigma, best):
 # ---- Bayesian optimisation ------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Settings:
-    """The searcher's numbers; experiments/LOG.md has what decided them, or says that nothing has yet."""
+    """The searcher's numbers; experiments/LOG.md has what decided them."""
 
-    n_initial: int = 8  # configurations of a low-discrepancy design before the model
+    n_initial: int = 5  # trials before the model: the start configuration and a low-discrepancy design
     clip: float = 3.0  # losses worse than the median by so many spreads of the better half count as that
     n_fantasies: int = 4  # joint samples at the pending configurations, over which the acquisition is averaged
     n_random: int = 1000  # candidates from all of the space
     n_rounds: int = 4  # of ever smaller mutations of the best candidates
-    n_fit: int = 128  # rows that decide theta
-    n_rows: int = 1000  # rows in the posterior: O(n^3)
+    n_fit: int = 100  # rows that decide theta
+    n_rows: int = 500  # rows in the posterior: O(n^3)
+    n_listed: int = 2000  # a finite space of at most so many configurations is searched whole
+
+
+@dataclass(frozen=True)
+class Model:
+    """Losses and failures as functions of the encoded configuration; `explain` prints it.
+
+    losses: Posterior of the standardised losses; failures: of -1 where a trial failed and +1 where it did not, or None.
+    pending (m, d): configurations of running trials.
+    """
+
+    losses: Posterior
+    failures: Posterior | None
+    pending: np.ndarray
 
 
 class GPSearch:
-    """Gaussian-process optimisation: after a low-discrepancy design, the maximum of log expected improvement."""
+    """Gaussian-process optimisation: after a low-discrepancy design, the maximum of log expected improvement.
 
+    Failures have a process of their own (Gelbart et al. 2014, 1403.5607, weigh improvement by feasibility likewise): as
+    the worst of losses they would be a cliff that no lengthscale fits, often close to the optimum.
+    """
+
+    prior = Prior()
     settings = Settings()
     acquisition = staticmethod(log_expected_improvement)
 
@@ -267,16 +332,15 @@ class GPSearch:
         if len(seen) >= n_configs(self.space):
             return None
         rng = np.random.default_rng([self.seed, len(trials)])
-        candidates = self.ranked(trials, seen, rng)
-        origin = "initial" if candidates is None else "model"
-        if candidates is None:
-            candidates = [self.initial_point(len(trials))]
+        model = self.model(trials, rng)
+        candidates = [self.initial_point(len(trials))] if model is None else self.candidates(model, rng)
         for x in candidates:
             config = decode(self.space, x)
             if config_key(config) not in seen:
-                return config, origin
-        fallback = RandomSearch(self.space, self.seed).suggest(trials)  # every candidate is taken
-        return fallback and (fallback[0], "random")
+                return config, "initial" if model is None else "model"
+        if model is not None:
+            logger.warning("trial %d is drawn at random: all %d candidates are taken", len(trials), len(candidates))
+        return RandomSearch(self.space, self.seed).suggest(trials)
 
     def initial_point(self, i):
         """Point i (d,) of an additive recurrence, the R-sequence of Roberts (2018), shifted by the seed."""
@@ -286,47 +350,61 @@ class GPSearch:
         shift = np.random.default_rng(self.seed).random(d)
         return (shift + (i + 1) * phi ** -np.arange(1.0, d + 1)) % 1
 
-    def ranked(self, trials, seen, rng):
-        """Candidates (m, d), the best first, or None while there is too little to model."""
-        model = self.model(trials, rng)
-        if model is None:
+    def model(self, trials, rng):
+        """What the trials say; None while they are too few, or fewer than two of them have a loss."""
+        settings = self.settings
+        done = [trial for trial in trials if trial.status != "running" and trial.value is not None]
+        failed = [trial for trial in trials if trial.status != "running" and trial.value is None]
+        if len(trials) < settings.n_initial or len(done) < 2:
             return None
-        if n_configs(self.space) <= 2000:
-            left = unseen_configs(self.space, seen)
-            candidates = np.array([encode(self.space, config) for config in left])
-            return candidates[np.argsort(-self.score(model, candidates), kind="stable")]
-        best = model[0].process.X[np.argsort(model[0].process.y, kind="stable")[:5]] / self.scale
-        candidates = [snap(self.space, rng.random((self.settings.n_random, len(self.scale))))]
-        candidates = np.concatenate([*candidates, self.mutate(np.repeat(best, 50, 0), 0.1, rng)])
-        scores = self.score(model, candidates)
+        y = standardise(np.array([trial.value for trial in done]), settings.clip)
+        kept = best_and_random(y, settings.n_rows, rng)
+        X, y = self.encode([done[i] for i in kept]), y[kept]
+        pending = self.encode([trial for trial in trials if trial.status == "running"])
+        theta = self.process(X, y, best_and_random(y, settings.n_fit, rng)).fit()
+        losses = self.process(X, y).posterior(theta, pending, settings.n_fantasies, rng)
+        if not failed:
+            return Model(losses, None, pending)
+        worst = rng.permutation(len(failed))[: settings.n_rows]  # among them the newest matter no more than the oldest
+        X = np.concatenate([X, self.encode([failed[i] for i in worst])])
+        y = np.repeat([1.0, -1.0], [len(y), len(worst)])
+        theta = self.process(X, y, rng.permutation(len(y))[: settings.n_fit]).fit()
+        return Model(losses, self.process(X, y).posterior(theta), pending)
+
+    def process(self, X, y, rows=slice(None)):
+        return GaussianProcess(X[rows], y[rows], self.groups, self.prior)
+
+    def encode(self, trials):
+        """(n, d): the configurations of trials, at the kernel's scale."""
+        return (
+            np.array([encode(self.space, trial.config) for trial in trials]).reshape(-1, len(self.scale)) * self.scale
+        )
+
+    def score(self, model, X):
+        """ln of the expected improvement (m,) at the points X (m, d) in [0, 1], times the probability of no failure."""
+        mu, sigma = model.losses.predict(X * self.scale)
+        scores = np.logaddexp.reduce(self.acquisition(mu, sigma, model.losses.best), axis=1)
+        if model.failures:
+            mu, sigma = model.failures.predict(X * self.scale)
+            z = (mu / np.sqrt(sigma**2 + math.exp(model.failures.theta[-1])))[:, 0]
+            scores = scores - np.logaddexp(0, -1.702 * z)  # ln Phi(z), within 0.01 of Phi
+        return scores
+
+    def candidates(self, model, rng):
+        """Points (m, d) of the space, those with the highest score first."""
+        if n_configs(self.space) <= self.settings.n_listed:
+            X = all_points(self.space)
+            return X[np.argsort(-self.score(model, X), kind="stable")]
+        rows = model.losses.process
+        best = rows.X[np.argsort(rows.y, kind="stable")[:5]] / self.scale
+        X = snap(self.space, rng.random((self.settings.n_random, len(self.scale))))
+        X = np.concatenate([X, self.mutate(np.repeat(best, 50, axis=0), 0.1, rng)])
+        scores = self.score(model, X)
         for i in range(self.settings.n_rounds):
             top = np.argsort(-scores, kind="stable")[:40]
-            new = self.mutate(np.repeat(candidates[top], 6, 0), 0.1 * 0.35**i, rng)
-            candidates = np.concatenate([candidates[top], new])
-            scores = np.concatenate([scores[top], self.score(model, new)])
-        return candidates[np.argsort(-scores, kind="stable")]
-
-    def model(self, trials, rng):
-        """Posteriors, one for each fantasy, over which the acquisition is averaged; None with fewer than two values."""
-        rows = [trial for trial in trials if trial.value is not None or trial.status == "failed"]
-        rows = [trial for trial in rows if trial.status != "running"]
-        values = [trial.value for trial in rows if trial.value is not None]
-        if len(trials) < self.settings.n_initial or len(values) < 2:
-            return None
-        y = standardise(np.array([max(values) if t.value is None else t.value for t in rows]), self.settings.clip)
-        X = np.array([encode(self.space, trial.config) for trial in rows]) * self.scale
-        running = [encode(self.space, trial.config) for trial in trials if trial.status == "running"]
-        pending = np.array(running).reshape(-1, len(self.scale)) * self.scale
-        fit, kept = (best_and_random(y, n, rng) for n in (self.settings.n_fit, self.settings.n_rows))
-        theta = GaussianProcess(X[fit], y[fit], self.groups).fit()
-        process = GaussianProcess(X[kept], y[kept], self.groups)
-        n = self.settings.n_fantasies if len(pending) and len(kept) <= 300 else 1
-        return [process.posterior(theta, pending, rng) for _ in range(n)]
-
-    def score(self, model, X_new):
-        """ln of the expected improvement (m,), averaged over the posteriors."""
-        scores = [self.acquisition(*posterior.predict(X_new * self.scale), posterior.best) for posterior in model]
-        return np.logaddexp.reduce(scores) - math.log(len(scores))
+            new = self.mutate(np.repeat(X[top], 6, axis=0), 0.1 * 0.35**i, rng)
+            X, scores = np.concatenate([X[top], new]), np.concatenate([scores[top], self.score(model, new)])
+        return X[np.argsort(-scores, kind="stable")]
 
     def mutate(self, X, size, rng):
         """Each row (m, d) with some of its hyperparameters moved by about `size`, choices drawn anew."""
@@ -335,6 +413,13 @@ class GPSearch:
         change[np.arange(len(X)), rng.integers(p, size=len(X))] = True
         moved = np.where(self.scale < 1, rng.random(X.shape), X + size * rng.normal(size=X.shape))
         return snap(self.space, np.where(change[:, self.groups], np.clip(moved, 0, 1), X))
+
+
+def all_points(space):
+    """Encodings (n_configs, d) of all configurations of a finite space."""
+    parts = [np.array([domain.encode(value) for value in domain.values]) for domain in domains(space).values()]
+    indices = np.indices([len(part) for part in parts]).reshape(len(parts), -1)
+    return np.hstack([part[i] for part, i in zip(parts, indices)])
 
 
 def standardise(y, clip):

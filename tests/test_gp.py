@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from hpo.searchers import GaussianProcess, GPSearch, RandomSearch, append_rows, inverse_of_lower, log_h, matern52
+from hpo.searchers import GaussianProcess, GPSearch, Prior, RandomSearch, append_rows, inverse_of_lower, log_h, matern52
 from hpo.space import choice, config_key, lograndint, loguniform, ordinal, randint, sample, uniform
 from hpo.trial import Trial
 
@@ -20,15 +20,38 @@ def process(n=25, seed=0):
 # ---- Mathematics --------------------------------------------------------------------------------------------------------
 def test_matern52_matches_textbook_formula():
     for r in (0.0, 0.1, 1.0, 7.0):
-        expected = (1 + math.sqrt(5) * r + 5 * r * r / 3) * math.exp(-math.sqrt(5) * r)
-        assert matern52(np.array(r * r)) == pytest.approx(expected, rel=1e-14)
+        a = math.sqrt(5) * r
+        assert matern52(np.array(a), np.exp(-a)) == pytest.approx((1 + a + 5 * r * r / 3) * math.exp(-a), rel=1e-14)
+
+
+def textbook_kernel(gp, theta, A, B):
+    """k entry by entry, from its definition."""
+    *lengthscales, additive, signal, _ = theta
+    lengthscales, share = np.exp(lengthscales), 1 / (1 + math.exp(-additive))
+
+    def m(r2):
+        return (1 + math.sqrt(5 * r2) + 5 * r2 / 3) * math.exp(-math.sqrt(5 * r2))
+
+    def k(x, z):
+        squares = np.bincount(gp.groups, (x - z) ** 2) / lengthscales**2  # one for each hyperparameter
+        return math.exp(signal) * ((1 - share) * m(squares.sum()) + share * np.mean([m(r2) for r2 in squares]))
+
+    return np.array([[k(x, z) for z in B] for x in A]) + gp.prior.mean_variance
+
+
+def test_kernel_matches_its_formula():
+    gp, rng = process()
+    theta, A = gp.prior_mean + 0.5 * rng.normal(size=6), rng.random((9, 4))
+    assert gp.kernel(theta, A, gp.X) == pytest.approx(textbook_kernel(gp, theta, A, gp.X), rel=1e-7)
+    X = rng.random((3000, 4))
+    assert gp.kernel(theta, X, A) == pytest.approx(gp.kernel(theta, A, X).T, rel=1e-9)  # in blocks or not
 
 
 def test_gradient_matches_finite_differences():
     gp, rng = process()
-    theta = gp.prior_mean + 0.4 * rng.normal(size=5)
+    theta = gp.prior_mean + 0.4 * rng.normal(size=6)
     _, gradient = gp.log_posterior(theta)
-    steps = 1e-5 * np.eye(5)
+    steps = 1e-5 * np.eye(6)
     differences = [(gp.log_posterior(theta + s)[0] - gp.log_posterior(theta - s)[0]) / 2e-5 for s in steps]
     assert gradient == pytest.approx(differences, abs=1e-6)
 
@@ -38,18 +61,19 @@ def test_fit_reaches_a_maximum():
     theta = gp.fit()
     value, gradient = gp.log_posterior(theta)
     assert np.abs(gradient).max() < 0.05
-    assert all(value >= gp.log_posterior(theta + 0.1 * rng.normal(size=5))[0] - 1e-3 for _ in range(20))
+    assert all(value >= gp.log_posterior(theta + 0.1 * rng.normal(size=6))[0] - 1e-3 for _ in range(20))
 
 
 def test_posterior_matches_the_dense_formula():
     gp, rng = process()
     theta, X_new = gp.prior_mean, rng.random((7, 4))
     mu, sigma = gp.posterior(theta).predict(X_new)
-    K_inv = np.linalg.inv(gp.kernel(theta, gp.X, gp.X) + math.exp(theta[-1]) * np.eye(25))
-    k = gp.kernel(theta, X_new, gp.X)
-    assert mu.shape == sigma.shape == (7,)
-    assert mu == pytest.approx(k @ K_inv @ gp.y, abs=1e-7)
-    assert sigma**2 == pytest.approx(math.exp(theta[-2]) - np.einsum("ij,jk,ik->i", k, K_inv, k), abs=1e-7)
+    K_inv = np.linalg.inv(textbook_kernel(gp, theta, gp.X, gp.X) + math.exp(theta[-1]) * np.eye(25))
+    k = textbook_kernel(gp, theta, X_new, gp.X)
+    variance = math.exp(theta[-2]) + gp.prior.mean_variance - np.einsum("ij,jk,ik->i", k, K_inv, k)
+    assert mu.shape == sigma.shape == (7, 1)
+    assert mu[:, 0] == pytest.approx(k @ K_inv @ gp.y, abs=1e-6)
+    assert sigma[:, 0] ** 2 == pytest.approx(variance, abs=1e-6)
 
 
 def test_incumbent_is_the_lowest_posterior_mean_at_observed_rows():
@@ -60,12 +84,24 @@ def test_incumbent_is_the_lowest_posterior_mean_at_observed_rows():
 
 def test_fantasies_condition_on_a_sample_at_the_pending_rows():
     gp, rng = process()
-    pending, theta = rng.random((3, 4)), gp.prior_mean
-    samples = [gp.posterior(theta, pending, np.random.default_rng(i)) for i in range(400)]
+    pending, theta = rng.random((3, 4)), gp.prior_mean.copy()
+    theta[-1] = math.log(1e-6)
     mu, sigma = gp.posterior(theta).predict(pending)
-    drawn = np.array([posterior.predict(pending)[0] for posterior in samples])  # (400, 3)
-    assert drawn.mean(0) == pytest.approx(mu, abs=5 * sigma.max() / 20)
-    assert samples[0].predict(pending)[1].max() < 0.2 < sigma.min()  # little is left to learn there
+    fantasies = gp.posterior(theta, pending, 4000, rng)
+    drawn, left = fantasies.predict(pending)  # (3, 4000), (3, 1)
+    assert drawn.mean(1) == pytest.approx(mu[:, 0], abs=5 * sigma.max() / math.sqrt(4000))
+    assert drawn.std(1) == pytest.approx(sigma[:, 0], rel=0.1)
+    assert left.max() < 0.01 < sigma.min()  # little is left to learn there
+    assert fantasies.best == pytest.approx(np.minimum(gp.posterior(theta).best, drawn.min(0)), abs=0.01)
+
+
+def test_mean_is_unknown():
+    """Far from the data the process predicts the generalised least squares mean, not 0 and not the average of y."""
+    rng = np.random.default_rng(0)
+    X = np.concatenate([0.001 * rng.random((30, 2)), [[0.5, 0.5]]])  # thirty rows in one place, one elsewhere
+    gp = GaussianProcess(X, np.array([5.0] * 30 + [9.0]), np.array([0, 1]), Prior(mean_variance=1e6))
+    theta = np.array([math.log(0.05)] * 2 + [-20.0, 0.0, math.log(0.01)])
+    assert gp.posterior(theta).predict(np.array([[0.0, 1.0]]))[0][0, 0] == pytest.approx(7.0, abs=0.05)
 
 
 @pytest.mark.parametrize("n", [1, 5, 97, 300])
