@@ -48,9 +48,9 @@ def parse(arguments=None):
     add = parser.add_argument_group("search").add_argument
     add(
         "--searcher",
-        default="random",
+        default="gp",
         metavar="NAME",
-        help="random, gp, or FILE.py:CLASS for your own; default random until gp is compared with its peers",
+        help="gp (Gaussian process), random, or FILE.py:CLASS for your own; default gp",
     )
     add("--seed", type=natural, default=0, metavar="N", help="same seed, same suggestions and weights; default 0")
     add(

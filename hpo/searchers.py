@@ -79,14 +79,14 @@ def distances(A, B):
     return np.sqrt(np.maximum((A * A).sum(1)[:, None] + (B * B).sum(1) - 2 * A @ B.T, 0))
 
 
-def matern52(a, decay):
-    """(1 + a + a^2/3) decay: the Matern-5/2 correlation where a = sqrt(5) r and decay = exp(-a) (R&W eq. 4.17)."""
-    K = a * a
-    K /= 3
-    K += a
-    K += 1
-    K *= decay  # in place: the arrays are the cost
-    return K
+def matern52(a):
+    """Matern-5/2 correlation k at a = sqrt(5) r (R&W eq. 4.17), and -k'(a) / a, which its gradient needs."""
+    decay = np.exp(-a)
+    slope = (1 + a) * decay
+    decay *= a * a / 3  # in place: the arrays are the cost
+    decay += slope
+    slope /= 3
+    return decay, slope
 
 
 def robust_cholesky(K):
@@ -139,10 +139,12 @@ class GaussianProcess:
     the average of y, most of it from near the optimum, would promise as much of all that is unexplored.
 
     groups (d,): the hyperparameter of each column of X, as the columns of one choice belong together.
+    correlation: m, as a function of a = sqrt(5) r; returns (m, -m'(a) / a).
     """
 
-    def __init__(self, X, y, groups, prior=Prior()):
-        self.X, self.y, self.groups, self.p, self.prior = X, y, groups, int(groups.max()) + 1, prior
+    def __init__(self, X, y, groups, prior=Prior(), correlation=matern52):
+        self.X, self.y, self.groups, self.p = X, y, groups, int(groups.max()) + 1
+        self.prior, self.correlation = prior, correlation
         pairs = [prior.lengthscale] * self.p + [prior.additive, prior.signal_variance, prior.noise_variance]
         self.prior_mean, self.prior_sd = np.array(pairs).T
         self.columns = [slice(None), *(np.flatnonzero(groups == i) for i in range(self.p))]  # of each term of k
@@ -153,28 +155,27 @@ class GaussianProcess:
         return lengthscales, 1 / (1 + math.exp(-theta[-3])), math.exp(theta[-2]), math.exp(theta[-1])
 
     def terms(self, theta, A, B):
-        """For each term of k: its weight, a = sqrt(5) r (n, m) and exp(-a), between the rows of A (n, d) and B (m, d)."""
+        """For each term of k: its weight, m and -m'(a) / a (n, m) between the rows of A (n, d) and B (m, d)."""
         lengthscales, share, signal, _ = self.scales(theta)
         A, B = math.sqrt(5) * A / lengthscales, math.sqrt(5) * B / lengthscales
         for columns, weight in zip(self.columns, [1 - share] + self.p * [share / self.p]):
-            a = distances(A[:, columns], B[:, columns])
-            yield weight * signal, a, np.exp(-a)
+            yield weight * signal, *self.correlation(distances(A[:, columns], B[:, columns]))
 
     def kernel(self, theta, A, B):
         """(n, m) prior covariance of the function at the rows of A (n, d) and B (m, d)."""
         K = np.full((len(A), len(B)), self.prior.mean_variance)
         rows = 1 + 8192 // len(B)  # in blocks that stay in the cache: 3 times faster
         for i in range(0, len(A), rows):
-            for weight, a, decay in self.terms(theta, A[i : i + rows], B):
-                K[i : i + rows] += weight * matern52(a, decay)
+            for weight, correlation, _ in self.terms(theta, A[i : i + rows], B):
+                K[i : i + rows] += weight * correlation
         return K
 
     def log_posterior(self, theta):
         """ln p(y | X, theta) + ln p(theta) up to a constant, and its gradient (p + 3,); R&W eq. 5.8, 5.9."""
         lengthscales, share, _, noise = self.scales(theta)
         terms = list(self.terms(theta, self.X, self.X))
-        K_joint, *K_each = (weight * matern52(a, decay) for weight, a, decay in terms)
-        K_additive = sum(K_each)
+        K_joint = terms[0][0] * terms[0][1]
+        K_additive = sum(weight * correlation for weight, correlation, _ in terms[1:])
         K = K_joint + K_additive + self.prior.mean_variance + noise * np.eye(len(self.X))
         L = robust_cholesky(K)
         L_inv = inverse_of_lower(L)
@@ -183,13 +184,11 @@ class GaussianProcess:
         value = -0.5 * self.y @ alpha - np.log(np.diag(L)).sum() - 0.5 * deviation @ deviation
 
         Q = np.outer(alpha, alpha) - L_inv.T @ L_inv  # d value / d K = Q / 2
-        Z, by_column = self.X / lengthscales, np.zeros(len(self.groups))
-        for columns, (weight, a, decay) in zip(self.columns, terms):
-            # d K_ij / d ln l_k = weight 5/3 (1 + a) decay (Z_ik - Z_jk)^2, summed without an n x n x d array
-            W, Z_term = (1 + a) * decay, Z[:, columns]
-            W *= Q
-            W *= 5 / 3 * weight
-            by_column[columns] += W.sum(1) @ (Z_term * Z_term) - np.einsum("ij,ij->j", W @ Z_term, Z_term)
+        Z, by_column = math.sqrt(5) * self.X / lengthscales, np.zeros(len(self.groups))
+        for columns, (weight, _, slope) in zip(self.columns, terms):
+            # d K_ij / d ln l_k = weight slope_ij (Z_ik - Z_jk)^2, summed without an n x n x d array
+            W, Z_term = Q * slope, Z[:, columns]
+            by_column[columns] += weight * (W.sum(1) @ Z_term**2 - np.einsum("ij,ij->j", W @ Z_term, Z_term))
         by_share = 0.5 * (Q * ((1 - share) * K_additive - share * K_joint)).sum()
         by_signal = 0.5 * (Q * (K_joint + K_additive)).sum()
         by_lengthscale = np.bincount(self.groups, by_column, self.p)
@@ -297,15 +296,15 @@ class Settings:
 
 @dataclass(frozen=True)
 class Model:
-    """Losses and failures as functions of the encoded configuration; `explain` prints it.
+    """Losses and failures as functions of the encoded configuration; experiments/explain.py prints it.
 
-    losses: Posterior of the standardised losses; failures: of -1 where a trial failed and +1 where it did not, or None.
-    pending (m, d): configurations of running trials.
+    losses: Posterior of y, where loss = centre + unit y for (centre, unit) = `units`.
+    failures: Posterior of -1 where a trial failed and +1 where it did not; None without failures.
     """
 
     losses: Posterior
     failures: Posterior | None
-    pending: np.ndarray
+    units: tuple
 
 
 class GPSearch:
@@ -315,9 +314,10 @@ class GPSearch:
     the worst of losses they would be a cliff that no lengthscale fits, often close to the optimum.
     """
 
+    correlation = staticmethod(matern52)
+    acquisition = staticmethod(log_expected_improvement)
     prior = Prior()
     settings = Settings()
-    acquisition = staticmethod(log_expected_improvement)
 
     def __init__(self, space, seed=0, max_epochs=None):
         check_space(space)
@@ -357,22 +357,22 @@ class GPSearch:
         failed = [trial for trial in trials if trial.status != "running" and trial.value is None]
         if len(trials) < settings.n_initial or len(done) < 2:
             return None
-        y = standardise(np.array([trial.value for trial in done]), settings.clip)
+        y, units = standardise(np.array([trial.value for trial in done]), settings.clip)
         kept = best_and_random(y, settings.n_rows, rng)
         X, y = self.encode([done[i] for i in kept]), y[kept]
         pending = self.encode([trial for trial in trials if trial.status == "running"])
         theta = self.process(X, y, best_and_random(y, settings.n_fit, rng)).fit()
         losses = self.process(X, y).posterior(theta, pending, settings.n_fantasies, rng)
         if not failed:
-            return Model(losses, None, pending)
+            return Model(losses, None, units)
         worst = rng.permutation(len(failed))[: settings.n_rows]  # among them the newest matter no more than the oldest
         X = np.concatenate([X, self.encode([failed[i] for i in worst])])
         y = np.repeat([1.0, -1.0], [len(y), len(worst)])
         theta = self.process(X, y, rng.permutation(len(y))[: settings.n_fit]).fit()
-        return Model(losses, self.process(X, y).posterior(theta), pending)
+        return Model(losses, self.process(X, y).posterior(theta), units)
 
     def process(self, X, y, rows=slice(None)):
-        return GaussianProcess(X[rows], y[rows], self.groups, self.prior)
+        return GaussianProcess(X[rows], y[rows], self.groups, self.prior, self.correlation)
 
     def encode(self, trials):
         """(n, d): the configurations of trials, at the kernel's scale."""
@@ -383,7 +383,7 @@ class GPSearch:
     def score(self, model, X):
         """ln of the expected improvement (m,) at the points X (m, d) in [0, 1], times the probability of no failure."""
         mu, sigma = model.losses.predict(X * self.scale)
-        scores = np.logaddexp.reduce(self.acquisition(mu, sigma, model.losses.best), axis=1)
+        scores = np.logaddexp.reduce(self.acquisition(mu, sigma, model.losses.best), axis=1) - math.log(mu.shape[1])
         if model.failures:
             mu, sigma = model.failures.predict(X * self.scale)
             z = (mu / np.sqrt(sigma**2 + math.exp(model.failures.theta[-1])))[:, 0]
@@ -422,12 +422,17 @@ def all_points(space):
     return np.hstack([part[i] for part, i in zip(parts, indices)])
 
 
-def standardise(y, clip):
-    """Losses (n,) with mean 0 and variance 1, those far above the median clipped: a diverged trial is bad enough."""
-    y = y / (np.abs(y).max() or 1.0)  # squares of 1e300 would overflow
+def standardise(losses, clip):
+    """y (n,) with mean 0 and variance 1, and (centre, unit) such that loss = centre + unit y.
+
+    Losses far above the median are clipped first: that a diverged trial is bad is enough to know.
+    """
+    size = np.abs(losses).max() or 1.0  # squares of 1e300 would overflow
+    y = losses / size
     spread = np.median(y) - np.quantile(y, 0.16) or y.std()
     y = np.minimum(y, np.median(y) + clip * spread)
-    return (y - y.mean()) / (y.std() or 1.0)
+    centre, unit = y.mean(), y.std() or 1.0
+    return (y - centre) / unit, (centre * size, unit * size)
 
 
 def best_and_random(y, n, rng):

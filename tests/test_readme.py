@@ -1,18 +1,30 @@
 """The README's examples, run as they stand there."""
 
 import csv
+import math
 import pathlib
 import re
+import runpy
 import subprocess
 import sys
 
-from hpo import RandomSearch, load
-from hpo.results import load_run
-from hpo.space import domains
+import numpy as np
+import pytest
+
+from hpo import GPSearch, load, uniform
+from hpo.space import sample
+from hpo.trial import Trial
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = dict(re.findall(r"<!-- test: (\w+) -->\n```python\n(.*?)```", README, re.DOTALL))
+
+
+def run_example(name, folder, replace=("", "")):
+    """The names that an example defines."""
+    path = folder / "example.py"
+    path.write_text(EXAMPLES[name].replace(*replace) if replace[0] else EXAMPLES[name])
+    return runpy.run_path(str(path))
 
 
 def test_examples_run_with_the_real_command(tmp_path):
@@ -27,10 +39,36 @@ def test_examples_run_with_the_real_command(tmp_path):
     assert [row["status"] for row in rows] == ["done"] * 12
     assert {row["origin"] for row in rows} >= {"start", "step"}
 
-    trials, run = load(tmp_path / "run"), load_run(tmp_path / "run")
-    config, origin = RandomSearch(run["space"], seed=0).suggest(trials)  # the README's REPL example
-    assert origin == "random" and set(domains(run["space"])) <= set(config)
-    assert [len(trial.curve) for trial in trials] == [9] * 12
+    assert [len(trial.curve) for trial in load(tmp_path / "run")] == [9] * 12
+
+
+def test_loop_by_hand_suggests_from_a_run(tmp_path):
+    objective = tmp_path / "quick.py"
+    objective.write_text(
+        "from hpo import Reporter\nfrom train.mlp_fashion_mnist import config_space, metric, mode\n"
+        "def objective(config):\n    Reporter()(epoch=1, accuracy=config['dropout_1'])\n"
+    )
+    command = [sys.executable, "run.py", objective, "--trials", "8", "--results", tmp_path / "run"]
+    subprocess.run(command, check=True, cwd=ROOT, timeout=60, capture_output=True)
+    names = run_example("loop", tmp_path, replace=("results/DIR", str(tmp_path / "run")))
+    assert set(names["config"]) == set(names["config_space"]) and names["origin"] == "model"
+
+
+def test_replaced_parts_are_used_and_their_gradient_fits(tmp_path):
+    names = run_example("parts", tmp_path)
+    space, rng = {"x": uniform(0, 1), "y": uniform(0, 1)}, np.random.default_rng(0)
+    trials = [Trial(i, sample(space, rng), "random", status="done") for i in range(12)]
+    for trial in trials:
+        trial.curve = [(1, trial.config["x"] + rng.normal())]
+    mine = names["Mine"](space)
+    assert mine.suggest(trials)[0] != GPSearch(space).suggest(trials)[0]
+    process = mine.model(trials, rng).losses.process
+    assert process.kernel(np.zeros(5), np.zeros((1, 2)), np.ones((1, 2)))[0, 0] == pytest.approx(
+        (math.exp(-1) + math.exp(-0.5)) / 2 + mine.prior.mean_variance  # joint and additive half, at distance sqrt 2
+    )
+    theta, step = process.prior_mean, 1e-5 * np.eye(5)
+    slopes = [(process.log_posterior(theta + s)[0] - process.log_posterior(theta - s)[0]) / 2e-5 for s in step]
+    assert process.log_posterior(theta)[1] == pytest.approx(slopes, rel=1e-5, abs=1e-5)
 
 
 def test_searcher_example_is_short():

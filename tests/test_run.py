@@ -71,7 +71,7 @@ def test_run_writes_its_folder_and_a_summary(quick, tmp_path):
     assert sorted(int(row["trial"]) for row in trials) == list(range(7))
     assert len(reports) == 7 * 3
     assert {row["status"] for row in trials} == {"done"}
-    assert {row["origin"] for row in trials} == {"start", "random"}
+    assert {row["origin"] for row in trials} == {"start", "initial", "model"}
     for row in trials:
         x = float(row["config_x"])
         assert float(row["value"]) == float(row["last_value"]) == x**2 + 1 / 3
