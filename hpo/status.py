@@ -33,6 +33,10 @@ class Status:
             f"searcher {self.args.searcher}, {tuner.n_workers} workers with {threads}, {self.args.hours:g} hours"
         )
         say(f"results: {self.results.folder}")
+        if tuner.trials:
+            n_ended = len(tuner.trials) - len(tuner.unended)
+            used = clock(tuner.began)
+            say(f"resumed: {n_ended} trials have ended, {len(tuner.unended)} are started again, {used} used")
 
     def warn(self):
         if self.stand_in:
@@ -88,7 +92,7 @@ class Status:
             say("  " + command_line(self.args.objective, best.config, seed, n_threads))
         else:
             say(f"no trial has reported {self.results.metric}")
-        share = tuner.busy_seconds / (tuner.n_workers * elapsed)
+        share = tuner.busy_seconds / (tuner.n_workers * (elapsed - tuner.began))
         say(f"the workers were training {100 * share:.1f}% of the time")
         for name in ("trials.csv", "reports.csv"):
             say(f"{self.results.folder / name}")
