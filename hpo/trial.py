@@ -356,10 +356,12 @@ def _trial_process(connection, path, config, seed, n_threads, device, log_path, 
 
 
 def _print_to(path):
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for target in (0, 1, 2):  # not the tuner's, even when there can be no log
+        os.dup2(nothing, target)
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for source, target in ((nothing, 0), (log, 1), (log, 2)):
-        os.dup2(source, target)
+    for target in (1, 2):
+        os.dup2(log, target)
     for name, file in (("stdout", 1), ("stderr", 2)):
         stream = os.fdopen(file, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
         setattr(sys, name, stream)
