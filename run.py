@@ -1,6 +1,7 @@
 """Tunes an objective file: python run.py --hours 3 --workers 4. See --help and README.md."""
 
 import argparse
+import dataclasses
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 
 ROOT = pathlib.Path(__file__).resolve().parent
 DEFAULT_OBJECTIVE = (
@@ -18,6 +20,7 @@ DEFAULT_OBJECTIVE = (
 ENDING_SIGNALS = [signal.SIGINT, signal.SIGTERM]
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
     ENDING_SIGNALS.append(signal.SIGHUP)
+BUDGET = ("hours", "trials", "workers", "trial_timeout")  # what a resumed run may change
 
 
 # ---- Command line -------------------------------------------------------------------------------------------------------
@@ -26,11 +29,12 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}; see --help\n")  # one line
 
 
-def parse(arguments=None):
+def parse(arguments=None, prog="run.py"):
     parser = Parser(
-        prog="run.py",
+        prog=prog,
         allow_abbrev=False,
-        description="Tunes the hyperparameters of an objective file; everything goes to CSV files in a new folder.",
+        description="Tunes the hyperparameters of an objective file; everything goes to CSV files in a new folder, from "
+        "which --resume goes on.",
         epilog="Exit codes: 0 finished, 1 failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM.",
     )
     parser.add_argument(
@@ -41,7 +45,7 @@ def parse(arguments=None):
         help="a Python file with config_space, metric, mode and objective(config); default train/mlp_fashion_mnist.py",
     )
     add = parser.add_argument_group("budget").add_argument
-    add("--hours", type=positive, default=3.0, metavar="H", help="time for the whole run; default 3")
+    add("--hours", type=positive, default=3.0, metavar="H", help="time for the whole run, resumed or not; default 3")
     add("--trials", type=positive_int, metavar="N", help="stop after N trials; default: as many as the time allows")
     add("--workers", type=positive_int, default=4, metavar="N", help="trials at a time, sharing the cores; default 4")
     add("--trial_timeout", type=positive, default=math.inf, metavar="SECONDS", help="end a longer trial; default none")
@@ -74,7 +78,20 @@ def parse(arguments=None):
     add("--epochs_name", default="epochs", metavar="NAME", help="the constant that is the last epoch; default epochs")
     add = parser.add_argument_group("results").add_argument
     add("--results", metavar="DIR", help="a new folder for the run; default results/<timestamp>")
+    add(
+        "--resume",
+        metavar="DIR",
+        help="go on with the run in this folder: all else comes from there, and --hours, --trials, --workers and "
+        "--trial_timeout may be changed",
+    )
     return parser, parser.parse_args(arguments)
+
+
+def given_arguments(parser, arguments):
+    """{name: value} of what stands on the command line, without the defaults."""
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    return vars(parser.parse_args(arguments))
 
 
 def positive(text):
@@ -112,15 +129,19 @@ def main(arguments=None):
         stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115 (for the whole run)
         stream.reconfigure(errors="backslashreplace")
         setattr(sys, name, stream)
+    warnings.showwarning = lambda message, *_: print(f"{parser.prog}: warning: {message}", file=sys.stderr)
     try:
-        tuner = build(args)
+        if args.resume is None:
+            tuner = build(args)
+        elif (tuner := resume(given_arguments(parser, arguments))) is None:
+            return 0  # the run has finished
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     return run(parser, tuner)
 
 
-def build(args):
-    """The Tuner of a new run; ValueError for bad input, and then nothing has been written."""
+def build(args, results=None):
+    """The Tuner of a new run, or of the one in `results`; ValueError for bad input, and then nothing has been written."""
     from hpo.objective import describe, import_error
     from hpo.results import Results, check_new
     from hpo.status import STAND_IN, Status, say
@@ -130,12 +151,16 @@ def build(args):
     if args.results == "":
         raise ValueError("--results: expected the name of a new folder, got ''")
     folder = pathlib.Path(args.results or f"results/{time.strftime('%Y-%m-%d_%H-%M-%S')}")
-    check_new(folder)
+    if results is None:
+        check_new(folder)
     searcher_class = find_searcher(args.searcher)
     say(f"loading {args.objective}")
     warm_up(args.objective, args.workers)
-    problem = describe(args.objective, lambda space: adjust(space, args), args.metric, args.mode)
-    if not args.results:
+    if results is None:
+        problem = describe(args.objective, lambda space: adjust(space, args), args.metric, args.mode)
+    else:
+        problem = describe_again(args, results)
+    if results is None and not args.results:
         suffix = f"-{STAND_IN}" if problem.space.get("dataset") == STAND_IN else ""
         folder = first_unused(folder.with_name(folder.name + suffix))
     max_epochs = last_epoch(problem.space, args.epochs_name)
@@ -145,12 +170,16 @@ def build(args):
         raise ValueError(
             f"--searcher {args.searcher}: {import_error(error, args.searcher.rpartition(':')[0])}"
         ) from error
-    start = read_start(args.start, problem.space) if args.start else None
-    given = {name: value for name, value in vars(args).items() if value not in (None, math.inf)}
-    results = Results.create(
-        folder, problem.space, problem.metric, problem.mode, {"arguments": given, "prepared": problem.prepared}
-    )
-    backend = LocalBackend(args.objective, folder / "logs", args.seed, args.workers, problem.n_gpus)
+    used = {name: value for name, value in vars(args).items() if value not in (None, math.inf)}
+    if results is None:
+        start = read_start(args.start, problem.space) if args.start else None
+        settings = {"arguments": used, "prepared": problem.prepared, "start": start}
+        results = Results.create(folder, problem.space, problem.metric, problem.mode, settings)
+    else:
+        start = cast_start(results.run.get("start"), problem.space, results.folder / "run.json")
+        results.begin_session(used)
+    logs = results.folder / "logs"
+    backend = LocalBackend(args.objective, logs, args.seed, args.workers, problem.n_gpus, results.clock)
     return Tuner(
         problem.space,
         searcher,
@@ -163,6 +192,7 @@ def build(args):
         max_epochs=max_epochs,
         start=start,
         show=Status(args, backend, results),
+        trials=results.trials,
     )
 
 
@@ -199,6 +229,102 @@ def run(parser, tuner):
     return 128 + signals[0] if signals else 0
 
 
+# ---- A run that goes on -------------------------------------------------------------------------------------------------
+def resume(given):
+    """The Tuner of the run in the folder given["resume"], or None when it has finished.
+
+    given: {name: value} of the flags on the command line; ValueError names one that differs from the run's own.
+    """
+    from hpo.results import Results
+    from hpo.status import clock, say
+    from hpo.tuner import is_unended
+
+    results = Results.open(given.pop("resume"))
+    args = earlier_arguments(results)
+    for name, value in given.items():
+        if name in BUDGET:
+            setattr(args, name, value)
+        else:
+            check_same(name, value, args, results)
+    n_trials = len(results.trials)
+    is_spent = results.clock + 0.001 >= args.hours * 3600 or n_trials >= (args.trials or math.inf)  # times are in ms
+    if is_spent and not any(is_unended(trial) for trial in results.trials):
+        of = f"{args.hours:g} hours" + (f" and {args.trials} trials" if args.trials else "")
+        say(
+            f"{results.folder}: the run has finished: {n_trials} trials in {clock(results.clock)}, of {of}; raise ",
+            end="",
+        )
+        say("--hours to go on" if n_trials < (args.trials or math.inf) else "--trials to go on")
+        results.close()
+        return None
+    return build(args, results)
+
+
+def earlier_arguments(results):
+    """The arguments of the run so far, from its run.json."""
+    words = []
+    for name, value in results.run.get("arguments", {}).items():
+        if name != "objective":
+            words += [f"--{name}={item}" for item in (value if isinstance(value, list) else [value])]
+    words += ["--", str(results.run.get("arguments", {}).get("objective", DEFAULT_OBJECTIVE))]
+    return parse(words, f"{results.folder / 'run.json'}: arguments")[1]
+
+
+def check_same(name, value, args, results):
+    """None; ValueError when an argument given to a resumed run is not the run's own."""
+    from hpo.space import config_key
+
+    own, flag = getattr(args, name), "OBJECTIVE" if name == "objective" else f"--{name}"
+    if name in ("metric", "mode"):
+        own = getattr(results, name)
+    elif name == "objective" and os.path.exists(value):
+        if not os.path.exists(own) or os.path.samefile(own, value):  # the run was moved, or another way to write it
+            own = args.objective = value
+    elif name == "start":
+        value, own = read_start(value, results.space), results.run.get("start")
+    elif name == "space":
+        space = adjust(None, argparse.Namespace(space=value, set=args.set)) | results.run.get("prepared", {})
+        return check_space_same(space, results, f"--space {value} has")
+    elif name == "set":
+        for assignment in set(value) - set(own):
+            space = adjust(results.space, argparse.Namespace(space=None, set=[assignment]))
+            check_space_same(space, results, f"--set {assignment} makes it")
+        return
+    if config_key(value) != config_key(own):
+        raise ValueError(
+            f"{flag}: {results.folder} has {own!r}, got {value!r}; a resumed run keeps its own: leave it out"
+        )
+
+
+def describe_again(args, results):
+    """The Problem of a run that goes on; ValueError when the objective file no longer is what it was."""
+    from hpo.objective import describe
+
+    if not os.path.exists(args.objective):
+        raise ValueError(
+            f"{args.objective}: no such file; resume from the folder in which the run began, or name OBJECTIVE"
+        )
+
+    def adjusted(space):
+        return results.space if args.space else adjust(space, args)
+
+    problem = describe(args.objective, adjusted, args.metric, args.mode, results.run.get("prepared", {}))
+    for name in ("metric", "mode"):
+        now, own = getattr(problem, name), getattr(results, name)
+        if now != own:
+            raise ValueError(f"{name}: {results.folder} has {own!r}, {args.objective} now {now!r}; change it back")
+    check_space_same(problem.space, results, f"{args.objective} now has")
+    return dataclasses.replace(problem, space=results.space)  # in the order of its columns
+
+
+def check_space_same(space, results, what):
+    for name in [*results.space, *space]:
+        own, other = (repr(s[name]) if name in s else "nothing" for s in (results.space, space))
+        if own != other:
+            raise ValueError(f"{name}: {results.folder} has {own}, {what} {other}; a resumed run keeps its space")
+
+
+# ---- What the arguments name --------------------------------------------------------------------------------------------
 def adjust(space, args):
     """The space of the run: the file's, or that of --space, with every --set applied."""
     from hpo.space import set_value, space_from_json
@@ -223,13 +349,17 @@ def read_json(path, flag):
 
 
 def read_start(path, space):
+    return cast_start(read_json(path, "--start"), space, f"--start {path}")
+
+
+def cast_start(configs, space, where):
     from hpo.space import cast_config
 
-    configs = read_json(path, "--start")
     try:
-        return [cast_config(space, config) for config in (configs if isinstance(configs, list) else [configs])]
+        configs = configs if configs is None or isinstance(configs, list) else [configs]
+        return configs and [cast_config(space, config) for config in configs]
     except ValueError as error:
-        raise ValueError(f"--start {path}: {error}") from None
+        raise ValueError(f"{where}: {error}") from None
 
 
 def last_epoch(space, name):

@@ -138,11 +138,12 @@ def kill_session(pid, number=SIGKILL):
 
 
 # ---- Describing ---------------------------------------------------------------------------------------------------------
-def describe(path, adjust, metric=None, mode=None):
+def describe(path, adjust, metric=None, mode=None, prepared=None):
     """Problem of an objective file, found out in a process of its own; ValueError says what is wrong with the file.
 
     adjust: function from the file's space to that of the run (--space, --set), called between the file's import and its
-    prepare(constants). metric, mode: replace the file's own.
+    prepare(constants). metric, mode: replace the file's own. prepared: what its prepare returned when the run began;
+    then it does not run again.
     """
     if not pathlib.Path(path).is_file():
         raise ValueError(f"{path}: no such file; expected a Python file with config_space and objective(config)")
@@ -161,9 +162,10 @@ def describe(path, adjust, metric=None, mode=None):
         if mode not in ("max", "min"):
             raise ValueError(f'{path}: mode: expected "max" or "min", got {mode!r}; or give --mode')
         space = adjust(space_from_json(found["space"]))
-        connection.send_bytes(json.dumps(constants(space)).encode())
-        prepared = _receive(connection, process, path)
-        return Problem({**space, **prepared["constants"]}, metric, mode, prepared["constants"], prepared["n_gpus"])
+        connection.send_bytes(json.dumps(constants(space) if prepared is None else None).encode())
+        answer = _receive(connection, process, path)
+        prepared = answer["constants"] if prepared is None else prepared
+        return Problem({**space, **prepared}, metric, mode, prepared, answer["n_gpus"])
     finally:
         kill_session(process.pid)
         process.join()
@@ -203,7 +205,7 @@ def _describe_process(connection, path):
         found |= {name: getattr(module, name, None) for name in ("metric", "mode")}
         connection.send_bytes(json.dumps(found, default=repr).encode())
         given = json.loads(connection.recv_bytes())
-        replaced = _prepare(module, path, given)
+        replaced = {} if given is None else _prepare(module, path, given)
         torch = sys.modules.get("torch")
         answer = {"constants": replaced, "n_gpus": torch.cuda.device_count() if torch else 0}
     except ValueError as error:

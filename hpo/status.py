@@ -11,6 +11,7 @@ from hpo.space import domains
 from hpo.trial import trial_seed
 
 PLAIN_SECONDS = 60.0  # between two status lines where the output is no terminal
+LIVE_SECONDS = 0.05  # between two on a terminal, at least: thousands of reports a second must not wait for it
 STAND_IN = "synthetic"  # the value of the constant `dataset` that is no real data
 
 
@@ -23,6 +24,7 @@ class Status:
         self.live = sys.stdout.isatty()
         self.seconds = 1.0 if self.live else PLAIN_SECONDS  # between two ticks, at most
         self.last_tick = backend.now()
+        self.count, self.best = counts([]), None  # of the ended trials, kept up to date: there may be 10,000
 
     def begin(self, tuner):
         self.warn()
@@ -33,6 +35,14 @@ class Status:
             f"searcher {self.args.searcher}, {tuner.n_workers} workers with {threads}, {self.args.hours:g} hours"
         )
         say(f"results: {self.results.folder}")
+        unended = {trial.id for trial in tuner.unended}
+        for trial in tuner.trials:
+            if trial.id not in unended:
+                self.note(trial)
+        if tuner.trials:
+            n_ended = len(tuner.trials) - len(tuner.unended)
+            used = clock(tuner.began)
+            say(f"resumed: {n_ended} trials have ended, {len(tuner.unended)} are started again, {used} used")
 
     def warn(self):
         if self.stand_in:
@@ -42,7 +52,7 @@ class Status:
 
     def tick(self, tuner):
         now = self.backend.now()
-        if self.live or now - self.last_tick >= PLAIN_SECONDS:
+        if now - self.last_tick >= (LIVE_SECONDS if self.live else PLAIN_SECONDS):
             self.last_tick = now
             line = self.line(tuner)
             if self.live:
@@ -52,19 +62,23 @@ class Status:
                 say(line)
 
     def line(self, tuner):
-        now, count = self.backend.now(), counts(tuner.trials)
-        best = best_trial(tuner.trials)
+        now, count = self.backend.now(), self.count
+        best = best_trial([self.best, *tuner.running.values()] if self.best else tuner.running.values())
         found = f"best {self.value(best.value)} (trial {best.id})" if best else "no result yet"
-        n_ended = len(tuner.trials) - count["running"]
-        rate = 3600 * n_ended / now if now > 0 else 0
+        rate = 3600 * sum(count.values()) / now if now > 0 else 0
         n_stopped = f"{count['stopped']} stopped, " + (f"{count['timeout']} timed out, " if count["timeout"] else "")
         return (
             f"{'STAND-IN DATA | ' if self.stand_in else ''}{clock(now)} elapsed, {clock(tuner.seconds - now)} left | "
-            f"{count['done']} done, {count['running']} running, {n_stopped}{count['failed']} failed | {found} | "
+            f"{count['done']} done, {len(tuner.running)} running, {n_stopped}{count['failed']} failed | {found} | "
             f"{rate:.0f} trials/h"
         )
 
+    def note(self, trial):
+        self.count[trial.status] += 1
+        self.best = best_trial([self.best, trial] if self.best else [trial])
+
     def ended(self, trial):
+        self.note(trial)
         what = "" if trial.value is None else f"{self.value(trial.value)} at epoch {trial.best_epoch}"
         self.clear()
         parts = [
@@ -88,7 +102,7 @@ class Status:
             say("  " + command_line(self.args.objective, best.config, seed, n_threads))
         else:
             say(f"no trial has reported {self.results.metric}")
-        share = tuner.busy_seconds / (tuner.n_workers * elapsed)
+        share = tuner.busy_seconds / (tuner.n_workers * (elapsed - tuner.began))
         say(f"the workers were training {100 * share:.1f}% of the time")
         for name in ("trials.csv", "reports.csv"):
             say(f"{self.results.folder / name}")

@@ -5,12 +5,14 @@ alone. On Linux the processes are forked from a server that has imported the lib
 one starts in milliseconds; elsewhere they are spawned.
 """
 
+import contextlib
 import json
 import math
 import multiprocessing
 import multiprocessing.forkserver
 import os
 import pathlib
+import shutil
 import signal
 import sys
 import time
@@ -182,25 +184,34 @@ def _start_guard():
     """Connection to a process that kills the trials' sessions when the tuner is gone, however it went."""
     reader, writer = multiprocessing.Pipe(duplex=False)
     with environment(n_threads=1):
-        process_context().Process(target=_guard, args=(reader,)).start()
+        process_context().Process(target=_guard, args=(reader, multiprocessing.util.get_temp_dir())).start()
     reader.close()
-    multiprocessing.util.Finalize(writer, writer.close, exitpriority=0)  # before an exiting tuner waits for the guard
+    multiprocessing.util.Finalize(writer, _dismiss, [writer], exitpriority=0)  # before an exiting tuner waits for it
     return writer
 
 
-def _guard(reader):
+def _dismiss(guard):
+    with contextlib.suppress(OSError):  # somebody has killed it
+        guard.send_bytes(b"end")
+    guard.close()
+
+
+def _guard(reader, temporary):
     own_session(dies_with_parent=False)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    sessions = set()
-    while True:
+    message, sessions = b"", set()
+    while message != b"end":
         try:
             message = reader.recv_bytes()
         except EOFError:
             break
-        {b"+": sessions.add, b"-": sessions.discard}[message[:1]](int(message[1:]))
+        if message != b"end":
+            {b"+": sessions.add, b"-": sessions.discard}[message[:1]](int(message[1:]))
     for pid in sessions:
         kill_session(pid)
+    if message != b"end":
+        shutil.rmtree(temporary, ignore_errors=True)  # of the fork server's socket, which an ending tuner removes
 
 
 class _Process:
@@ -345,10 +356,12 @@ def _trial_process(connection, path, config, seed, n_threads, device, log_path, 
 
 
 def _print_to(path):
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for target in (0, 1, 2):  # not the tuner's, even when there can be no log
+        os.dup2(nothing, target)
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for source, target in ((nothing, 0), (log, 1), (log, 2)):
-        os.dup2(source, target)
+    for target in (1, 2):
+        os.dup2(log, target)
     for name, file in (("stdout", 1), ("stderr", 2)):
         stream = os.fdopen(file, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
         setattr(sys, name, stream)

@@ -7,8 +7,12 @@ end of a trial, or the next deadline.
 import math
 import time
 
+from hpo.results import WriteError
 from hpo.space import cast_config, domains, middle
 from hpo.trial import Report, Trial
+
+INTERRUPTED = "interrupted"  # how the reasons begin that `Tuner.interrupt` takes
+FAILED = "the run failed"
 
 
 class RunFailed(Exception):
@@ -28,6 +32,7 @@ class Tuner:
     seconds: the run's time; n_trials: how many to start at most (None: as many as the time allows).
     trial_timeout: seconds after which a trial is ended. start: configurations to try before the searcher's.
     show: object told of what happens: show.ended(trial), show.tick(tuner) at least once in show.seconds.
+    trials: those of earlier sessions, of which the unended ones are started again before anything else.
     """
 
     def __init__(
@@ -44,26 +49,29 @@ class Tuner:
         max_epochs=None,
         start=None,
         show=None,
+        trials=(),
     ):
         self.space, self.searcher, self.backend, self.results = space, searcher, backend, results
         self.n_workers, self.seconds, self.trial_timeout = n_workers, seconds, trial_timeout
         self.n_trials = math.inf if n_trials is None else n_trials
         self.rule, self.max_epochs, self.show = rule, max_epochs, show
         self.start = [middle(space)] if start is None else start
-        self.trials = []
+        self.trials = list(trials)
+        self.unended = [trial for trial in self.trials if is_unended(trial)]  # to be started again
+        self.began = backend.now()  # this session
         self.running = {}  # trial id -> Trial
         self.ended_by_us = {}  # trial id -> (status, reason)
         self.busy_seconds = 0.0  # in objectives, summed over the trials
         self.events = []  # Reports and Ends not handled yet
         self.without_metric = None  # a report that lacked the metric
-        self.metric_seen = False
+        self.metric_seen = any(trial.curve for trial in self.trials)
         self.n_unentered = 0  # trials in a row that failed before the objective was entered
         self.interrupted = None  # reason, set by `interrupt`
         self.exhausted = False  # the searcher has nothing new
         self.failure = None  # exception that ends the run
 
     def interrupt(self, reason):
-        """Ends the run as a deadline does; safe in a signal handler."""
+        """Ends the run as a deadline does; safe in a signal handler. reason: "interrupted ...", for the trials' rows."""
         self.interrupted = reason
         self.backend.wake()
 
@@ -77,7 +85,7 @@ class Tuner:
                 self._handle_all(self.backend.wait(0 if started else self._seconds_to_wait()))
         except Exception as error:  # the searcher's or the folder's: raised again when the trials have been ended
             self.failure = error
-        self._end_running(reason or "the run failed")
+        self._end_running(reason or FAILED)
         if self.failure:
             raise self.failure
         return reason
@@ -87,16 +95,21 @@ class Tuner:
             return self.interrupted
         if self.backend.now() >= self.seconds:
             return "deadline"
-        if not self.running and self.exhausted:
+        if self.running or self.unended:
+            return None
+        if self.exhausted:
             return "exhausted"
-        if not self.running and len(self.trials) >= self.n_trials:
-            return "trials"
-        return None
+        return "trials" if len(self.trials) >= self.n_trials else None
 
     # ---- Starting ----
     def _start_one(self):
         """True when a trial was started, so that there may be room for another."""
-        if self.exhausted or len(self.running) >= self.n_workers or len(self.trials) >= self.n_trials:
+        if len(self.running) >= self.n_workers:
+            return False
+        if self.unended:
+            self._start_again(self.unended[0])
+            return True
+        if self.exhausted or len(self.trials) >= self.n_trials:
             return False
         seen, before = dict(self.results.n_rows), time.perf_counter()
         suggestion = self._suggest()
@@ -111,6 +124,16 @@ class Tuner:
         self.backend.start(trial)
         self.running[trial.id] = trial
         return True
+
+    def _start_again(self, trial):
+        """A trial that its session did not end: the same id, so the same seed; what it reported counts no more."""
+        again = Trial(trial.id, trial.config, trial.origin, trial.attempt + 1, started=self.backend.now())
+        again.suggest_seconds = trial.suggest_seconds
+        self.results.append_config(again, None)
+        del self.unended[0]
+        self.trials[trial.id] = again
+        self.backend.start(again)
+        self.running[trial.id] = again
 
     def _suggest(self):
         if len(self.trials) < len(self.start):
@@ -192,8 +215,8 @@ class Tuner:
                 f"the last {self.n_unentered} trials could not even load the objective file:\n{trial.error}"
             )
         n = min(self.n_workers, self.n_trials, len(self.trials) if self.exhausted else math.inf)
-        first, later = self.trials[: int(n)], self.trials[int(n) :]
-        if len(first) == n and all(t.status == "failed" for t in first) and not any(t.curve for t in later):
+        first = self.trials[: int(n)]
+        if len(first) == n and all(t.status == "failed" for t in first) and not any(t.curve for t in self.trials[n:]):
             what = "the first trial" if n == 1 else f"all of the first {n} trials"
             text = end.traceback if trial.error == end.error else trial.error
             raise RunFailed(f"{what} failed, the last one with:\n{text or trial.error}")
@@ -226,3 +249,15 @@ class Tuner:
                 self._handle_all([] if self.events else self.backend.wait(1.0))
             except Exception as error:  # a full disk, say: the other trials still end, and the first reason is told
                 self.failure = self.failure or error
+        for trial in self.unended:
+            if trial.status == "running":  # its session died, and this one has not come to start it again
+                trial.status, trial.error, trial.ended = "timeout", reason, self.backend.now()
+                try:
+                    self.results.append_trial(trial)
+                except WriteError as error:
+                    self.failure = self.failure or error
+
+
+def is_unended(trial):
+    """Whether a trial of an earlier session is to be started again: it was cut off by that session's end."""
+    return trial.status == "running" or (trial.status == "timeout" and trial.error.startswith((INTERRUPTED, FAILED)))

@@ -7,12 +7,14 @@ import math
 import os
 import re
 import shutil
+import warnings
 
 import numpy as np
 import pytest
 from filelock import Timeout
 
 import hpo.results
+from experiments.torture import outside_schema
 from hpo.results import (
     LAST_COLUMNS,
     TRIAL_COLUMNS,
@@ -22,10 +24,12 @@ from hpo.results import (
     check_new,
     escape,
     load,
+    load_before,
     load_run,
     report_column,
     to_cell,
     to_line,
+    trial_columns,
     unescape,
 )
 from hpo.space import choice, randint, uniform
@@ -574,6 +578,9 @@ def test_reports_are_synced_once_a_second_and_the_rest_always(make, monkeypatch)
     end(results, trial)
     start(results, Trial(1, config(), "random"))
     assert len(syncs) == 5
+    report(results, trial, 7.2, epoch=2, accuracy=0.5)
+    start(results, Trial(2, config(), "random"))
+    assert len(syncs) == 7  # first the report that the suggestion has seen
 
 
 # ---- Damaged folders ----------------------------------------------------------------------------------------------------
@@ -581,7 +588,7 @@ FILES = ["configs.jsonl", "trials.csv", "reports.csv"]
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_torn_last_line_is_ignored(make, name):
+def test_torn_last_line_is_left_out_with_a_warning(make, name):
     """Cut at every byte of the last line, in the middle of a character too."""
     results = make(space={"text": choice(["é✓😀", "b"])})
     trials = [start(results, Trial(i, {"text": "é✓😀"}, "random")) for i in range(2)]
@@ -598,77 +605,148 @@ def test_torn_last_line_is_ignored(make, name):
     path.write_bytes(whole[:n_before])
     expected = load(results.folder)
     assert expected[0] == trials[0] and expected != trials
-    for n in range(n_before, len(whole)):
+    for n in range(n_before + 1, len(whole)):
         path.write_bytes(whole[:n])
-        assert load(results.folder) == expected, n
+        with pytest.warns(UserWarning, match=rf"{name}, line \d+: is torn"):
+            assert load(results.folder) == expected, n
 
 
 @pytest.mark.parametrize("name", ["trials.csv", "reports.csv"])
-def test_torn_header_is_ignored(make, name):
+def test_torn_header_is_left_out_and_written_again(make, name):
     results = make()
     trial = start(results, Trial(0, config(), "random"))
     report(results, trial, epoch=1, accuracy=0.5)
+    results.close()
     header = (results.folder / name).read_bytes().split(b"\n")[0]
     (results.folder / name).write_bytes(header[:5])
-    assert [trial.id for trial in load(results.folder)] == [0]
+    with pytest.warns(UserWarning, match=f"{name}, line 1: is torn"):
+        assert [trial.id for trial in load(results.folder)] == [0]
+    with pytest.warns(UserWarning, match=f"{name}: the last line is torn, and cut off"):
+        again = Results.open(results.folder)
+    trial.curve = []
+    report(again, trial, epoch=1, accuracy=0.5)
+    end(again, trial)
+    assert load(results.folder)[0].status == "done"
+    again.close()
+
+
+@pytest.fixture(scope="module")
+def written_once(tmp_path_factory):
+    results = Results.create(tmp_path_factory.mktemp("once") / "run", SPACE, "accuracy", "max", {})
+    write_a_run(results)
+    results.close()
+    return results.folder
+
+
+@pytest.fixture
+def written(written_once, tmp_path):
+    """Folder of a run that has ended."""
+    return shutil.copytree(written_once, tmp_path / "run")
+
+
+START = {"trial": 1, "attempt": 1, "config": config(), "origin": "a", "time": 1, "seen": {"trials": 0, "reports": 0}}
+END = '1,1,done,0.5,0.5,1,3,random,0.3333333333333333,9,"[1, ""x,y""]",3,0.0,1.0,1.0,0.1,'
+
+
+def start_line(**changes):
+    return json.dumps({name: value for name, value in {**START, **changes}.items() if value is not ...})
 
 
 @pytest.mark.parametrize(
-    "name, n, line",
+    "name, n, line, column",
     [
-        ("configs.jsonl", 2, "{"),
-        ("configs.jsonl", 2, ""),
-        ("configs.jsonl", 2, "[]"),
-        ("configs.jsonl", 2, "3"),
-        ("configs.jsonl", 2, '{"trial": 1}'),
-        ("configs.jsonl", 2, '{"trial": "x", "attempt": 1, "config": {}, "origin": "a", "time": 1}'),
-        ("configs.jsonl", 2, '{"trial": Infinity, "attempt": 1, "config": CONFIG, "origin": "a", "time": 1}'),
-        ("configs.jsonl", 2, '{"trial": 1, "attempt": 1, "config": {"lr": 7}, "origin": "a", "time": 1}'),
-        ("configs.jsonl", 2, '{"trial": 1, "attempt": 1, "config": [1], "origin": "a", "time": 1}'),
-        ("configs.jsonl", 2, '{"trial": 1, "attempt": 1, "config": CONFIG, "origin": "a", "time": "noon"}'),
-        ("trials.csv", 3, ""),
-        ("trials.csv", 3, "1,2"),
-        ("trials.csv", 3, "9,1,done,0.5,0.5,1,3,random,0.5,3,a,3,0.0,1.0,1.0,0.1,"),
-        ("trials.csv", 3, "1,1,done,0.5,0.5,1,3,random,0.5,3,a,3,0.0,noon,1.0,0.1,"),
-        ("trials.csv", 3, "1,1,rubbish,0.5,0.5,1,3,random,0.5,3,a,3,0.0,1.0,1.0,0.1,"),
-        ("trials.csv", 3, "1,one,done,0.5,0.5,1,3,random,0.5,3,a,3,0.0,1.0,1.0,0.1,"),
-        ("trials.csv", 3, "1,1,done,0.5\r,0.5,1,3,random,0.5,3,a,3,0.0,1.0,1.0,0.1,"),
-        ("trials.csv", 3, "1," + "x" * 140_000),
-        ("reports.csv", 2, "0,1,1,0.0,0.5"),
-        ("reports.csv", 2, "0,1,1,0.0,0.5,0.5,,"),
-        ("reports.csv", 2, "9,1,1,0.0,0.5,0.5,"),
-        ("reports.csv", 2, "0,1,first,0.0,0.5,0.5,"),
-        ("reports.csv", 2, "0,1,1,0.0,0.5,0.5,{"),
-        ("reports.csv", 2, "0,1,1,0.0,0.5,0.5,3"),
-        ("reports.csv", 1, "trial,attempt,time,accuracy,loss,extra"),
-        ("trials.csv", 1, "trial"),
+        ("configs.jsonl", 2, "{", ""),
+        ("configs.jsonl", 2, "", ""),
+        ("configs.jsonl", 2, "[]", ""),
+        ("configs.jsonl", 2, "3", ""),
+        ("configs.jsonl", 2, "[" * 100_000, ""),
+        ("configs.jsonl", 2, start_line(attempt=...), "attempt"),
+        ("configs.jsonl", 2, start_line(trial="x"), "trial"),
+        ("configs.jsonl", 2, start_line(trial=math.inf), "trial"),
+        ("configs.jsonl", 2, start_line(trial=True), "trial"),
+        ("configs.jsonl", 2, start_line(trial=2), "trial"),
+        ("configs.jsonl", 2, start_line(trial=0), "attempt"),
+        ("configs.jsonl", 2, start_line(attempt=2), "attempt"),
+        ("configs.jsonl", 2, start_line(config={**config(), "lr": 7}), "config, lr"),
+        ("configs.jsonl", 2, start_line(config={**config(), "n": 3.0}), "config, n"),
+        ("configs.jsonl", 2, start_line(config={**config(), "n": "3"}), "config, n"),
+        ("configs.jsonl", 2, start_line(config={**config(), "epochs": 4}), "config, epochs"),
+        ("configs.jsonl", 2, start_line(config={**config(), "other": 4}), "config, other"),
+        ("configs.jsonl", 2, start_line(config={"lr": 0.5}), "config, n"),
+        ("configs.jsonl", 2, start_line(config=[1]), "config"),
+        ("configs.jsonl", 2, start_line(time="noon"), "time"),
+        ("configs.jsonl", 2, start_line(time=-1), "time"),
+        ("configs.jsonl", 2, start_line(seen=...), "seen"),
+        ("configs.jsonl", 2, start_line(seen={"trials": 1}), "seen"),
+        ("trials.csv", 3, "", "1"),
+        ("trials.csv", 3, "1,2", "3"),
+        ("trials.csv", 3, END + ",", "18"),
+        ("trials.csv", 3, END + '"', ""),
+        ("trials.csv", 3, END.replace("1,1", "9,1", 1), "trial"),
+        ("trials.csv", 3, END.replace("1,1", "0,1", 1), "trial"),
+        ("trials.csv", 3, END.replace("1,1", "1,2", 1), "attempt"),
+        ("trials.csv", 3, END.replace("1,1", "1,one", 1), "attempt"),
+        ("trials.csv", 3, END.replace("1,1", "1,\u0661", 1), "attempt"),
+        ("trials.csv", 3, END.replace("0.0,1.0", "0.0,noon"), "ended"),
+        ("trials.csv", 3, END.replace("0.0,1.0", "0.0,NaN"), "ended"),
+        ("trials.csv", 3, END.replace("0.0,1.0", "0.0, 1.0"), "ended"),
+        ("trials.csv", 3, END.replace("done", "rubbish"), "status"),
+        ("trials.csv", 3, END.replace("done", "running"), "status"),
+        ("trials.csv", 3, END.replace("0.5,0.5", "0.5,0_5"), "last_value"),
+        ("trials.csv", 3, END.replace("0.5,0.5", "0.5\r,0.5"), ""),
+        ("trials.csv", 3, END.replace(",9,", ",8,"), "config_n"),
+        ("trials.csv", 3, "1," + "x" * 140_000, "3"),
+        ("reports.csv", 2, "0,1,1,0.0,0.5", "6"),
+        ("reports.csv", 2, "0,1,1,0.0,0.5,0.5,,", "8"),
+        ("reports.csv", 2, "9,1,1,0.0,0.5,0.5,", "trial"),
+        ("reports.csv", 2, "-1,1,1,0.0,0.5,0.5,", "trial"),
+        ("reports.csv", 2, "0,0,1,0.0,0.5,0.5,", "attempt"),
+        ("reports.csv", 2, "0,1,first,0.0,0.5,0.5,", "epoch"),
+        ("reports.csv", 2, "0,1,1,0.0,good,0.5,", "accuracy"),
+        ("reports.csv", 2, "0,1,1,0.0,0.5,0.5,{", "extra"),
+        ("reports.csv", 2, "0,1,1,0.0,0.5,0.5,3", "extra"),
+        ("reports.csv", 1, "trial,attempt,time,accuracy,loss,extra", "epoch"),
+        ("reports.csv", 1, "trial,attempt,epoch,time,loss,loss2,extra", "accuracy"),
+        ("reports.csv", 1, "trial,attempt,epoch,time,accuracy,accuracy,extra", "accuracy"),
+        ("trials.csv", 1, "trial", "attempt"),
+        ("trials.csv", 1, ",".join(trial_columns({**SPACE, "more": 1})), "started"),
+        ("trials.csv", 1, ",".join(trial_columns({"lr": 1, "kind": 1, "n": 1, "epochs": 1})), "config_n"),
     ],
     ids=lambda value: str(value)[:60],
 )
-def test_damaged_line_is_named(make, name, n, line):
-    results = make()
-    write_a_run(results)
-    path = results.folder / name
+def test_damaged_line_is_named_with_its_column(written, name, n, line, column):
+    path = written / name
     text = path.read_bytes().decode().split("\n")
-    text[n - 1] = line.replace("CONFIG", json.dumps(config()))
+    text[n - 1] = line
     path.write_bytes("\n".join(text).encode())
-    with pytest.raises(ResultsError, match=rf"/{re.escape(name)}, line {n}: ") as error:
-        load(results.folder)
+    place = f"{name}, line {n}" + (f", column {column}" if column else "")
+    with pytest.raises(ResultsError, match=rf"/{re.escape(place)}: ") as error:
+        load(written)
     assert len(str(error.value)) < 1_000 and "\n" not in str(error.value)
+    with pytest.raises(ResultsError):
+        Results.open(written)
+
+
+def test_good_end_line_is_right(written):
+    """The line that the cases above damage."""
+    path = written / "trials.csv"
+    text = path.read_bytes().decode().split("\n")
+    text[2] = END
+    path.write_bytes("\n".join(text).encode())
+    assert load(written)[1].ended == 1.0
 
 
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "3", "{}", '{"space": 3}', '{"space": {"u": 1}}', '{"space": {"u": {"uniform": [0, 1]}}}']
     + ['{"space": {"u": {"uniform": [0, 1]}}, "metric": "accuracy"}', '{"space": {"u": {"uniform": [0, 1]}}, "mode": "max"}']
-    + ['{"space": {"u": {"uniform": [0, 1]}}, "metric": "accuracy", "mode": "best"}', "\0"],
+    + ['{"space": {"u": {"uniform": [0, 1]}}, "metric": "accuracy", "mode": "best"}', "\0"]
+    + ["[" * 100_000, '{"space": {"u": {"uniform": [0, 1]}}, "metric": "accuracy", "mode": "max", "sessions": 3}'],
     ids=lambda text: text[:70],
 )  # fmt: skip
-def test_damaged_run_json_is_named(make, text):
-    results = make()
-    write_a_run(results)
-    (results.folder / "run.json").write_text(text)
+def test_damaged_run_json_is_named(written, text):
+    (written / "run.json").write_text(text)
     with pytest.raises(ResultsError, match=r"/run\.json: "):
-        load(results.folder)
+        load(written)
 
 
 def test_file_that_is_no_text_is_named(make):
@@ -682,12 +760,11 @@ def test_file_that_is_no_text_is_named(make):
 
 
 @pytest.mark.parametrize("name", [*FILES, "run.json"])
-def test_missing_file_is_named(make, name):
-    results = make()
-    write_a_run(results)
-    (results.folder / name).unlink()
-    with pytest.raises(ResultsError, match=f"/{re.escape(name)}"):
-        load(results.folder)
+def test_missing_file_is_named(written, name):
+    (written / name).unlink()
+    for read in (load, Results.open):
+        with pytest.raises(ResultsError, match=f"/{re.escape(name)}"):
+            read(written)
 
 
 def test_folder_that_is_none_is_named(tmp_path):
@@ -696,11 +773,9 @@ def test_folder_that_is_none_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", [*FILES, "run.json"])
-def test_random_damage_loads_or_is_named(make, name):
-    """Bytes replaced, dropped and doubled at random: nothing but a ResultsError that names a file."""
-    results = make()
-    write_a_run(results)
-    path, rng = results.folder / name, np.random.default_rng(0)
+def test_random_damage_loads_or_is_named(written, name):
+    """Bytes replaced, dropped and doubled at random: a ResultsError that names a file, or trials of this space."""
+    path, rng = written / name, np.random.default_rng(0)
     whole = path.read_bytes()
     n_errors, others = 0, set()
     for _ in range(300):
@@ -708,10 +783,105 @@ def test_random_damage_loads_or_is_named(make, name):
         put = bytes(rng.choice(list(b'\0\n\r",{}[]0123456789eE-.:\\aNI\xff\xc3'), rng.integers(0, n + 1)).tolist())
         path.write_bytes(whole[:i] + put + whole[i + n :])
         try:
-            load(results.folder)
+            with warnings.catch_warnings(action="ignore"):  # a torn last line
+                trials = load(written)
+            if name != "run.json":  # else it may be another space
+                assert outside_schema(SPACE, trials) == []
         except ResultsError as error:
             n_errors += 1
-            assert str(results.folder) in str(error)
+            assert str(written) in str(error)
         except Exception as error:
             others.add(repr(error))
     assert others == set() and n_errors > 30
+
+
+# ---- A folder taken up again --------------------------------------------------------------------------------------------
+def test_open_goes_on_where_the_rows_end(make):
+    results = make()
+    trials = write_a_run(results)
+    n_rows, before = results.n_rows, snapshot(results.folder)
+    results.close()
+    again = Results.open(results.folder)
+    assert again.trials == trials == load(results.folder) and again.n_rows == n_rows
+    assert snapshot(results.folder) == before and again.clock == 10.25  # the latest time written
+    late = start(again, Trial(6, config(), "random", started=11.0))
+    report(again, late, epoch=1, loss=0.5, accuracy=0.25, later="text")
+    end(again, late, ended=12.0)
+    again.close()
+    assert load(results.folder) == [*trials, late]
+    assert rows(again, "reports.csv")[-1]["extra"] == '{"later": "text"}'
+
+
+def test_metric_whose_column_was_renamed_keeps_it(make):
+    results = make()
+    trial = start(results, Trial(0, config(), "random"))
+    report(results, trial, epoch=1, accuracy=0.5, time=3)
+    results.close()
+    again = Results.open(results.folder)
+    report(again, trial, epoch=2, accuracy=0.5, time=4)
+    again.close()
+    assert [row["metric_time"] for row in rows(again, "reports.csv")] == ["3", "4"]
+
+
+def test_open_folder_is_refused_to_others_and_free_afterwards(make):
+    results = make()
+    with pytest.raises(ResultsError, match="run: another run is using it"):
+        Results.open(results.folder)
+    results.close()
+    again = Results.open(results.folder)
+    with pytest.raises(ResultsError, match="run: another run is using it"):
+        Results.open(results.folder)
+    again.close()
+
+
+def test_sessions_are_noted(make):
+    results = make(settings={"arguments": {"hours": 1.0}})
+    write_a_run(results)
+    results.close()
+    for hours in (2.0, 3.0):
+        again = Results.open(results.folder)
+        again.begin_session({"hours": hours})
+        again.close()
+    run = load_run(results.folder)
+    assert run["arguments"] == {"hours": 3.0} and run["space"] == SPACE
+    assert [(session["arguments"]["hours"], session["clock"]) for session in run["sessions"]] == [
+        (2.0, 10.25),
+        (3.0, 10.25),
+    ]
+
+
+def test_load_before_gives_what_the_searcher_saw(make):
+    results = make()
+    first = start(results, Trial(0, config(), "start"))
+    report(results, first, epoch=1, accuracy=0.9)
+    start(results, Trial(1, config(n=4), "random"))
+    report(results, first, epoch=2, accuracy=0.8)
+    results.append_config(Trial(0, config(), "start", attempt=2), None)
+    second = Trial(0, config(), "start", attempt=2)
+    report(results, second, epoch=1, accuracy=0.25)
+    start(results, Trial(2, config(n=5), "random"))
+    end(results, second)
+    assert load_before(results.folder, 0) == []
+    assert [(trial.attempt, trial.curve) for trial in load_before(results.folder, 1)] == [(1, [(1, -0.9)])]
+    seen = load_before(results.folder, 2)
+    assert [(trial.attempt, trial.status, trial.curve) for trial in seen] == [
+        (2, "running", [(1, -0.25)]),
+        (1, "running", []),
+    ]
+    with pytest.raises(ResultsError, match="has no trial 3, but 3 trials"):
+        load_before(results.folder, 3)
+
+
+@pytest.mark.parametrize("name", [".", *FILES])
+def test_folder_made_read_only_is_detected(make, name):
+    """By its mode, as open files could still be written, and root can write everything."""
+    results = make()
+    trial = start(results, Trial(0, config(), "start"))
+    path = results.folder / name
+    path.chmod(0o555)
+    with pytest.raises(WriteError, match="made read-only"):
+        start(results, Trial(1, config(), "random"))
+        report(results, trial, epoch=1, accuracy=0.5)
+        end(results, trial)
+    path.chmod(0o755)
+    end(results, trial)

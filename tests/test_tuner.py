@@ -15,8 +15,8 @@ import pytest
 from hpo.results import Results, WriteError, load
 from hpo.searchers import RandomSearch
 from hpo.space import choice, loguniform, middle, randint
-from hpo.trial import End, Report
-from hpo.tuner import MetricMissing, RunFailed, Tuner
+from hpo.trial import End, Report, Trial
+from hpo.tuner import MetricMissing, RunFailed, Tuner, is_unended
 
 SPACE = {"lr": loguniform(1e-4, 1), "n": randint(1, 9), "kind": choice(["a", 1, None]), "epochs": 3}
 KILL_SECONDS = 0.125  # from a kill to the end of the process
@@ -138,9 +138,13 @@ def make(tmp_path):
     """Tuner of a run in tmp_path; the keywords are the Tuner's, and searcher(backend)."""
     made = []
 
-    def make_one(scripts, space=SPACE, n_workers=2, rude=(), searcher=None, mode="min", **settings):
+    def make_one(
+        scripts, space=SPACE, n_workers=2, rude=(), searcher=None, mode="min", results=None, folder="run", **settings
+    ):
         backend = Backend(scripts, n_workers, rude)
-        results = Results.create(tmp_path / "run", space, "loss", mode, {})
+        if results is None:
+            results = Results.create(tmp_path / folder, space, "loss", mode, {})
+        backend.time, settings["trials"] = results.clock, results.trials
         made.append(results)
         searcher = searcher(backend) if searcher else Searcher(backend, space)
         return Tuner(space, searcher, backend, results, n_workers=n_workers, **settings)
@@ -154,14 +158,15 @@ def statuses(tuner):
     return [trial.status for trial in tuner.trials]
 
 
-def check_ended(tuner):
-    """Nothing runs, and the folder says of each trial what the tuner knows."""
+def check_ended(tuner, how="killed"):
+    """Nothing runs, and the folder says of each trial what the tuner knows. how: the earlier sessions have ended."""
     assert not tuner.backend.next and not tuner.running and "running" not in statuses(tuner)
     loaded = load(tuner.results.folder)
     assert len(loaded) == len(tuner.trials)
     for trial, back in zip(tuner.trials, loaded):
         assert asdict(back) == {**asdict(trial), "suggest_seconds": pytest.approx(trial.suggest_seconds, abs=1e-6)}
-    assert tuner.results.n_rows["trials"] == len(tuner.trials)
+    n_cut = sum(trial.attempt - 1 for trial in tuner.trials) if how == "interrupted" else 0  # these have rows too
+    assert tuner.results.n_rows["trials"] == len(tuner.trials) + n_cut
 
 
 # ---- Budgets ------------------------------------------------------------------------------------------------------------
@@ -344,6 +349,103 @@ def test_same_run_twice_writes_the_same_rows(make, tmp_path):
         return text
 
     assert written() == written()
+
+
+# ---- Several sessions ---------------------------------------------------------------------------------------------------
+class Killed(BaseException):
+    """The tuner's process is gone: nothing more is handled or written."""
+
+
+def cut(tuner, n, how):
+    """Runs until the n-th wait, in which the tuner is killed or interrupted; whether it came to that."""
+    backend, wait = tuner.backend, tuner.backend.wait
+
+    def cutting(timeout=None):
+        if len(backend.waits) == n - 1:
+            if how == "killed":
+                raise Killed
+            tuner.interrupt("interrupted by SIGTERM")
+        return wait(timeout)
+
+    backend.wait = cutting
+    try:
+        return tuner.run() not in ("trials", "exhausted")
+    except Killed:
+        return True
+
+
+def resumed(make, tuner, **settings):
+    """A tuner that goes on in the folder of one that is gone."""
+    tuner.results.close()
+    return make(MIXED, results=Results.open(tuner.results.folder), n_trials=9, **settings)
+
+
+@pytest.mark.parametrize("how", ["killed", "interrupted"])
+def test_run_cut_at_any_wait_and_resumed_is_as_if_it_had_not_been(make, tmp_path, monkeypatch, how):
+    """One worker: the same trials, and the searcher has seen the same before each."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+    rule = {"rule": lambda trial, trials, _: trial.id == 4 and len(trial.curve) == 2}
+    whole = make(MIXED, n_workers=1, n_trials=9, folder="whole", **rule)
+    whole.run()
+    n_again = 0
+    for n in range(1, len(whole.backend.waits) + 1):
+        first = make(MIXED, n_workers=1, n_trials=9, folder=f"run{n}", **rule)
+        assert cut(first, n, how)
+        second = resumed(make, first, n_workers=1, **rule)
+        unended = len(second.unended)
+        if cut(second, 2, how):
+            second = resumed(make, second, n_workers=1, **rule)
+        assert second.run() == "trials"
+        check_ended(second, how)
+        assert list(map(snapshot, second.trials)) == list(map(snapshot, whole.trials))
+        given = second.searcher.given
+        assert given == whole.searcher.given[len(whole.searcher.given) - len(given) :]
+        n_again += unended
+        tables = [(tmp_path / f"run{n}" / f"{name}.csv").read_text().splitlines() for name in ("trials", "reports")]
+        assert [len(table) - 1 for table in tables] == [second.results.n_rows[name] for name in ("trials", "reports")]
+    assert n_again > 9
+
+
+@pytest.mark.parametrize("how", ["killed", "interrupted"])
+@pytest.mark.parametrize("n_workers", [1, 3, 5])
+def test_unended_trials_are_started_again_before_anything_else(make, how, n_workers):
+    first = make(MIXED, n_workers=3, n_trials=9)
+    cut(first, 12, how)
+    before = [(trial.id, trial.config, trial.attempt) for trial in load(first.results.folder)]
+    unended = [trial.id for trial in first.trials if trial.status in ("running", "timeout")]
+    assert len(unended) == 3
+    second = resumed(make, first, n_workers=n_workers)
+    began = second.backend.time
+    assert [trial.id for trial in second.unended] == unended and began == second.results.clock
+    assert second.run() == "trials"
+    check_ended(second, how)
+    assert second.backend.started == unended + list(range(len(before), 9))
+    for i, config, attempt in before:
+        assert second.trials[i].config == config and second.trials[i].attempt == attempt + (i in unended)
+    assert all(second.trials[i].started >= began for i in unended)
+    lines = (second.results.folder / "configs.jsonl").read_text().splitlines()
+    lines = [json.loads(line) for line in lines[len(before) :]]
+    assert [line["seen"] is None for line in lines] == [True] * 3 + [False] * (9 - len(before))
+
+
+def test_deadline_before_all_are_started_again_gives_each_a_row(make):
+    first = make(MIXED, n_workers=3, n_trials=9)
+    cut(first, 12, "killed")
+    seen = {trial.id: trial.curve for trial in load(first.results.folder) if trial.status == "running"}
+    second = resumed(make, first, seconds=0.0)
+    assert second.run() == "deadline"
+    check_ended(second)
+    ended = [second.trials[i] for i in seen]
+    assert {(trial.status, trial.error, trial.attempt) for trial in ended} == {("timeout", "deadline", 1)}
+    assert [trial.curve for trial in ended] == list(seen.values()) and any(seen.values())
+
+
+def test_only_what_the_end_of_a_session_has_cut_is_unended():
+    cases = [("running", "", True), ("timeout", "interrupted by SIGINT", True), ("timeout", "the run failed", True)]
+    cases += [("timeout", "deadline", False), ("timeout", "--trial_timeout 5", False), ("stopped", "", False)]
+    cases += [("failed", "interrupted by a bad disk", False), ("done", "", False)]
+    for status, error, expected in cases:
+        assert is_unended(Trial(0, {}, "random", status=status, error=error)) == expected
 
 
 # ---- Failed trials ------------------------------------------------------------------------------------------------------
