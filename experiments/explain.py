@@ -18,7 +18,7 @@ os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL
 import numpy as np
 
 from hpo.results import ResultsError, load, load_before, load_run
-from hpo.space import domains, encode
+from hpo.space import domains, encode, snap
 from run import find_searcher, last_epoch
 
 N_NEAREST = 5
@@ -89,7 +89,7 @@ def show_model(run, searcher, model, before, trial):
 
     x = encode(run["space"], trial.config)[None]
     rng = np.random.default_rng(0)
-    others = searcher.score(model, rng.random((2000, x.shape[1])))
+    others = searcher.score(model, snap(run["space"], rng.random((2000, x.shape[1]))))
     mu, sigma = losses.predict(x * searcher.scale)
     score = searcher.score(model, x)[0]
     print(f"\nprediction there: {sign * (centre + unit * mu.mean()):.5g} +- {unit * sigma[0, 0]:.2g}, ", end="")

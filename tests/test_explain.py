@@ -1,0 +1,80 @@
+"""A real run with four workers, every suggestion of which is recomputed from its folder in another process."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+OBJECTIVE = """
+import random, time
+from hpo import Reporter, choice, loguniform, randint, uniform
+
+config_space = {"lr": loguniform(1e-4, 1), "n": randint(1, 9), "x": uniform(0, 1), "kind": choice(["a", "b"]), "epochs": 2}
+metric, mode = "score", "max"
+
+
+def objective(config):
+    report = Reporter()
+    if config["x"] > 0.9:
+        raise ArithmeticError("too far")
+    for epoch in range(1, 3):
+        time.sleep(0.02 * random.random())
+        report(epoch=epoch, score=epoch - (config["x"] - 0.8) ** 2 - config["lr"] - (config["kind"] == "a"))
+"""
+
+
+def python(*arguments):
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)], check=False, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("explain")
+    (folder / "objective.py").write_text(OBJECTIVE)
+    code, _, err = python("run.py", folder / "objective.py", "--trials", 24, "--seed", 4, "--results", folder / "run")
+    assert code == 0, err
+    return folder / "run"
+
+
+def test_every_suggestion_of_a_real_run_is_recomputed_equal(folder):
+    assert python("-m", "experiments.explain", folder) == (0, "23 of 23 suggestions are recomputed equal\n", "")
+
+
+def test_a_changed_row_is_noticed(folder, tmp_path):
+    other = tmp_path / "run"
+    other.mkdir()
+    for path in folder.iterdir():
+        if path.is_file():
+            (other / path.name).write_bytes(path.read_bytes())
+    run_json = other / "run.json"
+    run_json.write_text(run_json.read_text().replace('"seed": 4', '"seed": 5'))
+    code, out, _ = python("-m", "experiments.explain", other)
+    assert code == 1 and "trial 23: recorded" in out
+
+
+def test_explanation_shows_prediction_lengthscales_neighbours_and_pending_trials(folder):
+    code, out, err = python("-m", "experiments.explain", folder, 20)
+    assert (code, err) == (0, "")
+    for part in (
+        "origin model",
+        "recomputed: equal",
+        "lengthscales",
+        "additive share",
+        "prediction there",
+        "acquisition",
+    ):
+        assert part in out
+    assert out.count("correlation") == 5 + out.count("running  ") and "pending:" in out
+    assert "a start configuration" in python("-m", "experiments.explain", folder, 0)[1]
+    assert "no model was asked" in python("-m", "experiments.explain", folder, 2)[1]
+
+
+def test_wrong_folder_or_trial_is_one_line(folder, tmp_path):
+    for arguments, part in (((tmp_path, 3), "run.json"), ((folder, 99), "no trial 99")):
+        code, _, err = python("-m", "experiments.explain", *arguments)
+        assert code == 2 and part in err and err.count("\n") == 1
