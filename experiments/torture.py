@@ -1,6 +1,6 @@
 """Torture: tuners and trials killed, a full disk, a folder taken away, damaged files; is anything lost?
 
-    python -m experiments.torture                   everything, 10 to 15 minutes on 2 cores; Linux only
+    python -m experiments.torture                   everything, 15 minutes on 2 cores; Linux only
     python -m experiments.torture --kills 5 --trials 14 --disks 2 --folders 3 --fuzz 500
 
 Every trial keeps a side log of its own, the ground truth: a report has a random token, noted before it is reported and
