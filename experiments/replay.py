@@ -167,6 +167,7 @@ def plot(runs, path, hours, title=""):
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
+    print(path)
 
 
 # ---- Command line ----------------------------------------------------------------------------------------------------
@@ -226,7 +227,8 @@ def main(arguments=None):
                 for first in args.first_rung or [1]:
                     find_searcher(searcher), find_rule(rule)
                     suffix = f" {first}" if len(args.first_rung or []) > 1 else ""
-                    methods[f"{searcher} + {rule}{suffix}"] = (searcher, rule, first, args.eta)
+                    names = (name.rpartition("/")[2] for name in (searcher, rule))
+                    methods[" + ".join(names) + suffix] = (searcher, rule, first, args.eta)
         surrogate, about = prepare(args.recordings, not args.quick)
     except ValueError as error:
         made.exit(2, f"experiments.replay: error: {error}\n")
@@ -235,8 +237,8 @@ def main(arguments=None):
     print("", *table(runs, args.hours, title), sep="\n")
     args.results.mkdir(parents=True, exist_ok=True)
     save(runs, args.results / "runs.csv")
+    print(f"\n{args.results / 'runs.csv'}")
     plot(runs, args.results / "replay.png", args.hours, title)
-    print(f"\n{args.results / 'runs.csv'}, {args.results / 'replay.png'}")
 
 
 if __name__ == "__main__":

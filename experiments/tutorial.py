@@ -53,8 +53,8 @@ def main(arguments=None):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["minutes", "median", "low", "high"])
         writer.writerows([m, *(f"{value:.6g}" for value in row)] for m, row in zip(minutes, differences))
+    print(f"\n{args.results / 'runs.csv'}\n{args.results / 'difference.csv'}")
     plot(runs, args.results / "tutorial.png", args.hours, title)
-    print(f"\n{args.results}: runs.csv, difference.csv, tutorial.png")
 
 
 if __name__ == "__main__":
