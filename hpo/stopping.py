@@ -49,7 +49,8 @@ def asha(trial, trials, max_epochs, first_rung=1, eta=3):
     if any(e >= rung for e, _ in trial.curve[:-1]):
         return False  # decided at an earlier report
     losses = [loss for other in trials if (loss := loss_at_rung(other, rung, first_rung, eta)) is not None]
-    n_better = sum(loss < loss_at_rung(trial, rung, first_rung, eta) for loss in losses)
+    own = loss_at_rung(trial, rung, first_rung, eta)
+    n_better = sum(loss < own for loss in losses)
     return len(losses) >= eta and n_better > (len(losses) - 1) / eta
 
 
