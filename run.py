@@ -149,8 +149,9 @@ def build(args):
         raise ValueError("--results: expected the name of a new folder, got ''")
     folder = pathlib.Path(args.results or f"results/{time.strftime('%Y-%m-%d_%H-%M-%S')}")
     check_new(folder)
-    searcher_class, rule = find_searcher(args.searcher), find_rule(args.stopping, args.first_rung, args.eta)
+    searcher_class = find_searcher(args.searcher)
     say(f"loading {args.objective}")
+    rule = find_rule(args.stopping, args.first_rung, args.eta)
     warm_up(args.objective, args.workers)
     problem = describe(args.objective, lambda space: adjust(space, args), args.metric, args.mode)
     if not args.results:
