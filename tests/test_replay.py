@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import pathlib
 from concurrent.futures import Future
 
 import numpy as np
@@ -13,7 +14,7 @@ from experiments.curves import Forest, Surrogate, complete, held_out, rank_corre
 from experiments.simulated import SimulatedBackend
 from hpo.results import Results, load
 from hpo.searchers import RandomSearch
-from hpo.space import choice, loguniform, uniform
+from hpo.space import choice, domains, loguniform, uniform
 from hpo.stopping import asha
 from hpo.tuner import Tuner
 from train import fashion_mnist, mlp_fashion_mnist
@@ -99,6 +100,14 @@ def test_packed_file_is_small_and_gives_the_same(folder, recording, tmp_path, ca
         np.testing.assert_allclose(back.seconds, curve.seconds, rtol=1e-2)
     both = curves.read([folder, target])
     assert len(both.curves) == 2 * len(recording.curves)
+
+
+def test_runs_in_the_repository_are_of_the_main_job_and_small():
+    paths = sorted(pathlib.Path(curves.__file__).parent.glob("runs/*.jsonl"))
+    recording = curves.read(paths)
+    assert domains(recording.space) == domains(mlp_fashion_mnist.config_space) and recording.max_epochs == 81
+    assert all(0 < -loss < 1 for curve in recording.curves for loss in curve.losses)
+    assert sum(path.stat().st_size for path in paths) < 1500 * len(recording.curves)
 
 
 def test_what_is_no_recording_is_refused(folder, tmp_path, capsys):
