@@ -56,6 +56,20 @@ def parse(arguments=None, prog="run.py"):
         metavar="NAME",
         help="gp (Gaussian process), random, or FILE.py:CLASS for your own; default gp",
     )
+    add(
+        "--stopping",
+        default="none",
+        metavar="NAME",
+        help="which trials to end early: none, median, asha, or FILE.py:FUNCTION for your own; default none",
+    )
+    add(
+        "--first_rung",
+        type=positive_int,
+        default=1,
+        metavar="EPOCH",
+        help="the epoch of the first decision to stop; default 1",
+    )
+    add("--eta", type=eta, default=3, metavar="N", help="asha goes on with one of N at each rung; default 3")
     add("--seed", type=natural, default=0, metavar="N", help="same seed, same suggestions and weights; default 0")
     add(
         "--start", metavar="FILE.json", help="configurations to try first, a JSON list; default the middle of the space"
@@ -112,6 +126,10 @@ def natural(text):
     return whole(text, 0)
 
 
+def eta(text):
+    return whole(text, 2)
+
+
 def whole(text, least):
     if not text.strip().isdecimal() or int(text) < least:
         raise argparse.ArgumentTypeError(f"expected an integer >= {least}, got {text!r}")
@@ -155,6 +173,7 @@ def build(args, results=None):
         check_new(folder)
     searcher_class = find_searcher(args.searcher)
     say(f"loading {args.objective}")
+    rule = find_rule(args.stopping, args.first_rung, args.eta)
     warm_up(args.objective, args.workers)
     if results is None:
         problem = describe(args.objective, lambda space: adjust(space, args), args.metric, args.mode)
@@ -164,6 +183,11 @@ def build(args, results=None):
         suffix = f"-{STAND_IN}" if problem.space.get("dataset") == STAND_IN else ""
         folder = first_unused(folder.with_name(folder.name + suffix))
     max_epochs = last_epoch(problem.space, args.epochs_name)
+    if rule and not max_epochs:
+        raise ValueError(
+            f"--stopping {args.stopping}: needs the last epoch, a constant `epochs` in the space; name it with "
+            "--epochs_name, or choose --stopping none"
+        )
     try:
         searcher = searcher_class(problem.space, args.seed, max_epochs)
     except Exception as error:  # whatever the user's class raises becomes one line
@@ -189,6 +213,7 @@ def build(args, results=None):
         seconds=args.hours * 3600,
         n_trials=args.trials,
         trial_timeout=args.trial_timeout,
+        rule=rule,
         max_epochs=max_epochs,
         start=start,
         show=Status(args, backend, results),
@@ -199,7 +224,7 @@ def build(args, results=None):
 def run(parser, tuner):
     """The exit code of a run; prints its progress and its summary."""
     from hpo.results import WriteError
-    from hpo.tuner import MetricMissing, RunFailed
+    from hpo.tuner import EpochMissing, MetricMissing, RunFailed
 
     signals = []
 
@@ -215,7 +240,7 @@ def run(parser, tuner):
     tuner.show.begin(tuner)
     try:
         reason = tuner.run()
-    except MetricMissing as error:
+    except (MetricMissing, EpochMissing) as error:
         tuner.show.clear()
         tuner.results.remove()  # no trial has come to anything
         parser.exit(2, f"{parser.prog}: error: {error}\n")
@@ -377,20 +402,40 @@ def find_searcher(name):
 
     if name in SEARCHERS:
         return SEARCHERS[name]
-    path, colon, class_name = name.rpartition(":")
+    found = from_file("--searcher", name, SEARCHERS, "CLASS")
+    if not callable(getattr(found, "suggest", None)):
+        raise ValueError(f"--searcher {name}: expected a class with a method suggest(trials), got {found!r:.100}")
+    return found
+
+
+def find_rule(name, first_rung=1, eta=3):
+    """The stopping rule of a name, or of FILE.py:FUNCTION, with its options; None for "none"."""
+    from hpo.stopping import RULES, with_options
+
+    rule = RULES[name] if name in RULES else from_file("--stopping", name, RULES, "FUNCTION")
+    if rule is not None and (isinstance(rule, type) or not callable(rule)):
+        raise ValueError(
+            f"--stopping {name}: expected a function (trial, trials, max_epochs) -> bool, got {rule!r:.100}"
+        )
+    return rule and with_options(rule, first_rung=first_rung, eta=eta)
+
+
+def from_file(flag, name, known, kind):
+    """What a Python file defines under a name, of FILE.py:NAME."""
+    path, colon, attribute = name.rpartition(":")
     if not colon or not path.endswith(".py"):
-        raise ValueError(f"--searcher: expected {', '.join(SEARCHERS)} or FILE.py:CLASS, got {name!r}")
+        raise ValueError(f"{flag}: expected {', '.join(known)} or FILE.py:{kind}, got {name!r}")
     from hpo.objective import import_error, load_module
 
     if not pathlib.Path(path).is_file():
-        raise ValueError(f"--searcher {name}: {path}: no such file")
+        raise ValueError(f"{flag} {name}: {path}: no such file")
     try:
         module = load_module(path)
     except Exception as error:  # whatever the user's file raises becomes one line
-        raise ValueError(f"--searcher: {import_error(error, path)}") from error
-    if not callable(getattr(getattr(module, class_name, None), "suggest", None)):
-        raise ValueError(f"--searcher {name}: {path} has no class {class_name} with a method suggest(trials)")
-    return getattr(module, class_name)
+        raise ValueError(f"{flag}: {import_error(error, path)}") from error
+    if not hasattr(module, attribute):
+        raise ValueError(f"{flag} {name}: {path} has no {kind.lower()} {attribute}")
+    return getattr(module, attribute)
 
 
 def first_unused(folder):

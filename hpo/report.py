@@ -42,6 +42,7 @@ class Reporter:
             if self.stopped:
                 raise StopTrial
             metrics = {name: _scalar(name, value) for name, value in metrics.items()}
+            counted = "epoch" not in metrics
             epoch = metrics.setdefault("epoch", self.n_reports + 1)
             if isinstance(epoch, float) and epoch.is_integer():
                 epoch = metrics["epoch"] = int(epoch)
@@ -58,7 +59,7 @@ class Reporter:
             if tuner is None:
                 print(f"[tune-metric]: {line}", flush=True)
                 return
-            tuner.send_bytes(json.dumps({"report": metrics}).encode())
+            tuner.send_bytes(json.dumps({"report": metrics, "counted": counted}).encode())
             self.stopped = tuner.recv_bytes() == b"stop"
             if self.stopped:
                 raise StopTrial

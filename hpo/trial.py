@@ -76,10 +76,11 @@ class Trial:
 
 @dataclass(frozen=True)
 class Report:
-    """Metrics by name, `epoch` among them, as a trial reported them."""
+    """Metrics by name, `epoch` among them, as a trial reported them. counted: without an epoch, so it is their number."""
 
     trial_id: int
     metrics: dict
+    counted: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ class LocalBackend:
             process.step()
             is_gone = process.sentinel in ready
             if is_gone or process.connection in ready:
-                events += [Report(i, metrics) for metrics in process.read()]
+                events += [Report(i, *report) for report in process.read()]
             if is_gone:
                 events.append(End(i, *process.close()))
                 self._tell_guard(b"-%d" % process.pid)
@@ -233,7 +234,7 @@ class _Process:
         return [self.sentinel, self.connection] if self.open else [self.sentinel]
 
     def read(self):
-        """The reports that have come."""
+        """(metrics, counted) of the reports that have come."""
         reports = []
         while self.open:
             try:
@@ -244,7 +245,7 @@ class _Process:
                 self.open = False
                 break
             if "report" in message:
-                reports.append(message["report"])
+                reports.append((message["report"], message["counted"]))
             elif "entered" in message:
                 self.entered = message["entered"]
                 for name in message["missing"]:

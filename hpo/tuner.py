@@ -23,11 +23,15 @@ class MetricMissing(ValueError):
     """Trials report, but never the metric to tune."""
 
 
+class EpochMissing(ValueError):
+    """Trials report no epochs, by which a stopping rule compares them."""
+
+
 class Tuner:
     """One run; `run()` returns when its budget is spent, and `trials` is what became of it.
 
     searcher: has suggest(trials); see hpo/searchers.py.
-    rule: function (trial, trials, max_epochs) -> True to stop the trial, or None.
+    rule: function (trial, trials, max_epochs) -> True to stop the trial, or None; see hpo/stopping.py.
     results: hpo.results.Results; backend: start, wait, answer, kill, wake, now.
     seconds: the run's time; n_trials: how many to start at most (None: as many as the time allows).
     trial_timeout: seconds after which a trial is ended. start: configurations to try before the searcher's.
@@ -163,13 +167,17 @@ class Tuner:
             event = self.events.pop(0)
             trial = self.running[event.trial_id]
             if isinstance(event, Report):
-                self._handle_report(trial, event.metrics)
+                self._handle_report(trial, event.metrics, event.counted)
             else:
                 self._handle_end(trial, event)
         if self.show:
             self.show.tick(self)
 
-    def _handle_report(self, trial, metrics):
+    def _handle_report(self, trial, metrics, counted):
+        needs_epoch = counted and self.rule is not None
+        reason = "reported no epoch, by which the stopping rule compares trials; expected report(epoch=..., ...)"
+        if needs_epoch and not self.results.n_rows["reports"]:
+            raise EpochMissing(f"the first trial that reports has {reason}; or choose --stopping none")
         point = self.results.append_report(trial, metrics, self.backend.now())
         go_on = trial.id not in self.ended_by_us
         self.metric_seen |= point is not None
@@ -182,10 +190,21 @@ class Tuner:
             go_on = False
         else:
             trial.curve.append(point)
-            if go_on and self.rule and self.rule(trial, self.trials, self.max_epochs):
+            if needs_epoch:
+                self.ended_by_us.setdefault(trial.id, ("failed", reason))
+                go_on = False
+            elif go_on and self._is_to_stop(trial):
                 self.ended_by_us[trial.id] = ("stopped", "")
                 go_on = False
         self.backend.answer(trial, go_on)
+
+    def _is_to_stop(self, trial):
+        if self.rule is None or trial.curve[-1][0] >= (self.max_epochs or math.inf):
+            return False  # after the last epoch there is nothing left to save
+        try:
+            return bool(self.rule(trial, list(self.trials), self.max_epochs))
+        except (Exception, SystemExit) as error:
+            raise RunFailed(f"the stopping rule raised {type(error).__name__}: {error}") from error
 
     def _handle_end(self, trial, end):
         del self.running[trial.id]

@@ -71,6 +71,16 @@ def test_replaced_parts_are_used_and_their_gradient_fits(tmp_path):
     assert process.log_posterior(theta)[1] == pytest.approx(slopes, rel=1e-5, abs=1e-5)
 
 
+def test_rule_example_stops_trials(tmp_path):
+    objective = EXAMPLES["objective"].replace('config["learning_rate"] * (1 - accuracy)', "(epoch < 3) * 0.1")
+    (tmp_path / "my_objective.py").write_text(objective)
+    (tmp_path / "my_rule.py").write_text(EXAMPLES["rule"])
+    rule = f"{tmp_path / 'my_rule.py'}:" + re.search(r"^def (\w+)", EXAMPLES["rule"])[1]
+    command = [sys.executable, "run.py", tmp_path / "my_objective.py", "--stopping", rule, "--trials", "3"]
+    subprocess.run([*command, "--results", tmp_path / "run"], check=True, cwd=ROOT, timeout=60, capture_output=True)
+    assert [(trial.status, trial.n_epochs) for trial in load(tmp_path / "run")] == [("stopped", 4)] * 3
+
+
 def test_searcher_example_is_short():
     assert len(EXAMPLES["searcher"].strip().splitlines()) <= 30
 

@@ -193,7 +193,7 @@ def test_report_asks_the_tuner_and_goes_on(tuner, capsys):
     for epoch in (1, 2):
         tuner.send_bytes(b"go on")
         report(accuracy=np.float32(0.5), note="é\ud800")
-        assert asked(tuner) == {"report": {"accuracy": 0.5, "note": "é\ud800", "epoch": epoch}}
+        assert asked(tuner) == {"report": {"accuracy": 0.5, "note": "é\ud800", "epoch": epoch}, "counted": True}
     assert printed(capsys) == [] and not tuner.poll()
 
 
@@ -206,7 +206,7 @@ def test_report_waits_for_its_answer(tuner):
 
     thread = threading.Thread(target=train, daemon=True)
     thread.start()
-    assert asked(tuner) == {"report": {"loss": 1.0, "epoch": 1}}
+    assert asked(tuner) == {"report": {"loss": 1.0, "epoch": 1}, "counted": True}
     thread.join(0.05)
     assert thread.is_alive() and steps == []
     tuner.send_bytes(b"go on")
@@ -219,7 +219,7 @@ def test_stop_raises_now_and_at_every_later_report(tuner):
     tuner.send_bytes(b"stop")
     with pytest.raises(StopTrial):
         report(loss=1.0)
-    assert asked(tuner) == {"report": {"loss": 1.0, "epoch": 1}}
+    assert asked(tuner) == {"report": {"loss": 1.0, "epoch": 1}, "counted": True}
     for _ in range(3):
         tuner.send_bytes(b"go on")  # whoever asks again is answered, and so does not hang
         with pytest.raises(StopTrial):

@@ -161,6 +161,34 @@ def test_own_searcher_from_a_file(quick, tmp_path):
     assert found == {0: ("5", "start"), 1: ("4", "counted"), 2: ("5", "counted"), 3: ("6", "counted")}
 
 
+def test_asha_stops_trials_and_the_folder_tells_the_same(quick, tmp_path):
+    folder = tmp_path / "run"
+    code, out, err = run(
+        quick, "--trials", 20, "--workers", 1, "--stopping", "asha", "--set", "epochs=9", "--results", folder
+    )
+    assert (code, err) == (0, "")
+    found, reports = rows(folder / "trials.csv"), rows(folder / "reports.csv")
+    n_stopped = sum(row["status"] == "stopped" for row in found)
+    assert n_stopped > 5 and {row["status"] for row in found} == {"stopped", "done"}
+    assert f"{n_stopped} stopped" in out.splitlines()[-9] + out.splitlines()[-8] and "stopping asha" in out
+    assert {row["n_epochs"] for row in found if row["status"] == "stopped"} == {"1", "3"}
+    assert {row["n_epochs"] for row in found if row["status"] == "done"} == {"9"}
+    assert len(reports) == sum(int(row["n_epochs"]) for row in found)
+    arguments = json.loads((folder / "run.json").read_text())["arguments"]
+    assert (arguments["stopping"], arguments["first_rung"], arguments["eta"]) == ("asha", 1, 3)
+
+
+def test_own_rule_from_a_file(quick, tmp_path):
+    text = "def rule(trial, trials, max_epochs, first_rung):\n    return len(trial.curve) == first_rung < max_epochs"
+    (tmp_path / "mine.py").write_text(text)
+    rule = f"{tmp_path / 'mine.py'}:rule"
+    code, _, err = run(
+        quick, "--trials", 3, "--stopping", rule, "--first_rung", 2, "--results", tmp_path / "run", "--workers", 1
+    )
+    assert (code, err) == (0, "")
+    assert [(row["status"], row["n_epochs"]) for row in rows(tmp_path / "run" / "trials.csv")] == [("stopped", "2")] * 3
+
+
 def test_prepare_replaces_constants_and_the_stand_in_is_announced(quick, tmp_path):
     more = (
         "\ndef prepare(constants):\n    return {'dataset': 'synthetic' if constants['dataset'] == 'auto' else 'real'}\n"
@@ -405,6 +433,22 @@ BAD = {
     "folder below a file": (["--results", "{folder}/quick.py/new"], None, "cannot be written"),
     "folder in /proc": (["--results", "/proc/nowhere"], None, "/proc/nowhere"),
     "metric never reported": (["--metric", "auc"], None, "metric auc is never reported, but loss, kind"),
+    "unknown rule": (["--stopping", "foo"], None, "--stopping: expected none, median, asha or FILE.py:FUNCTION"),
+    "rule file missing": (["--stopping", "nowhere.py:mine"], None, "nowhere.py: no such file"),
+    "rule missing": (["--stopping", "run.py:mine"], None, "run.py has no function mine"),
+    "rule is no function": (["--stopping", "run.py:ROOT"], None, "expected a function (trial, trials, max_epochs)"),
+    "first rung 0": (["--first_rung", "0"], None, "--first_rung: expected an integer >= 1, got '0'"),
+    "eta 1": (["--eta", "1"], None, "--eta: expected an integer >= 2, got '1'"),
+    "rule without a last epoch": (
+        ["--stopping", "asha"],
+        objective_file(lambda s: s.replace('"epochs": 3', '"n_steps": 3')),
+        "--stopping asha: needs the last epoch",
+    ),
+    "rule without reported epochs": (
+        ["--stopping", "asha"],
+        objective_file(lambda s: s.replace("report(epoch=epoch, ", "report(")),
+        "the first trial that reports has reported no epoch",
+    ),
 }
 
 

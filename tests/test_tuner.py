@@ -16,7 +16,7 @@ from hpo.results import Results, WriteError, load
 from hpo.searchers import RandomSearch
 from hpo.space import choice, loguniform, middle, randint
 from hpo.trial import End, Report, Trial
-from hpo.tuner import MetricMissing, RunFailed, Tuner, is_unended
+from hpo.tuner import EpochMissing, MetricMissing, RunFailed, Tuner, is_unended
 
 SPACE = {"lr": loguniform(1e-4, 1), "n": randint(1, 9), "kind": choice(["a", 1, None]), "epochs": 3}
 KILL_SECONDS = 0.125  # from a kill to the end of the process
@@ -634,9 +634,45 @@ def test_rule_that_raises_ends_the_run_and_its_trials(make):
             raise ZeroDivisionError("in the rule")
 
     tuner = make(epochs(*[0.5] * 50), n_workers=3, rule=rule)
-    with pytest.raises((ZeroDivisionError, RunFailed), match="in the rule"):
+    with pytest.raises(RunFailed, match="the stopping rule raised ZeroDivisionError: in the rule"):
         tuner.run()
     check_ended(tuner)
+
+
+def test_rule_is_not_asked_at_the_last_epoch(make):
+    asked = []
+    tuner = make(GOOD, n_trials=2, rule=lambda trial, *_: asked.append(trial.n_epochs), max_epochs=3)
+    assert tuner.run() == "trials" and statuses(tuner) == ["done", "done"] and sorted(asked) == [1, 1, 2, 2]
+    check_ended(tuner)
+
+
+def test_rule_cannot_change_the_trials_of_the_run(make):
+    tuner = make(GOOD, n_trials=3, rule=lambda trial, trials, _: trials.clear())
+    assert tuner.run() == "trials" and len(tuner.trials) == 3
+    check_ended(tuner)
+
+
+def test_reports_that_carry_no_epoch_are_refused_when_there_is_a_rule(make, monkeypatch):
+    event = Backend._event
+
+    def counted_event(self, i):
+        found = event(self, i)
+        return Report(i, found.metrics, counted=i >= first_counted) if isinstance(found, Report) else found
+
+    monkeypatch.setattr(Backend, "_event", counted_event)
+    first_counted = 0
+    tuner = make(GOOD, n_trials=3, rule=lambda *_: False)
+    with pytest.raises(EpochMissing, match="reported no epoch"):
+        tuner.run()
+    shutil.rmtree(tuner.results.folder)
+    first_counted = 1  # after good reports it costs the trial, not the run
+    tuner = make(GOOD, n_workers=1, n_trials=3, rule=lambda *_: False)
+    assert tuner.run() == "trials" and statuses(tuner) == ["done", "failed", "failed"]
+    assert "expected report(epoch=..." in tuner.trials[1].error
+    check_ended(tuner)
+    shutil.rmtree(tuner.results.folder)
+    first_counted = 0
+    assert make(GOOD, n_trials=3).run() == "trials"  # without a rule they are welcome
 
 
 # ---- Broken parts -------------------------------------------------------------------------------------------------------

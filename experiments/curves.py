@@ -1,0 +1,344 @@
+"""Recorded learning curves: read from runs' folders, kept small, and a surrogate that draws new ones from them.
+
+    python -m experiments.curves results/DIR ... experiments/runs/NAME.jsonl      packs finished runs into one small file
+
+The file: a line with space, metric, mode, last epoch and where it was recorded; then a line for each trial with its
+configuration, epochs, metric at each, and seconds of each. Failed trials are left out, as they have no whole curve.
+
+The surrogate is no Gaussian process, which would favour a searcher that uses one. A forest of extremely randomised trees
+(Geurts, Ernst and Wehenkel 2006) says how near a configuration is to each recorded one: w (n,), the shares of the trees in
+whose leaf it lies. Then
+
+    curve = sum_i w_i smooth_i + residual_j + level        in log loss
+
+smooth_i is a recorded curve without its jitter; residual_j the jitter of one, drawn from the five whose curves are most
+like the sum, with its own size and correlation over the epochs; level ~ N(0, s^2) is what differs between repetitions in whole, s from configurations that were recorded more
+than once. No drawn curve is much better than the best recorded one: record tuned runs too. A curve that was stopped early is completed first with the tail of the most similar one. Seconds for each epoch come
+from a forest of their own in the same way.
+"""
+
+import csv
+import json
+import pathlib
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpo.results import ResultsError, load, load_run, report_column
+from hpo.space import config_key, domains, encode, space_from_json, space_to_json
+
+SMOOTH = 0.12  # width of the smoothing in ln(epoch): at epoch 81 about 10 epochs either way, before epoch 5 none
+N_ALIKE = 5  # curves whose jitter a new one may have
+CHECKED = (1, 3, 9, 27, 81)  # epochs at which held-out curves are compared
+
+
+# ---- Recordings ----------------------------------------------------------------------------------------------------------
+@dataclass
+class Curve:
+    """One trial: losses (lower is better) at its epochs, and the seconds that each report took."""
+
+    config: dict
+    epochs: np.ndarray  # (k,), increasing
+    losses: np.ndarray  # (k,)
+    seconds: np.ndarray  # (k,)
+
+
+@dataclass
+class Recording:
+    """The curves of one or more runs of the same problem."""
+
+    space: dict
+    metric: str
+    mode: str
+    max_epochs: int
+    curves: list
+    machine: str = ""
+
+    @property
+    def sign(self):
+        return -1.0 if self.mode == "max" else 1.0
+
+
+def read(paths):
+    """Recording of all the folders of runs and packed files; ValueError when one is no such thing, or another problem."""
+    recordings = [read_packed(path) if path.is_file() else read_folder(path) for path in map(pathlib.Path, paths)]
+    first = recordings[0]
+    for path, other in zip(paths, recordings):
+        for name in ("metric", "mode", "max_epochs"):
+            if getattr(other, name) != getattr(first, name):
+                raise ValueError(
+                    f"{path}: {name} is {getattr(other, name)!r}, but {getattr(first, name)!r} in {paths[0]}"
+                )
+        if domains(other.space) != domains(first.space):
+            raise ValueError(f"{path}: its space differs from that of {paths[0]}; give runs of one problem")
+    machines = dict.fromkeys(other.machine for other in recordings)
+    curves = [curve for other in recordings for curve in other.curves]
+    return Recording(first.space, first.metric, first.mode, first.max_epochs, curves, "; ".join(machines))
+
+
+def read_folder(folder):
+    """Recording of a run's folder."""
+    run, trials = load_run(folder), {trial.id: trial for trial in load(folder)}
+    arguments = run.get("arguments", {})
+    max_epochs = run["space"].get(arguments.get("epochs_name", "epochs"))
+    if type(max_epochs) is not int:
+        raise ResultsError(f"{folder}: its space has no constant that is the last epoch; nothing to replay")
+    times = {i: {} for i in trials}
+    with open(folder / "reports.csv", newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            i = int(row["trial"])
+            if int(row["attempt"]) == trials[i].attempt and row[report_column(run["metric"])]:
+                times[i][int(row["epoch"])] = float(row["time"])
+    curves = []
+    for trial in trials.values():
+        losses = dict(trial.curve)
+        if trial.status != "failed" and losses:
+            epochs = np.array(sorted(losses))
+            seconds = np.diff([trial.started, *(times[trial.id][epoch] for epoch in epochs)])
+            curves.append(Curve(trial.config, epochs, np.array([losses[epoch] for epoch in epochs]), seconds))
+    machine = f"{run['machine']['processor']}, {run['machine']['cores']} cores, {arguments.get('workers')} workers"
+    return Recording(run["space"], run["metric"], run["mode"], max_epochs, curves, machine)
+
+
+def read_packed(path):
+    """Recording of a file that `pack` wrote."""
+    try:
+        head, *lines = [json.loads(line) for line in path.read_text().splitlines()]
+        space, sign = space_from_json(head["space"]), -1.0 if head["mode"] == "max" else 1.0
+        curves = [
+            Curve(
+                {**space, **line["config"]},
+                np.array(line.get("epochs") or range(1, len(line["values"]) + 1)),
+                sign * np.array(line["values"], float),
+                np.array(line["seconds"], float),
+            )
+            for line in lines
+        ]
+        return Recording(space, head["metric"], head["mode"], head["max_epochs"], curves, head["machine"])
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ValueError(
+            f"{path}: not a file of packed curves: {error!r}; expected what experiments.curves writes"
+        ) from None
+
+
+def pack(recording, path):
+    """Writes a Recording in about 1 kB for each 81 epochs."""
+    head = {"space": space_to_json(recording.space), "metric": recording.metric, "mode": recording.mode}
+    lines = [{**head, "max_epochs": recording.max_epochs, "machine": recording.machine}]
+    for curve in recording.curves:
+        line = {"config": {name: curve.config[name] for name in domains(recording.space)}}
+        if list(curve.epochs) != list(range(1, len(curve.epochs) + 1)):
+            line["epochs"] = curve.epochs.tolist()
+        line["values"] = [float(f"{recording.sign * loss:.6g}") for loss in curve.losses]
+        line["seconds"] = [float(f"{seconds:.3g}") for seconds in curve.seconds]
+        lines.append(line)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
+
+
+# ---- Forest --------------------------------------------------------------------------------------------------------------
+class Forest:
+    """Extremely randomised trees on X (n, d) and Y (n, q); `weights` is what it is for."""
+
+    def __init__(self, X, Y, rng, n_trees=200, min_leaf=1):
+        self.X, self.Y, self.min_leaf = X, (Y - Y.mean(0)) / (Y.std(0) + 1e-12), min_leaf
+        self.feature, self.threshold, self.children, self.members = [], [], [], []
+        self.roots = np.array([self._grow(np.arange(len(X)), rng) for _ in range(n_trees)])
+        self.feature, self.threshold = np.array(self.feature), np.array(self.threshold)
+        self.children = np.array(self.children)
+        self.leaves = np.zeros((len(self.members), len(X)))  # rows of leaves sum to 1
+        for node, rows in enumerate(self.members):
+            if rows is not None:
+                self.leaves[node, rows] = 1 / len(rows)
+
+    def _grow(self, rows, rng):
+        """Index of a new node that holds the rows; every feature is tried at one random threshold, the best is taken."""
+        node = len(self.feature)
+        for values, empty in (
+            (self.feature, 0),
+            (self.threshold, 0.0),
+            (self.children, (node, node)),
+            (self.members, rows),
+        ):
+            values.append(empty)
+        X, Y, n = self.X[rows], self.Y[rows], len(rows)
+        thresholds = rng.uniform(X.min(0), X.max(0))
+        left = X <= thresholds  # (n, d)
+        n_left = left.sum(0)
+        total, part = Y.sum(0), left.T @ Y  # (q,), (d, q)
+        # by so much the split lowers the sum of squares; 0 where all rows lie on one side
+        gain = ((part - total * n_left[:, None] / n) ** 2).sum(1) * n / (n_left * (n - n_left) + 1e-12)
+        gain[np.minimum(n_left, n - n_left) < self.min_leaf] = 0
+        k = gain.argmax()
+        if gain[k] > 1e-12:
+            self.members[node], self.feature[node], self.threshold[node] = None, k, thresholds[k]
+            self.children[node] = (self._grow(rows[left[:, k]], rng), self._grow(rows[~left[:, k]], rng))
+        return node
+
+    def weights(self, x):
+        """w (n,), sums to 1: the mean over the trees of an even share for each recorded row in the leaf of x (d,)."""
+        node = self.roots
+        while True:
+            right = x[self.feature[node]] > self.threshold[node]
+            below = self.children[node, right.astype(int)]
+            if np.array_equal(below, node):
+                return self.leaves[node].mean(0)
+            node = below
+
+
+# ---- Surrogate -----------------------------------------------------------------------------------------------------------
+class Surrogate:
+    """New curves after recorded ones; see the module's docstring. E = max_epochs, n recorded curves."""
+
+    def __init__(self, recording, seed=0, n_trees=200):
+        self.space, self.max_epochs, self.sign = recording.space, recording.max_epochs, recording.sign
+        self.epochs = np.arange(1, self.max_epochs + 1)
+        losses = np.concatenate([curve.losses for curve in recording.curves])
+        # log of the distance to a bound below the best: for accuracies 1, so errors; else a little below what was seen
+        is_share = recording.mode == "max" and losses.min() >= -1
+        self.bound = -1.0 if is_share else losses.min() - 0.05 * (np.median(losses) - losses.min() + 1e-12)
+        Z = np.array([self._to_log(np.interp(self.epochs, c.epochs, c.losses)) for c in recording.curves])  # (n, E)
+        Z = complete(Z, np.array([curve.epochs[-1] for curve in recording.curves]))
+        self.smooth = Z @ smoother(self.epochs).T
+        self.residual = Z - self.smooth
+        rates = [np.diff([0, *c.epochs]) / np.maximum(c.seconds, 1e-3) for c in recording.curves]  # epochs per second
+        self.log_seconds = np.array([-np.log(np.median(rate)) for rate in rates])  # (n,) ln seconds of an epoch
+        self.jitter = [
+            1 / (rate * np.exp(mean)) for rate, mean in zip(rates, self.log_seconds)
+        ]  # of the seconds, about 1
+        X, rng = np.array([encode(self.space, curve.config) for curve in recording.curves]), np.random.default_rng(seed)
+        at = [epoch - 1 for epoch in CHECKED if epoch <= self.max_epochs]
+        self.quality_forest = Forest(X, self.smooth[:, at], rng, n_trees)
+        self.seconds_forest = Forest(X, self.log_seconds[:, None], rng, n_trees)
+        keys = [config_key(curve.config) for curve in recording.curves]
+        self.level_sd, self.n_repetitions = repetition_spread(self.smooth, keys)
+
+    def _to_log(self, losses):
+        return np.log(np.maximum(losses - self.bound, 1e-9))
+
+    def mean(self, config):
+        """Losses (E,) and the seconds of an epoch that are expected, without noise."""
+        x = encode(self.space, config)
+        log_loss = self.quality_forest.weights(x) @ self.smooth
+        return np.exp(log_loss) + self.bound, np.exp(self.seconds_forest.weights(x) @ self.log_seconds)
+
+    def sample(self, config, rng):
+        """Losses (E,) and seconds (E,) of one training."""
+        x = encode(self.space, config)
+        mean = self.quality_forest.weights(x) @ self.smooth
+        alike = ((self.smooth - mean) ** 2).sum(1).argsort(kind="stable")[:N_ALIKE]
+        residual = self.residual[rng.choice(alike)] + self.level_sd * rng.normal()
+        v = self.seconds_forest.weights(x)
+        jitter = rng.choice(self.jitter[rng.choice(len(v), p=v)], self.max_epochs)
+        losses = np.exp(mean + residual) + self.bound
+        return losses, np.exp(v @ self.log_seconds) * jitter
+
+    def objective(self, config, rng):
+        """For experiments.simulated: (seconds, metrics) at each epoch."""
+        for epoch, loss, seconds in zip(self.epochs.tolist(), *self.sample(config, rng)):
+            yield seconds, {"epoch": epoch, "loss": loss}
+
+
+def smoother(epochs):
+    """(E, E) rows of weights: a normal kernel in ln(epoch)."""
+    distance = (np.log(epochs)[:, None] - np.log(epochs)) / SMOOTH
+    K = np.exp(-0.5 * distance**2)
+    return K / K.sum(1, keepdims=True)
+
+
+def complete(Z, ends):
+    """Z (n, E) whose rows, known up to epoch ends[i], go on in parallel to the most similar row that was recorded whole."""
+    whole = Z[ends == Z.shape[1]]
+    if not len(whole):
+        raise ValueError(f"no curve was recorded to epoch {Z.shape[1]}; record some with --stopping none")
+    Z = Z.copy()
+    for i in np.flatnonzero(ends < Z.shape[1]):
+        n = ends[i]
+        tail = whole[((whole[:, :n] - Z[i, :n]) ** 2).mean(1).argmin()]
+        near = slice(max(0, n - 3), n)  # the last three epochs, as one alone is noisy
+        Z[i, n:] = tail[n:] + (Z[i, near] - tail[near]).mean()
+    return Z
+
+
+def repetition_spread(smooth, keys):
+    """(standard deviation of the level between repetitions of a configuration, number of repeated curves)."""
+    groups = [[i for i, key in enumerate(keys) if key == this] for this in dict.fromkeys(keys)]
+    groups = [smooth[rows].mean(1) for rows in groups if len(rows) > 1]
+    n, n_free = sum(map(len, groups)), sum(len(group) - 1 for group in groups)
+    return (np.sqrt(sum(((group - group.mean()) ** 2).sum() for group in groups) / n_free) if n else 0.0), n
+
+
+# ---- How good it is ------------------------------------------------------------------------------------------------------
+def ranks(values):
+    """Ranks (n,) from 0, ties sharing the mean of theirs."""
+    values = np.asarray(values)
+    return ((values[:, None] > values).sum(1) + (values[:, None] >= values).sum(1) - 1) / 2
+
+
+def rank_correlation(a, b):
+    """Spearman's."""
+    a, b = ranks(a), ranks(b)
+    return np.corrcoef(a, b)[0, 1] if a.std() and b.std() else np.nan
+
+
+def held_out(recording, n_folds=5, seed=0, n_trees=100):
+    """Predictions for each curve by a surrogate that has not seen it, nor a repetition: (losses (n, E), seconds (n,))."""
+    keys = [config_key(curve.config) for curve in recording.curves]
+    distinct = list(dict.fromkeys(keys))
+    order = dict(zip(distinct, np.random.default_rng(seed).permutation(len(distinct)) % n_folds))
+    predicted = [None] * len(keys)
+    for fold in range(n_folds):
+        rest = [curve for curve, key in zip(recording.curves, keys) if order[key] != fold]
+        if len(rest) == len(keys):
+            continue
+        part = Recording(recording.space, recording.metric, recording.mode, recording.max_epochs, rest)
+        surrogate = Surrogate(part, seed, n_trees)
+        for i, curve in enumerate(recording.curves):
+            if order[keys[i]] == fold:
+                predicted[i] = surrogate.mean(curve.config)
+    return np.array([losses for losses, _ in predicted]), np.array([seconds for _, seconds in predicted])
+
+
+def quality(recording, n_folds=5):
+    """Lines of a table: how well held-out curves are predicted, beside the median of all as a prediction."""
+    losses, seconds = held_out(recording, n_folds)
+    lines = [
+        f"held-out curves, {n_folds} folds: rank correlation (of the better third), mean absolute error (of the median)"
+    ]
+    for epoch in [epoch for epoch in CHECKED if epoch <= recording.max_epochs]:
+        known = [i for i, curve in enumerate(recording.curves) if epoch in curve.epochs]
+        true = np.array([recording.curves[i].losses[recording.curves[i].epochs == epoch][0] for i in known])
+        guess = losses[known, epoch - 1]
+        third = true <= np.quantile(true, 1 / 3)
+        error, of_median = np.abs(guess - true).mean(), np.abs(np.median(true) - true).mean()
+        both = rank_correlation(guess, true), rank_correlation(guess[third], true[third])
+        lines.append(
+            f"  epoch {epoch:>3}, {len(known):>4} curves: {both[0]:.2f} ({both[1]:.2f}), {error:.4f} ({of_median:.4f})"
+        )
+    true = np.array([np.median(curve.seconds / np.diff([0, *curve.epochs])) for curve in recording.curves])
+    error, of_median = (np.median(np.abs(guess / true - 1)) for guess in (seconds, np.median(true)))
+    correlation = rank_correlation(seconds, true)
+    return [*lines, f"  seconds of an epoch: {correlation:.2f}, median relative error {error:.0%} ({of_median:.0%})"]
+
+
+def main(arguments=None):
+    *sources, target = (sys.argv[1:] if arguments is None else arguments) or [""]
+    if not sources or not target.endswith(".jsonl"):
+        print("usage: python -m experiments.curves results/DIR ... experiments/runs/NAME.jsonl", file=sys.stderr)
+        return 2
+    try:
+        recording = read(sources)
+    except ValueError as error:
+        print(f"experiments.curves: error: {error}", file=sys.stderr)
+        return 2
+    pack(recording, pathlib.Path(target))
+    n_epochs = sum(len(curve.epochs) for curve in recording.curves)
+    print(
+        f"{target}: {len(recording.curves)} curves, {n_epochs} epochs, {pathlib.Path(target).stat().st_size / 1024:.0f} kB"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,245 @@
+"""Compares searchers and stopping rules on recorded runs: hours of training replayed in seconds on a simulated clock.
+
+    python -m experiments.replay results/DIR experiments/runs/*.jsonl --searcher gp --stopping asha --stopping none
+    python -m experiments.replay results/DIR --searcher my_searcher.py:Mine --stopping my_rule.py:my_rule
+
+The tuner's own loop, searcher and rule; only training is replaced, by a surrogate made of the recorded curves (see
+experiments/curves.py; how well it predicts held-out curves is printed first). Record with `run.py --searcher random
+--stopping none`: what a rule ends early cannot be known. Every searcher meets every rule. Repetition i has seed i for all:
+pairs start alike. "Error" is what was observed, 1 - metric where more is better, the best so far.
+"""
+
+import argparse
+import csv
+import multiprocessing
+import os
+import pathlib
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+
+import numpy as np
+
+from experiments.curves import Surrogate, quality, read
+from experiments.simulated import MemoryResults, SimulatedBackend, SimulatedTuner
+from run import find_rule, find_searcher
+
+MINUTES = (10, 20, 30, 60, 90, 180)
+COLUMNS = ["method", "repetition", "seconds", "epochs", "error", "trials"]
+
+
+# ---- One run ---------------------------------------------------------------------------------------------------------
+class History(MemoryResults):
+    """Keeps (seconds, epochs trained in all trials, best loss, trials started) of each improvement."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows, self.best = [], np.inf
+        self.n_trials = 0
+
+    def append_config(self, trial, seen):
+        self.n_trials += 1
+
+    def append_report(self, trial, metrics, now):
+        point = super().append_report(trial, metrics, now)
+        if point[1] < self.best:
+            self.best = point[1]
+            self.rows.append(self.row(now))
+        return point
+
+    def row(self, now):
+        return now, self.n_rows["reports"], self.best, self.n_trials
+
+
+def run(surrogate, method, seed, seconds, n_workers):
+    """Rows (k, 4) of one run: seconds, epochs trained so far, lowest error so far, trials; the last is its end.
+
+    method: (searcher, rule), names as on run.py's command line, or (searcher, rule, options of find_rule).
+    """
+    searcher, rule, *options = method
+    space, history = surrogate.space, History()
+    searcher = find_searcher(searcher)(space, seed, surrogate.max_epochs)
+    backend = SimulatedBackend(surrogate.objective, seed)
+    settings = {"n_workers": n_workers, "seconds": seconds, "max_epochs": surrogate.max_epochs}
+    tuner = SimulatedTuner(space, searcher, backend, history, rule=find_rule(rule, *options), **settings)
+    tuner.run()
+    rows = np.array([*history.rows, history.row(backend.now())])
+    rows[:, 2] += surrogate.sign < 0  # from a loss of -accuracy to an error
+    return rows
+
+
+_surrogate = None  # of a process of the pool
+
+
+def _receive(surrogate):
+    global _surrogate
+    _surrogate = surrogate
+
+
+def _run(*arguments):
+    return run(_surrogate, *arguments)
+
+
+def run_all(surrogate, methods, n_repetitions, seconds, n_workers, n_processes):
+    """{method's name: [rows of each repetition]}; methods: {name: (searcher, rule)}. Prints progress."""
+    tasks = [(name, i) for i in range(n_repetitions) for name in methods]
+    found, started, told = {}, time.time(), 0.0
+    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))  # a core each
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(n_processes, context, initializer=_receive, initargs=(surrogate,)) as pool:
+        futures = {pool.submit(_run, methods[name], i, seconds, n_workers): (name, i) for name, i in tasks}
+        try:
+            for n, future in enumerate(as_completed(futures), 1):
+                found[futures[future]] = future.result()
+                if time.time() - told > 5 or n == len(tasks):
+                    told, left = time.time(), (time.time() - started) / n * (len(tasks) - n)
+                    print(f"{n}/{len(tasks)} runs, about {left / 60:.1f} min left", file=sys.stderr, flush=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return {name: [found[name, i] for i in range(n_repetitions)] for name in methods}
+
+
+# ---- What came out ---------------------------------------------------------------------------------------------------
+def errors_at(runs, at, column=0):
+    """(len(runs), len(at)) lowest errors when column (0: seconds, 1: epochs) has come to `at`; NaN before the first."""
+    table = np.full((len(runs), len(at)), np.nan)
+    for i, rows in enumerate(runs):
+        n = np.searchsorted(rows[:, column], at, side="right")
+        table[i, n > 0] = rows[n[n > 0] - 1, 2]
+    return table
+
+
+def quartiles(table):
+    """(3, columns) lower quartile, median, upper quartile; a run without a result counts as the worst of all."""
+    return np.quantile(np.where(np.isnan(table), np.nanmax(table), table), (0.25, 0.5, 0.75), axis=0)
+
+
+def table(runs, hours, title):
+    """Lines of text: median error and quartiles at some minutes, and what was trained, for each method."""
+    minutes = [m for m in MINUTES if m <= 60 * hours] or [60 * hours]
+    heads = "".join(f"{f'{m:g} min':>22}" for m in minutes)
+    lines = [title, f"{'':<24}{heads}{'epochs':>8}{'trials':>8}"]
+    for name, of_method in runs.items():
+        low, middle, high = quartiles(errors_at(of_method, 60.0 * np.array(minutes)))
+        cells = [f"{m:.4f} [{a:.4f} {b:.4f}]".rjust(22) for a, m, b in zip(low, middle, high)]
+        epochs, trials = (np.median([rows[-1, column] for rows in of_method]) for column in (1, 3))
+        lines.append(f"{name[-24:]:<24}{''.join(cells)}{epochs:>8.0f}{trials:>8.0f}")
+    return lines
+
+
+def save(runs, path):
+    """Every improvement of every run, and each run's end, as a CSV."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for name, of_method in runs.items():
+            for i, rows in enumerate(of_method):
+                writer.writerows([name, i, round(s, 1), int(e), f"{error:.6g}", int(n)] for s, e, error, n in rows)
+
+
+def plot(runs, path, hours, title=""):
+    """Median and quartiles of the error over time and over epochs trained; says so when there is no matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        print("no picture: pip install matplotlib", file=sys.stderr)
+        return
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    n_epochs = min(rows[-1, 1] for of_method in runs.values() for rows in of_method)
+    axes_of = [(0, 60, 3600 * hours, "minutes, simulated"), (1, 1, n_epochs, "epochs trained, all trials")]
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True)
+    top = 0.0
+    for axis, (column, unit, end, label) in zip(axes, axes_of):
+        at = np.linspace(0.02 * end, end, 300)
+        for name, of_method in runs.items():
+            low, middle, high = quartiles(errors_at(of_method, at, column))
+            (line,) = axis.plot(at / unit, middle, label=name)
+            top = max(top, high[15])  # what comes before a twentieth of the time would hide the rest
+            axis.fill_between(at / unit, low, high, color=line.get_color(), alpha=0.15, lw=0)
+        axis.set(xlabel=label, xlim=(0, end / unit))
+    axes[0].set_ylim(top=top)
+    axes[0].set_ylabel("lowest validation error so far: median, quartiles")
+    axes[0].legend()
+    figure.suptitle(title, fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    print(path)
+
+
+# ---- Command line ----------------------------------------------------------------------------------------------------
+def parser(description, default_results):
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = made.add_argument
+    add("recordings", nargs="+", metavar="FOLDER", help="runs' folders, or files made by experiments.curves")
+    add("--repetitions", type=int, default=20)
+    add("--hours", type=float, default=3.0, help="simulated; default 3")
+    add("--workers", type=int, default=4, help="simulated; default 4")
+    add("--processes", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
+    add("--results", type=pathlib.Path, default=pathlib.Path(default_results), metavar="DIR")
+    return made
+
+
+def prepare(paths, show_quality=True):
+    """(Surrogate, description in a line) of recordings; prints what they are and how good the surrogate is."""
+    recording = read(paths)
+    surrogate = Surrogate(recording)
+    n_whole = sum(curve.epochs[-1] == recording.max_epochs for curve in recording.curves)
+    about = f"{len(recording.curves)} recorded curves, {n_whole} of them to epoch {recording.max_epochs}"
+    print(f"{about}; {recording.machine}")
+    if show_quality:
+        print("\n".join(quality(recording)))
+    jitter, spread = np.median(surrogate.residual.std(1)), surrogate.level_sd
+    between = f"{spread:.1%} of the error from {surrogate.n_repetitions} repetitions" if spread else "none known"
+    print(f"noise: {jitter:.1%} of the error from epoch to epoch, level between repetitions: {between}", flush=True)
+    return surrogate, about
+
+
+def checked(arguments, made):
+    """The parsed arguments; exit code 2 in a line when names or numbers are wrong."""
+    args = made.parse_args(arguments)
+    for name in ("repetitions", "hours", "workers", "processes"):
+        if not getattr(args, name) > 0:
+            made.error(f"--{name}: expected a number > 0, got {getattr(args, name)}")
+    return args
+
+
+def main(arguments=None):
+    made = parser(__doc__, "results/replay")
+    made.add_argument("--searcher", action="append", metavar="NAME", help="as in run.py; again for more; default all")
+    made.add_argument("--stopping", action="append", metavar="NAME", help="as in run.py; again for more; default all")
+    made.add_argument("--first_rung", type=int, action="append", metavar="EPOCH", help="again for more; default 1")
+    made.add_argument("--eta", type=int, default=3)
+    made.add_argument("--quick", action="store_true", help="does not check the surrogate")
+    args = checked(arguments, made)
+    from hpo.searchers import SEARCHERS
+    from hpo.stopping import RULES
+
+    try:
+        methods = {}
+        for searcher in args.searcher or SEARCHERS:
+            for rule in args.stopping or RULES:
+                for first in args.first_rung or [1]:
+                    find_searcher(searcher), find_rule(rule)
+                    suffix = f" {first}" if len(args.first_rung or []) > 1 else ""
+                    names = (name.rpartition("/")[2] for name in (searcher, rule))
+                    methods[" + ".join(names) + suffix] = (searcher, rule, first, args.eta)
+        surrogate, about = prepare(args.recordings, not args.quick)
+    except ValueError as error:
+        made.exit(2, f"experiments.replay: error: {error}\n")
+    runs = run_all(surrogate, methods, args.repetitions, 3600 * args.hours, args.workers, args.processes)
+    title = f"error, median [quartiles] of {args.repetitions} replayed runs, {args.workers} workers; {about}"
+    print("", *table(runs, args.hours, title), sep="\n")
+    args.results.mkdir(parents=True, exist_ok=True)
+    save(runs, args.results / "runs.csv")
+    print(f"\n{args.results / 'runs.csv'}")
+    plot(runs, args.results / "replay.png", args.hours, title)
+
+
+if __name__ == "__main__":
+    main()

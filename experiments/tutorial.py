@@ -1,0 +1,61 @@
+"""The curves of Syne Tune's tutorial, replayed: random search and Gaussian process, with and without successive halving.
+
+    python -m experiments.tutorial experiments/runs/*.jsonl
+
+Lowest validation error against wall-clock time and against epochs trained, median and quartiles, as CSV and picture; and
+the paired difference of Gaussian process + halving to random search + halving: the median over repetitions with the same
+seed, and its 95% bootstrap interval. --searcher FILE.py:CLASS puts another searcher in the Gaussian process's place.
+"""
+
+import csv
+
+import numpy as np
+
+from experiments.replay import MINUTES, checked, errors_at, parser, plot, prepare, run_all, save, table
+from run import find_rule, find_searcher
+
+
+def paired_difference(first, second, seconds, n_bootstrap=5000):
+    """(len(seconds), 3): median over the repetitions of the error of `first` minus that of `second`, 95% interval."""
+    difference = errors_at(first, seconds) - errors_at(second, seconds)  # (repetitions, times)
+    difference = difference[~np.isnan(difference).any(axis=1)]
+    rng = np.random.default_rng(0)
+    resampled = difference[rng.integers(len(difference), size=(n_bootstrap, len(difference)))]
+    low, high = np.quantile(np.median(resampled, axis=1), (0.025, 0.975), axis=0)
+    return np.column_stack([np.median(difference, axis=0), low, high])
+
+
+def main(arguments=None):
+    made = parser(__doc__, "results/tutorial")
+    made.add_argument("--searcher", default="gp", metavar="NAME", help="beside random; default gp")
+    made.add_argument("--stopping", default="asha", metavar="NAME", help="beside none; default asha")
+    args = checked(arguments, made)
+    try:
+        find_searcher(args.searcher), find_rule(args.stopping)
+        surrogate, about = prepare(args.recordings)
+    except ValueError as error:
+        made.exit(2, f"experiments.tutorial: error: {error}\n")
+    pairs = [(searcher, rule) for rule in ("none", args.stopping) for searcher in ("random", args.searcher)]
+    methods = {searcher + (f" + {rule}" if rule != "none" else ""): (searcher, rule) for searcher, rule in pairs}
+    runs = run_all(surrogate, methods, args.repetitions, 3600 * args.hours, args.workers, args.processes)
+    title = f"error, median [quartiles] of {args.repetitions} replayed runs, {args.workers} workers; {about}"
+    print("", *table(runs, args.hours, title), sep="\n")
+
+    minutes = [m for m in MINUTES if m <= 60 * args.hours] or [60 * args.hours]
+    first, second = (f"{searcher} + {args.stopping}" for searcher in (args.searcher, "random"))
+    differences = paired_difference(runs[first], runs[second], 60.0 * np.array(minutes))
+    print(f"\n{first} minus {second}, paired: median [95% bootstrap interval]")
+    for m, (middle, low, high) in zip(minutes, differences):
+        print(f"{m:>6g} min {middle:+.4f} [{low:+.4f} {high:+.4f}]")
+    args.results.mkdir(parents=True, exist_ok=True)
+    save(runs, args.results / "runs.csv")
+    with open(args.results / "difference.csv", "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["minutes", "median", "low", "high"])
+        writer.writerows([m, *(f"{value:.6g}" for value in row)] for m, row in zip(minutes, differences))
+    print(f"\n{args.results / 'runs.csv'}\n{args.results / 'difference.csv'}")
+    plot(runs, args.results / "tutorial.png", args.hours, title)
+
+
+if __name__ == "__main__":
+    main()

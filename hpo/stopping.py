@@ -1,0 +1,78 @@
+"""Early stopping: which trials to end before their last epoch, judged by their learning curves alone.
+
+A rule is a function, here or in a file of your own (`--stopping my_rule.py:my_rule`), that the tuner asks after every
+report but that of the last epoch:
+
+    rule(trial, trials, max_epochs) -> True to stop the trial
+
+trial: the one that has just reported; trials: every trial so far, sorted by id, `trial` among them. Of each it reads id,
+config, status and curve [(epoch, loss)], lower is better, so a decision can be recomputed from the run's folder. No
+state is kept: a trial that has been stopped stays in `trials` with the curve that it has. Keyword arguments named
+first_rung and eta are filled in from the command line.
+"""
+
+import inspect
+import math
+import statistics
+from functools import partial
+
+
+def median(trial, trials, max_epochs, first_rung=1, min_trials=5):
+    """The median stopping rule (Golovin et al. 2017, Google Vizier, section 3.1.2).
+
+    Stops a trial whose best loss so far is worse than the median of the other trials' running averages up to the same
+    epoch. Decides nothing before epoch first_rung, nor with fewer than min_trials others that have come as far.
+    """
+    epoch = trial.curve[-1][0]
+    if not first_rung <= epoch < max_epochs:
+        return False
+    others = [other for other in trials if other.id != trial.id and other.n_epochs >= epoch]
+    losses = [[loss for e, loss in other.curve if e <= epoch] for other in others]
+    averages = [statistics.fmean(part) for part in losses if part]
+    best = min(loss for _, loss in trial.curve)
+    return len(averages) >= min_trials and best > statistics.median(averages)
+
+
+def asha(trial, trials, max_epochs, first_rung=1, eta=3):
+    """Asynchronous successive halving (Li et al. 2018, arXiv 1810.05934) in its stopping variant, as in Syne Tune.
+
+    At epochs first_rung * (1, eta, eta^2, ...) a trial goes on when its best loss so far is among the best 1/eta of the
+    trials that have come there before it, itself included: not above their (1/eta)-quantile, so ties go on. Fewer than
+    eta of them decide nothing.
+    """
+    epoch = trial.curve[-1][0]
+    if not first_rung <= epoch < max_epochs:
+        return False
+    rung = first_rung
+    while rung * eta <= epoch:
+        rung *= eta
+    if any(e >= rung for e, _ in trial.curve[:-1]):
+        return False  # decided at an earlier report
+    losses = [loss for other in trials if (loss := loss_at_rung(other, rung, first_rung, eta)) is not None]
+    own = loss_at_rung(trial, rung, first_rung, eta)
+    n_better = sum(loss < own for loss in losses)
+    return len(losses) >= eta and n_better > (len(losses) - 1) / eta
+
+
+def loss_at_rung(trial, rung, first_rung, eta):
+    """The best loss of a trial up to the report with which it came to a rung; None when it does not count there.
+
+    A report that passes several rungs counts at the highest of them. A failed trial counts as the worst at the rung that
+    it was on its way to, and as what it had reported at those before.
+    """
+    best, reached = math.inf, 0
+    for epoch, loss in trial.curve:
+        best, reached = min(best, loss), max(reached, epoch)
+        if epoch >= rung:
+            return best if epoch < rung * eta else None
+    was_next = rung == first_rung or reached >= rung / eta
+    return math.inf if trial.status == "failed" and was_next else None
+
+
+RULES = {"none": None, "median": median, "asha": asha}
+
+
+def with_options(rule, **options):
+    """The rule with those of the options that it has a keyword argument for."""
+    parameters = inspect.signature(rule).parameters
+    return partial(rule, **{name: value for name, value in options.items() if name in parameters})
