@@ -333,7 +333,7 @@ class GPSearch:
             return None
         rng = np.random.default_rng([self.seed, len(trials)])
         model = self.model(trials, rng)
-        candidates = [self.initial_point(len(trials))] if model is None else self.candidates(model, rng)
+        candidates = [self.initial_point(len(trials))] if model is None else self.candidates(model, trials, rng)
         for x in candidates:
             config = decode(self.space, x)
             if config_key(config) not in seen:
@@ -390,20 +390,27 @@ class GPSearch:
             scores = scores - np.logaddexp(0, -1.702 * z)  # ln Phi(z), within 0.01 of Phi
         return scores
 
-    def candidates(self, model, rng):
-        """Points (m, d) of the space, those with the highest score first."""
+    def candidates(self, model, trials, rng):
+        """Points (m, d) of the space, those with the highest score first, those that trials have taken last."""
+        finite = n_configs(self.space) < math.inf  # else no point comes twice
+        taken = {row.tobytes() for row in np.round(self.encode(trials) / self.scale, 9)} if finite else set()
+
+        def score(X):
+            free = np.array([row.tobytes() not in taken for row in np.round(X, 9)])
+            return np.where(free, self.score(model, X), -np.inf)
+
         if n_configs(self.space) <= self.settings.n_listed:
             X = all_points(self.space)
-            return X[np.argsort(-self.score(model, X), kind="stable")]
+            return X[np.argsort(-score(X), kind="stable")]
         rows = model.losses.process
         best = rows.X[np.argsort(rows.y, kind="stable")[:5]] / self.scale
         X = snap(self.space, rng.random((self.settings.n_random, len(self.scale))))
         X = np.concatenate([X, self.mutate(np.repeat(best, 50, axis=0), 0.1, rng)])
-        scores = self.score(model, X)
+        scores = score(X)
         for i in range(self.settings.n_rounds):
             top = np.argsort(-scores, kind="stable")[:40]
             new = self.mutate(np.repeat(X[top], 6, axis=0), 0.1 * 0.35**i, rng)
-            X, scores = np.concatenate([X[top], new]), np.concatenate([scores[top], self.score(model, new)])
+            X, scores = np.concatenate([X[top], new]), np.concatenate([scores[top], score(new)])
         return X[np.argsort(-scores, kind="stable")]
 
     def mutate(self, X, size, rng):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hpo.searchers import GaussianProcess, GPSearch, Prior, RandomSearch, append_rows, inverse_of_lower, log_h, matern52
-from hpo.space import choice, config_key, lograndint, loguniform, ordinal, randint, sample, uniform
+from hpo.space import choice, config_key, encode, lograndint, loguniform, ordinal, randint, sample, uniform
 from hpo.trial import Trial
 
 SPACE = {"x": uniform(0, 1), "lr": loguniform(1e-4, 1), "n": randint(1, 9), "kind": choice(["a", "b"]), "epochs": 3}
@@ -224,3 +224,26 @@ def test_hundreds_of_duplicates_and_thirty_dimensions():
     config = sample(space, rng)
     trials = [Trial(i, config, "start", status="done", curve=[(1, rng.normal())]) for i in range(300)]
     assert GPSearch(space).suggest(trials)[1] == "model"
+
+
+def test_a_grid_is_searched_by_the_model_to_its_end(caplog):
+    """Too large to be listed, small enough that whatever is near the optimum is taken: the model goes on all the same."""
+    space = {"a": ordinal(list(range(50))), "b": ordinal(list(range(50))), "kind": choice(["u", "v"])}
+
+    def objective(config):
+        return (config["a"] - 20) ** 2 + (config["b"] - 30) ** 2 + 9 * (config["kind"] == "v")
+
+    trials = run(GPSearch(space), objective, 70)
+    assert {trial.origin for trial in trials[5:]} == {"model"} and not caplog.records
+    best = sorted(trials, key=lambda trial: trial.value or math.inf)[:9]
+    assert {(trial.config["a"], trial.config["b"]) for trial in best} <= {
+        (a, b) for a in range(17, 24) for b in range(27, 34)
+    }
+
+
+def test_random_fallback_says_so(caplog, monkeypatch):
+    trials = run(GPSearch(SPACE), bowl, 10)
+    taken = np.array([encode(SPACE, trials[3].config)])
+    monkeypatch.setattr(GPSearch, "candidates", lambda self, model, trials, rng: taken)
+    _, origin = GPSearch(SPACE).suggest(trials)
+    assert origin == "random" and "trial 10 is drawn at random" in caplog.text
