@@ -76,11 +76,11 @@ def explain(folder, trial_id):
 
 
 def show_model(run, searcher, model, before, trial):
-    names, losses = list(domains(run["space"])), model.losses
+    names, losses = [*domains(run["space"]), "(epoch)"], model.losses
     lengthscales, share, signal, noise = losses.process.scales(losses.theta)
     centre, unit = model.units
     sign = -1.0 if run["mode"] == "max" else 1.0
-    of_parameter = dict(zip(searcher.groups, lengthscales))
+    of_parameter = dict(zip(losses.process.groups, lengthscales))
     print("\nlengthscales, the most influential first (ranges have length 1, up to the scale of the domain):")
     for i in sorted(of_parameter, key=of_parameter.get):
         print(f"  {names[i]:<24}{of_parameter[i]:.3g}")
@@ -90,17 +90,17 @@ def show_model(run, searcher, model, before, trial):
     x = encode(run["space"], trial.config)[None]
     rng = np.random.default_rng(0)
     others = searcher.score(model, snap(run["space"], rng.random((2000, x.shape[1]))))
-    mu, sigma = losses.predict(x * searcher.scale)
+    mu, sigma = searcher.predict(losses, x)
     score = searcher.score(model, x)[0]
     print(f"\nprediction there: {sign * (centre + unit * mu.mean()):.5g} +- {unit * sigma[0, 0]:.2g}, ", end="")
     print(f"incumbent {sign * (centre + unit * losses.best.mean()):.5g} (lowest posterior mean)")
     print(f"acquisition {score:.3f}; random configurations: median {np.median(others):.3f}, best {others.max():.3f}")
     if model.failures:
-        mu, sigma = model.failures.predict(x * searcher.scale)
+        mu, sigma = searcher.predict(model.failures, x)
         print(f"failures: predicted {mu[0, 0]:.2f} +- {sigma[0, 0]:.2f}, where 1 is none and -1 is failure")
 
-    encoded = searcher.encode(before)
-    k = losses.process.kernel(losses.theta, x * searcher.scale, encoded)[0] - losses.process.prior.mean_variance
+    here, there = (searcher.at_last_epoch(losses, X) for X in (x * searcher.scale, searcher.encode(before)))
+    k = losses.process.kernel(losses.theta, here, there)[0] - losses.process.prior.mean_variance
     correlation = k / signal
     for title, chosen in (
         ("nearest ended trials", [i for i in np.argsort(-correlation) if before[i].status != "running"][:N_NEAREST]),
@@ -109,7 +109,7 @@ def show_model(run, searcher, model, before, trial):
         print(f"\n{title}:" if len(chosen) else f"\n{title}: none")
         for i in chosen:
             value = "" if before[i].value is None else f"{sign * before[i].value:.5g}"
-            config = ", ".join(f"{name}={shorten(before[i].config[name])}" for name in names)
+            config = ", ".join(f"{name}={shorten(before[i].config[name])}" for name in domains(run["space"]))
             print(f"  trial {i:<4} correlation {correlation[i]:.3f}  {before[i].status:<8} {value:<9} {config}")
 
 

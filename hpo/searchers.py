@@ -220,15 +220,16 @@ class GaussianProcess:
             theta, value, gradient = theta + step, new_value, new_gradient
         return theta
 
-    def posterior(self, theta, pending=(), n_fantasies=1, rng=None):
+    def posterior(self, theta, incumbents, pending=(), n_fantasies=1, rng=None):
         """Posterior given y and, at the rows of `pending` (m, d), n_fantasies joint samples of the function there.
 
         The fantasies (Snoek et al. 2012, 1206.2944) share one L, as the covariance does not depend on y.
+        incumbents: rows at which the lowest posterior mean is the one to improve on, beside the pending ones.
         """
         X, y, noise = self.X, self.y[:, None], math.exp(theta[-1])
         L_inv = inverse_of_lower(robust_cholesky(self.kernel(theta, X, X) + noise * np.eye(len(X))))
         b = L_inv @ y
-        best = (y - noise * (L_inv.T @ b)).min(axis=0)  # lowest posterior mean at X: K_f K^-1 y = y - noise K^-1 y
+        best = (self.kernel(theta, incumbents, X) @ (L_inv.T @ b)).min(axis=0)
         if len(pending):
             A = self.kernel(theta, pending, X) @ L_inv.T
             C = self.kernel(theta, pending, pending) - A @ A.T
@@ -248,7 +249,7 @@ class Posterior:
     X: np.ndarray  # (n, d), pending rows last
     L_inv: np.ndarray  # (n, n)
     b: np.ndarray  # (n, f): L^-1 y
-    best: np.ndarray  # (f,): the incumbent, lowest posterior mean at an observed or pending configuration
+    best: np.ndarray  # (f,): lowest posterior mean at an observed or pending configuration
 
     def predict(self, X_new):
         """mu (m, f) and sigma (m, 1) of the function without noise (R&W Alg. 2.1)."""
@@ -322,6 +323,7 @@ class GPSearch:
     def __init__(self, space, seed=0, max_epochs=None):
         check_space(space)
         self.space, self.seed = space, seed
+        self.rungs = [3**k for k in range(40) if max_epochs and 3**k < max_epochs] + [max_epochs]
         parts = list(domains(space).values())
         self.groups = np.repeat(np.arange(len(parts)), [domain.n_dims for domain in parts])
         # two categories differ in two columns: at this scale they are as far apart as the ends of a range
@@ -352,40 +354,69 @@ class GPSearch:
 
     def model(self, trials, rng):
         """What the trials say; None while they are too few, or fewer than two of them have a loss."""
-        settings = self.settings
-        done = [trial for trial in trials if trial.status != "running" and trial.value is not None]
-        failed = [trial for trial in trials if trial.status != "running" and trial.value is None]
-        if len(trials) < settings.n_initial or len(done) < 2:
+        settings, last = self.settings, self.rungs[-1]
+        ended = [trial for trial in trials if trial.status != "running"]
+        running = [trial for trial in trials if trial.status == "running"]
+        observed = [trial for trial in ended if trial.value is not None]
+        if len(trials) < settings.n_initial or len(observed) < 2:
             return None
-        y, units = standardise(np.array([trial.value for trial in done]), settings.clip)
-        kept = best_and_random(y, settings.n_rows, rng)
-        X, y = self.encode([done[i] for i in kept]), y[kept]
-        pending = self.encode([trial for trial in trials if trial.status == "running"])
-        theta = self.process(X, y, best_and_random(y, settings.n_fit, rng)).fit()
-        losses = self.process(X, y).posterior(theta, pending, settings.n_fantasies, rng)
-        if not failed:
-            return Model(losses, None, units)
-        worst = rng.permutation(len(failed))[: settings.n_rows]  # among them the newest matter no more than the oldest
-        X = np.concatenate([X, self.encode([failed[i] for i in worst])])
-        y = np.repeat([1.0, -1.0], [len(y), len(worst)])
-        theta = self.process(X, y, rng.permutation(len(y))[: settings.n_fit]).fit()
-        return Model(losses, self.process(X, y).posterior(theta), units)
+        if last and any(trial.status != "done" and trial.n_epochs < last for trial in observed):
+            # trials that were stopped say less than their values: the epoch is an input, with a row for each rung that
+            # a trial has come to, and predictions are for the last (Klein et al. 2020, 2003.10865)
+            observed += [trial for trial in running if trial.curve]
+            curves = [losses_at(self.rungs, trial) for trial in observed]
+            progress = np.log(self.rungs) / math.log(last)
+        else:
+            curves, progress = [[trial.value] for trial in observed], None
+        trial_of = np.repeat(np.arange(len(curves)), [len(curve) for curve in curves])
+        rung_of = np.concatenate([np.arange(len(curve)) for curve in curves])
+        y, units = standardise(np.concatenate(curves), trial_of, rung_of, settings.clip)
 
-    def process(self, X, y, rows=slice(None)):
-        return GaussianProcess(X[rows], y[rows], self.groups, self.prior, self.correlation)
+        def inputs(trials, rungs):
+            X = self.encode(trials)
+            return X if progress is None else np.column_stack([X, progress[rungs]])
+
+        kept = best_and_random(y, settings.n_rows, rng)
+        rows, y = [observed[i] for i in trial_of[kept]], y[kept]
+        X, fit = inputs(rows, rung_of[kept]), best_and_random(y, settings.n_fit, rng)
+        theta = self.process(X[fit], y[fit]).fit()
+        losses = self.process(X, y).posterior(
+            theta,
+            inputs(rows, np.full(len(rows), -1)),
+            inputs(running, np.full(len(running), -1)),
+            settings.n_fantasies,
+            rng,
+        )
+        if all(trial.value is not None for trial in ended):
+            return Model(losses, None, units)
+        kept = [ended[i] for i in rng.permutation(len(ended))[: settings.n_rows]]
+        X, y = self.encode(kept), np.array([-1.0 if trial.value is None else 1.0 for trial in kept])
+        theta = self.process(X[: settings.n_fit], y[: settings.n_fit]).fit()
+        return Model(losses, self.process(X, y).posterior(theta, X), units)
+
+    def process(self, X, y):
+        groups = self.groups if X.shape[1] == len(self.groups) else np.append(self.groups, self.groups[-1] + 1)
+        return GaussianProcess(X, y, groups, self.prior, self.correlation)
 
     def encode(self, trials):
         """(n, d): the configurations of trials, at the kernel's scale."""
-        return (
-            np.array([encode(self.space, trial.config) for trial in trials]).reshape(-1, len(self.scale)) * self.scale
-        )
+        X = [encode(self.space, trial.config) for trial in trials]
+        return np.array(X).reshape(-1, len(self.scale)) * self.scale
+
+    def at_last_epoch(self, posterior, X):
+        """Rows X (m, d) at the kernel's scale as inputs of a posterior, which may have the epoch as one more."""
+        return X if posterior.X.shape[1] == X.shape[1] else np.column_stack([X, np.ones(len(X))])
+
+    def predict(self, posterior, X):
+        """mu (m, f), sigma (m, 1) at the points X (m, d) in [0, 1]."""
+        return posterior.predict(self.at_last_epoch(posterior, X * self.scale))
 
     def score(self, model, X):
         """ln of the expected improvement (m,) at the points X (m, d) in [0, 1], times the probability of no failure."""
-        mu, sigma = model.losses.predict(X * self.scale)
+        mu, sigma = self.predict(model.losses, X)
         scores = np.logaddexp.reduce(self.acquisition(mu, sigma, model.losses.best), axis=1) - math.log(mu.shape[1])
         if model.failures:
-            mu, sigma = model.failures.predict(X * self.scale)
+            mu, sigma = self.predict(model.failures, X)
             z = (mu / np.sqrt(sigma**2 + math.exp(model.failures.theta[-1])))[:, 0]
             scores = scores - np.logaddexp(0, -1.702 * z)  # ln Phi(z), within 0.01 of Phi
         return scores
@@ -403,7 +434,7 @@ class GPSearch:
             X = all_points(self.space)
             return X[np.argsort(-score(X), kind="stable")]
         rows = model.losses.process
-        best = rows.X[np.argsort(rows.y, kind="stable")[:5]] / self.scale
+        best = rows.X[np.argsort(rows.y, kind="stable")[:5], : len(self.scale)] / self.scale
         X = snap(self.space, rng.random((self.settings.n_random, len(self.scale))))
         X = np.concatenate([X, self.mutate(np.repeat(best, 50, axis=0), 0.1, rng)])
         scores = score(X)
@@ -429,17 +460,43 @@ def all_points(space):
     return np.hstack([part[i] for part, i in zip(parts, indices)])
 
 
-def standardise(losses, clip):
-    """y (n,) with mean 0 and variance 1, and (centre, unit) such that loss = centre + unit y.
+def losses_at(rungs, trial):
+    """The lowest losses of a trial up to each of the epochs `rungs` that it has come to; all of them when it is done."""
+    best, losses = math.inf, []
+    for epoch, loss in trial.curve:
+        best = min(best, loss)
+        while len(losses) < len(rungs) and epoch >= rungs[len(losses)]:
+            losses.append(best)
+    return losses + [best] * (len(rungs) - len(losses)) if trial.status == "done" else losses
 
-    Losses far above the median are clipped first: that a diverged trial is bad is enough to know.
+
+def standardise(losses, trial_of, rung_of, clip):
+    """y (n,) with mean 0 and variance 1, and (centre, unit) such that loss = centre + unit y at the last rung.
+
+    trial_of, rung_of (n,): the trial and the rung of each loss. The first rung is centred at its median, its unit the spread
+    of the better half. Each later one is mapped such that the trials that have come to it keep their median and spread:
+    what all learning curves have in common is gone, and what tells good trials apart keeps its size. Losses far above
+    the median are clipped: that a diverged trial is bad is enough to know.
     """
     size = np.abs(losses).max() or 1.0  # squares of 1e300 would overflow
-    y = losses / size
-    spread = np.median(y) - np.quantile(y, 0.16) or y.std()
-    y = np.minimum(y, np.median(y) + clip * spread)
-    centre, unit = y.mean(), y.std() or 1.0
-    return (y - centre) / unit, (centre * size, unit * size)
+    y, before, target, unit = losses / size, np.zeros(trial_of.max() + 1), 0.0, None
+    for rung in range(rung_of.max() + 1):
+        here = rung_of == rung
+        trials, centre = trial_of[here], np.median(y[here])
+        if rung == 0:
+            unit = spread(y[here]) or 1.0
+        else:
+            target = np.median(before[trials])
+            if len(trials) >= 5 and spread(y[here]) and spread(before[trials]):
+                unit = spread(y[here]) / spread(before[trials])
+        y[here] = before[trials] = np.minimum(target + (y[here] - centre) / unit, clip)
+    mean, deviation = y.mean(), y.std() or 1.0
+    return (y - mean) / deviation, (size * (centre + unit * (mean - target)), size * unit * deviation)
+
+
+def spread(y):
+    """Half-width of the better half of y: a standard deviation if it is normal, whatever the worse half is like."""
+    return np.median(y) - np.quantile(y, 0.16) or y.std()
 
 
 def best_and_random(y, n, rng):

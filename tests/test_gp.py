@@ -5,7 +5,18 @@ import math
 import numpy as np
 import pytest
 
-from hpo.searchers import GaussianProcess, GPSearch, Prior, RandomSearch, append_rows, inverse_of_lower, log_h, matern52
+from hpo.searchers import (
+    GaussianProcess,
+    GPSearch,
+    Prior,
+    RandomSearch,
+    append_rows,
+    inverse_of_lower,
+    log_h,
+    losses_at,
+    matern52,
+    standardise,
+)
 from hpo.space import choice, config_key, encode, lograndint, loguniform, ordinal, randint, sample, uniform
 from hpo.trial import Trial
 
@@ -69,7 +80,7 @@ def test_fit_reaches_a_maximum():
 def test_posterior_matches_the_dense_formula():
     gp, rng = process()
     theta, X_new = gp.prior_mean, rng.random((7, 4))
-    mu, sigma = gp.posterior(theta).predict(X_new)
+    mu, sigma = gp.posterior(theta, gp.X).predict(X_new)
     K_inv = np.linalg.inv(textbook_kernel(gp, theta, gp.X, gp.X) + math.exp(theta[-1]) * np.eye(25))
     k = textbook_kernel(gp, theta, X_new, gp.X)
     variance = math.exp(theta[-2]) + gp.prior.mean_variance - np.einsum("ij,jk,ik->i", k, K_inv, k)
@@ -80,7 +91,7 @@ def test_posterior_matches_the_dense_formula():
 
 def test_incumbent_is_the_lowest_posterior_mean_at_observed_rows():
     gp, _ = process()
-    posterior = gp.posterior(gp.prior_mean)
+    posterior = gp.posterior(gp.prior_mean, gp.X)
     assert posterior.best == pytest.approx(posterior.predict(gp.X)[0].min(), abs=1e-6)
 
 
@@ -88,13 +99,13 @@ def test_fantasies_condition_on_a_sample_at_the_pending_rows():
     gp, rng = process()
     pending, theta = rng.random((3, 4)), gp.prior_mean.copy()
     theta[-1] = math.log(1e-6)
-    mu, sigma = gp.posterior(theta).predict(pending)
-    fantasies = gp.posterior(theta, pending, 4000, rng)
+    mu, sigma = gp.posterior(theta, gp.X).predict(pending)
+    fantasies = gp.posterior(theta, gp.X, pending, 4000, rng)
     drawn, left = fantasies.predict(pending)  # (3, 4000), (3, 1)
     assert drawn.mean(1) == pytest.approx(mu[:, 0], abs=5 * sigma.max() / math.sqrt(4000))
     assert drawn.std(1) == pytest.approx(sigma[:, 0], rel=0.1)
     assert left.max() < 0.01 < sigma.min()  # little is left to learn there
-    assert fantasies.best == pytest.approx(np.minimum(gp.posterior(theta).best, drawn.min(0)), abs=0.01)
+    assert fantasies.best == pytest.approx(np.minimum(gp.posterior(theta, gp.X).best, drawn.min(0)), abs=0.01)
 
 
 def test_mean_is_unknown():
@@ -103,7 +114,7 @@ def test_mean_is_unknown():
     X = np.concatenate([0.001 * rng.random((30, 2)), [[0.5, 0.5]]])  # thirty rows in one place, one elsewhere
     gp = GaussianProcess(X, np.array([5.0] * 30 + [9.0]), np.array([0, 1]), Prior(mean_variance=1e6))
     theta = np.array([math.log(0.05)] * 2 + [-20.0, 0.0, math.log(0.01)])
-    assert gp.posterior(theta).predict(np.array([[0.0, 1.0]]))[0][0, 0] == pytest.approx(7.0, abs=0.05)
+    assert gp.posterior(theta, gp.X).predict(np.array([[0.0, 1.0]]))[0][0, 0] == pytest.approx(7.0, abs=0.05)
 
 
 @pytest.mark.parametrize("n", [1, 5, 97, 300])
@@ -247,3 +258,61 @@ def test_random_fallback_says_so(caplog, monkeypatch):
     monkeypatch.setattr(GPSearch, "candidates", lambda self, model, trials, rng: taken)
     _, origin = GPSearch(SPACE).suggest(trials)
     assert origin == "random" and "trial 10 is drawn at random" in caplog.text
+
+
+# ---- Learning curves ----------------------------------------------------------------------------------------------------
+def test_losses_at_rungs_are_the_lowest_so_far():
+    trial = Trial(0, {}, "model", status="stopped", curve=[(1, 0.9), (2, 0.5), (3, 0.6), (5, 0.4), (10, 0.7)])
+    assert losses_at([1, 3, 9, 27, 81], trial) == [0.9, 0.5, 0.4]
+    trial.status = "done"  # what it has is its value, however early it ended
+    assert losses_at([1, 3, 9, 27, 81], trial) == [0.9, 0.5, 0.4, 0.4, 0.4]
+
+
+def test_rungs_are_levelled_and_keep_what_tells_trials_apart():
+    """Ten trials, the better five of which come to a second rung, on a hundredth of the scale and much lower."""
+    first = np.linspace(0.5, 0.9, 10)
+    losses = np.concatenate([first, 0.1 + first[:5] / 100])
+    trial_of, rung_of = np.array([*range(10), *range(5)]), np.repeat([0, 1], [10, 5])
+    y, (centre, unit) = standardise(losses, trial_of, rung_of, clip=3.0)
+    assert (y.mean(), y.std()) == (pytest.approx(0), pytest.approx(1))
+    assert y[10:] == pytest.approx(y[:5])
+    assert centre + unit * y[10:] == pytest.approx(losses[10:])
+
+
+def stopped_run(n, max_epochs, threshold=0.05):
+    """Trials of a bowl in x whose curves fall from it + 1 to it; those above `threshold` are stopped at the first epoch."""
+    rng = np.random.default_rng(0)
+    trials = []
+    for i in range(n):
+        config = {"x": float(rng.random()), "y": float(rng.random()), "epochs": max_epochs}
+        loss = (config["x"] - 0.7) ** 2
+        curve = [(e, loss + 1 / e) for e in range(1, max_epochs + 1)]
+        stopped = loss > threshold
+        trials.append(
+            Trial(i, config, "random", status="stopped" if stopped else "done", curve=curve[: 1 if stopped else None])
+        )
+    return trials
+
+
+def test_a_stopped_trial_is_not_a_bad_final_value():
+    """Predicted at the last epoch, in the metric's own unit: what a stopped trial would have come to."""
+    space, trials = {"x": uniform(0, 1), "y": uniform(0, 1), "epochs": 27}, stopped_run(30, 27, threshold=0.01)
+    predicted = {}
+    for max_epochs in (27, None):
+        searcher = GPSearch(space, 0, max_epochs)
+        model = searcher.model(trials, np.random.default_rng(0))
+        centre, unit = model.units
+        mu, _ = searcher.predict(model.losses, np.array([[0.45, 0.5]]))  # among the stopped ones
+        predicted[max_epochs] = centre + unit * mu.mean()
+    final = (0.45 - 0.7) ** 2 + 1 / 27
+    assert predicted[27] == pytest.approx(final, abs=0.01) and predicted[None] > 1  # (no epochs: the value, 1.1)
+    assert abs(GPSearch(space, 0, 27).suggest(trials)[0]["x"] - 0.7) < 0.15
+
+
+def test_complete_trials_are_modelled_by_their_values_alone():
+    trials = [trial for trial in stopped_run(40, 27) if trial.status == "done"]
+    for i, trial in enumerate(trials):
+        trial.id = i
+    space = {"x": uniform(0, 1), "y": uniform(0, 1), "epochs": 27}
+    short = [Trial(t.id, t.config, t.origin, status="done", curve=[(27, t.value)]) for t in trials]
+    assert GPSearch(space, 0, 27).suggest(trials) == GPSearch(space, 0, None).suggest(short)

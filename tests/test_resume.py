@@ -226,7 +226,7 @@ def test_what_the_run_began_with_comes_from_its_folder(objective, tmp_path):
     assert (code, err) == (0, "")
     trials = load(folder)
     assert [trial.config["x"] for trial in trials[:5]] == [i / 10 for i in range(5)]
-    assert [trial.origin for trial in trials] == ["start"] * 5 + ["random"]
+    assert [trial.origin for trial in trials] == ["start"] * 5 + ["model"]
     assert {trial.config["place"] for trial in trials} == {"p and there"}
 
 
@@ -238,7 +238,7 @@ def test_torn_lines_are_cut_with_a_warning(finished, tmp_path):
             file.write("3,1,2" if name != "configs.jsonl" else '{"trial": 3, ')
     code, _, err = run("--resume", folder, "--trials", 4)
     assert code == 0 and err.count("warning") == err.count("is torn, and cut off") == 3 and len(err.splitlines()) == 3
-    assert load(folder)[:3] == whole and [trial.status for trial in load(folder)] == ["done"] * 4
+    assert load(folder)[:3] == whole and [trial.id for trial in load(folder) if trial.ended] == [0, 1, 2, 3]
 
 
 # ---- Two runs on one folder ---------------------------------------------------------------------------------------------
@@ -268,7 +268,7 @@ def test_second_run_is_refused_at_once_and_let_in_after_a_kill(objective, tmp_pa
 # ---- What may not change ------------------------------------------------------------------------------------------------
 DIFFERENT = {
     "seed": (["--seed", 5], "--seed: DIR has 4, got 5"),
-    "searcher": (["--searcher", "gp"], "--searcher: DIR has 'random', got 'gp'"),
+    "searcher": (["--searcher", "random"], "--searcher: DIR has 'gp', got 'random'"),
     "metric": (["--metric", "loss"], "--metric: DIR has 'score', got 'loss'"),
     "mode": (["--mode", "min"], "--mode: DIR has 'max', got 'min'"),
     "constant": (["--set", "epochs=27"], "epochs: DIR has 2, --set epochs=27 makes it 27"),
@@ -280,7 +280,7 @@ DIFFERENT = {
     "results": (["--results", "HERE/elsewhere"], "--results: DIR has 'DIR', got 'HERE/elsewhere'"),
 }  # fmt: skip
 SAME = [
-    ["--seed", 4, "--searcher", "random", "--metric", "score", "--mode", "max"],
+    ["--seed", 4, "--searcher", "gp", "--metric", "score", "--mode", "max"],
     ["HERE/../HERE_NAME/objective.py", "--set", "epochs=2", "--epochs_name", "epochs"],
     ["--start", "HERE/start.json", "--set", "place=here"],
 ]
