@@ -124,7 +124,7 @@ class Prior:
 
     lengthscale: tuple = (math.log(0.5), 0.7)  # logarithm
     additive: tuple = (0.0, 1.5)  # logit
-    signal_variance: tuple = (0.0, 0.05)  # logarithm; that of y: trials crowd around the optimum and would shrink it
+    signal_variance: tuple = (0.0, 1.0)  # logarithm
     noise_variance: tuple = (math.log(0.01), 2.0)  # logarithm
     mean_variance: float = 10.0  # of the unknown constant mean, integrated out
 
@@ -470,17 +470,13 @@ def losses_at(rungs, trial):
     return losses + [best] * (len(rungs) - len(losses)) if trial.status == "done" else losses
 
 
-N_FIRST = 10  # trials that measure how far losses spread
-
-
 def standardise(losses, trial_of, rung_of, clip):
     """y (n,) with mean 0 and variance 1, and (centre, unit) such that loss = centre + unit y at the last rung.
 
-    trial_of, rung_of (n,): the trial and the rung of each loss. At the first rung, losses far above the median are clipped:
-    that a diverged trial is bad is enough to know. How far is measured on the first trials, which are spread over the
-    space; later ones crowd around the optimum, and whatever is elsewhere would seem equally bad. Each later rung is mapped
-    such that the trials that have come to it keep their median and spread: what all learning curves have in common is
-    gone, and what tells good trials apart keeps its size.
+    trial_of, rung_of (n,): the trial and the rung of each loss. The first rung is centred at its median, its unit the spread
+    of the better half. Each later one is mapped such that the trials that have come to it keep their median and spread:
+    what all learning curves have in common is gone, and what tells good trials apart keeps its size. Losses far above
+    the median are clipped: that a diverged trial is bad is enough to know.
     """
     size = np.abs(losses).max() or 1.0  # squares of 1e300 would overflow
     y, before, target, unit = losses / size, np.zeros(trial_of.max() + 1), 0.0, None
@@ -488,8 +484,7 @@ def standardise(losses, trial_of, rung_of, clip):
         here = rung_of == rung
         trials, centre = trial_of[here], np.median(y[here])
         if rung == 0:
-            widths = spread(y[here]), spread(y[here][:N_FIRST])
-            unit = min(max(widths), 10 * widths[0]) or 1.0  # the first trials may be the diverged ones
+            unit = spread(y[here]) or 1.0
         else:
             target = np.median(before[trials])
             if len(trials) >= 5 and spread(y[here]) and spread(before[trials]):
