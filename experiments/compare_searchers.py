@@ -33,7 +33,7 @@ from experiments import peers
 from experiments.problems import PROBLEMS
 from experiments.simulated import simulate
 from hpo.space import sample
-from run import find_searcher
+from run import find_searcher, positive_int
 
 COLUMNS = ["searcher", "version", "problem", "seed", "workers", "trials", "trial", "best", "chosen", "suggest_seconds"]
 COLUMNS += ["origin", "status"]
@@ -292,12 +292,16 @@ def parse(arguments=None):
     add("--half", choices=["tune", "report", "all"], default="tune", help="default tune: report is for the last word")
     add("--group", action="append", choices=GROUPS, help="default: all three")
     add("--problems", nargs="+", metavar="NAME", help="these alone, whatever their half and group")
-    add("--seeds", type=int, default=10)
-    add("--trials", type=int, default=60)
-    add("--workers", type=int, default=4, help="simulated; default 4")
+    add("--seeds", type=positive_int, default=10)
+    add("--trials", type=positive_int, default=60)
+    add("--workers", type=positive_int, default=4, help="simulated; default 4")
     add("--sequential", action="store_true", help="one worker")
     add("--quick", action="store_true", help="4 seeds: two searchers of ours in under 3 minutes on 2 cores")
-    add("--processes", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
+    add(
+        "--processes",
+        type=positive_int,
+        default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2,
+    )
     add("--results", type=pathlib.Path, default=pathlib.Path("results/compare"), metavar="DIR")
     add("--table", action="store_true", help="run nothing, print what there is")
     args = parser.parse_args(arguments)
@@ -341,4 +345,8 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:  # a searcher that is not there, say
+        print(f"compare_searchers: {error}", file=sys.stderr)
+        sys.exit(2)

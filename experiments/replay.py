@@ -22,7 +22,7 @@ import numpy as np
 
 from experiments.curves import Surrogate, quality, read
 from experiments.simulated import MemoryResults, SimulatedBackend, SimulatedTuner
-from run import find_rule, find_searcher
+from run import eta, find_rule, find_searcher, positive_int
 
 MINUTES = (10, 20, 30, 60, 90, 180)
 COLUMNS = ["method", "repetition", "seconds", "epochs", "error", "trials"]
@@ -213,8 +213,10 @@ def main(arguments=None):
     made = parser(__doc__, "results/replay")
     made.add_argument("--searcher", action="append", metavar="NAME", help="as in run.py; again for more; default all")
     made.add_argument("--stopping", action="append", metavar="NAME", help="as in run.py; again for more; default all")
-    made.add_argument("--first_rung", type=int, action="append", metavar="EPOCH", help="again for more; default 1")
-    made.add_argument("--eta", type=int, default=3)
+    made.add_argument(
+        "--first_rung", type=positive_int, action="append", metavar="EPOCH", help="again for more; default 1"
+    )
+    made.add_argument("--eta", type=eta, default=3)
     made.add_argument("--quick", action="store_true", help="does not check the surrogate")
     args = checked(arguments, made)
     from hpo.searchers import SEARCHERS

@@ -6,6 +6,7 @@ end of a trial, or the next deadline.
 
 import math
 import time
+from dataclasses import replace
 
 from hpo.results import WriteError
 from hpo.space import cast_config, domains, middle
@@ -144,7 +145,7 @@ class Tuner:
             return self.start[len(self.trials)], "start"
         name = type(self.searcher).__name__
         try:
-            suggestion = self.searcher.suggest(list(self.trials))
+            suggestion = self.searcher.suggest(copies(self.trials))
         except (Exception, SystemExit) as error:
             raise RunFailed(f"{name}.suggest raised {type(error).__name__}: {error}") from error
         if suggestion is None:
@@ -275,6 +276,11 @@ class Tuner:
                     self.results.append_trial(trial)
                 except WriteError as error:
                     self.failure = self.failure or error
+
+
+def copies(trials):
+    """Copies of the trials, for code of the user's that might change them; the record must stay what happened."""
+    return [replace(trial, config=dict(trial.config), curve=list(trial.curve)) for trial in trials]
 
 
 def is_unended(trial):

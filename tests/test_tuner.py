@@ -12,6 +12,7 @@ from dataclasses import asdict
 
 import pytest
 
+from experiments.simulated import simulate
 from hpo.results import Results, WriteError, load
 from hpo.searchers import RandomSearch
 from hpo.space import choice, loguniform, middle, randint
@@ -844,3 +845,21 @@ def test_show_that_raises_ends_the_trials(make):
     with pytest.raises(OSError, match="terminal is gone"):
         tuner.run()
     check_ended(tuner)
+
+
+def test_searcher_that_changes_the_trials_changes_no_record(tmp_path):
+    class Meddler(RandomSearch):
+        def suggest(self, trials):
+            suggestion = super().suggest(trials)
+            for trial in trials:
+                trial.config["lr"], trial.status = 0.5, "failed"
+                trial.curve.clear()
+            return suggestion
+
+    def trials_of(searcher):
+        def objective(config, rng):
+            yield 1.0, {"epoch": 1, "loss": config["lr"]}
+
+        return [(t.config, t.status, t.curve) for t in simulate(searcher(SPACE), SPACE, objective, n_trials=6)]
+
+    assert trials_of(Meddler) == trials_of(RandomSearch)
