@@ -394,6 +394,21 @@ class GPSearch:
         theta = self.process(X[: settings.n_fit], y[: settings.n_fit]).fit()
         return Model(losses, self.process(X, y).posterior(theta, X), units)
 
+    def recommend(self, trials):
+        """(trial, mu, sigma): the trial with the lowest posterior mean of the loss; None while there is no model.
+
+        The lowest of many noisy values is lucky; the posterior mean there is what training it again would give. Of trials
+        that were stopped it would be a guess, so they count only where none was done.
+        """
+        model = self.model(trials, np.random.default_rng([self.seed, len(trials)]))
+        if model is None:
+            return None
+        observed = [trial for trial in trials if trial.status != "running" and trial.value is not None]
+        observed = [trial for trial in observed if trial.status == "done"] or observed
+        mu, sigma = self.predict(model.losses, self.encode(observed) / self.scale)
+        i, (centre, unit) = mu.mean(axis=1).argmin(), model.units
+        return observed[i], float(centre + unit * mu[i].mean()), float(unit * sigma[i, 0])
+
     def process(self, X, y):
         groups = self.groups if X.shape[1] == len(self.groups) else np.append(self.groups, self.groups[-1] + 1)
         return GaussianProcess(X, y, groups, self.prior, self.correlation)

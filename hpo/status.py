@@ -7,6 +7,7 @@ import shutil
 import sys
 
 from hpo.objective import command_line
+from hpo.searchers import GPSearch
 from hpo.space import domains
 from hpo.trial import trial_seed
 
@@ -96,10 +97,13 @@ class Status:
         say(", ".join(f"{n} {status}" for status, n in count.items() if n) or "none")
         if best:
             say(f"best {self.value(best.value)} (trial {best.id}, epoch {best.best_epoch})")
-            say(json.dumps(best.config))
-            seed, n_threads = trial_seed(self.backend.seed, best.id), self.backend.n_threads
-            say("train it again with")
-            say("  " + command_line(self.args.objective, best.config, seed, n_threads))
+            self.say_config(best)
+            expected = GPSearch(tuner.space, self.args.seed, tuner.max_epochs).recommend(tuner.trials)
+            if expected:  # the lowest of many noisy values is lucky
+                trial, mu, sigma = expected
+                say(f"best by posterior mean {self.value(mu)} +- {sigma:.2g} (trial {trial.id})")
+                if trial is not best:
+                    self.say_config(trial)
         else:
             say(f"no trial has reported {self.results.metric}")
         share = tuner.busy_seconds / (tuner.n_workers * (elapsed - tuner.began))
@@ -107,6 +111,12 @@ class Status:
         for name in ("trials.csv", "reports.csv"):
             say(f"{self.results.folder / name}")
         self.warn()
+
+    def say_config(self, trial):
+        say(json.dumps(trial.config))
+        seed, n_threads = trial_seed(self.backend.seed, trial.id), self.backend.n_threads
+        say("train it again with")
+        say("  " + command_line(self.args.objective, trial.config, seed, n_threads))
 
     def value(self, loss):
         return f"{self.results.metric}={self.results.to_metric(loss):.6g}"

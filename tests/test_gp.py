@@ -316,3 +316,19 @@ def test_complete_trials_are_modelled_by_their_values_alone():
     space = {"x": uniform(0, 1), "y": uniform(0, 1), "epochs": 27}
     short = [Trial(t.id, t.config, t.origin, status="done", curve=[(27, t.value)]) for t in trials]
     assert GPSearch(space, 0, 27).suggest(trials) == GPSearch(space, 0, None).suggest(short)
+
+
+def test_the_recommended_trial_is_not_the_luckiest():
+    """In noise as large as half of the landscape, the lowest value of repeated configurations is not the one to take."""
+    rng, space = np.random.default_rng(0), {"x": uniform(0, 1)}
+    xs = np.linspace(0, 1, 60)
+    trials = [
+        Trial(i, {"x": float(x)}, "model", status="done", curve=[(1, float(4 * (x - 0.7) ** 2 + 0.3 * rng.normal()))])
+        for i, x in enumerate(xs)
+    ]
+    trials[5].curve = [(1, -0.6)]  # at x = 0.08, where 1.5 is true
+    trial, mu, sigma = GPSearch(space).recommend(trials)
+    assert min(trials, key=lambda trial: trial.value).id == 5
+    assert abs(trial.config["x"] - 0.7) < 0.15
+    assert abs(mu) < 3 * sigma < 0.6
+    assert GPSearch(space).recommend(trials[:3]) is None

@@ -81,6 +81,8 @@ def test_run_writes_its_folder_and_a_summary(quick, tmp_path):
     config = next(json.loads(line) for line in out.splitlines() if line.startswith("{"))
     assert config["x"] == float(best["config_x"]) and config["nested"] == {"list": [1, 2.5, None]}
     assert "7 done" in out and str(folder / "trials.csv") in out and "% of the time" in out
+    expected = re.search(r"best by posterior mean loss=(\S+) \+- (\S+) \(trial \d+\)", out)
+    assert abs(float(expected[1]) - float(best["value"])) < 0.5 and float(expected[2]) > 0
     assert len(list((folder / "logs").iterdir())) == 7
     loaded = load(folder)
     assert [trial.id for trial in loaded] == list(range(7)) and loaded[0].config["x"] == 0.0
@@ -170,7 +172,8 @@ def test_asha_stops_trials_and_the_folder_tells_the_same(quick, tmp_path):
     found, reports = rows(folder / "trials.csv"), rows(folder / "reports.csv")
     n_stopped = sum(row["status"] == "stopped" for row in found)
     assert n_stopped > 5 and {row["status"] for row in found} == {"stopped", "done"}
-    assert f"{n_stopped} stopped" in out.splitlines()[-9] + out.splitlines()[-8] and "stopping asha" in out
+    ended = next(line for line in out.splitlines() if line.startswith("ended"))
+    assert f"{n_stopped} stopped" in ended and "stopping asha" in out
     assert {row["n_epochs"] for row in found if row["status"] == "stopped"} == {"1", "3"}
     assert {row["n_epochs"] for row in found if row["status"] == "done"} == {"9"}
     assert len(reports) == sum(int(row["n_epochs"]) for row in found)
