@@ -4,16 +4,19 @@ A script is a list of steps of one trial, (seconds after the last one, what): a 
 other text an exception. A report waits for its answer, and the trial for nothing when its script is "rude".
 """
 
+import collections
+import itertools
 import json
 import math
 import os
 import shutil
+import warnings
 from dataclasses import asdict
 
 import pytest
 
 from experiments.simulated import simulate
-from hpo.results import Results, WriteError, load
+from hpo.results import Results, ResultsError, WriteError, load
 from hpo.searchers import RandomSearch
 from hpo.space import choice, loguniform, middle, randint
 from hpo.trial import End, Report, Trial
@@ -378,7 +381,9 @@ def cut(tuner, n, how):
 def resumed(make, tuner, **settings):
     """A tuner that goes on in the folder of one that is gone."""
     tuner.results.close()
-    return make(MIXED, results=Results.open(tuner.results.folder), n_trials=9, **settings)
+    results = Results.open(tuner.results.folder)
+    results.begin_session({})
+    return make(MIXED, results=results, n_trials=9, **settings)
 
 
 @pytest.mark.parametrize("how", ["killed", "interrupted"])
@@ -447,6 +452,112 @@ def test_only_what_the_end_of_a_session_has_cut_is_unended():
     cases += [("failed", "interrupted by a bad disk", False), ("done", "", False)]
     for status, error, expected in cases:
         assert is_unended(Trial(0, {}, "random", status=status, error=error)) == expected
+
+
+# ---- What a crash leaves, and what it cannot ----
+FILES = ["configs.jsonl", "reports.csv", "trials.csv"]
+UNEVEN = [epochs(0.5, 0.25, 0.375, 0.125, 0.3, seconds=0.4 + 0.0371 * i)[:-1] + [(0.017, "done")] for i in range(9)]
+
+
+def two_sessions(make):
+    """Folder of a run that was killed, resumed with more workers, and killed again."""
+    first = make(UNEVEN, n_workers=3, n_trials=12)
+    assert cut(first, 30, "killed")
+    first.results.close()
+    results = Results.open(first.results.folder)
+    results.begin_session({})
+    second = make(UNEVEN[::-1], n_workers=4, n_trials=9, results=results)
+    assert cut(second, 40, "killed")
+    results.close()
+    return results.folder
+
+
+def part_of(whole, part, lines):
+    """A folder with these lines of the files, the others as they are in `whole`."""
+    part.mkdir(exist_ok=True)
+    for name in ("run.json", *FILES):
+        (part / name).write_bytes(b"".join(lines[name]) if name in lines else (whole / name).read_bytes())
+    return part
+
+
+def test_what_a_kill_or_a_power_cut_leaves_is_accepted(make, tmp_path, monkeypatch):
+    """After each write and sync, any part of what had not been synced may be gone, in each file by itself."""
+    written, synced, states = dict.fromkeys(FILES, 0), dict.fromkeys(FILES, 0), []
+
+    def note(file, done):
+        status = os.fstat(file)
+        for name in FILES:
+            path = tmp_path / "run" / name
+            if path.exists() and path.stat().st_ino == status.st_ino:
+                done[name] = status.st_size
+                if (tmp_path / "run" / "run.json").exists():
+                    states.append((dict(synced), dict(written)))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda file, data, write=os.write: (write(file, data), note(file, written))[0])
+        patch.setattr(os, "fsync", lambda file, fsync=os.fsync: (fsync(file), note(file, synced))[0])
+        folder = two_sessions(make)
+    whole = {name: (folder / name).read_bytes() for name in FILES}
+    left = set()
+    for done, more in states:
+        ends = [{done[name], (done[name] + more[name]) // 2, more[name]} for name in FILES]
+        left |= set(itertools.product(*ends))
+    assert len(left) > 100
+    (tmp_path / "part").mkdir()
+    shutil.copy(folder / "run.json", tmp_path / "part")
+    for sizes in left:
+        for name, n in zip(FILES, sizes):
+            (tmp_path / "part" / name).write_bytes(whole[name][:n])
+        with warnings.catch_warnings(action="ignore"):  # torn last lines
+            load(tmp_path / "part")
+
+
+def test_rows_taken_away_are_named(make, tmp_path):
+    """All but those at the end that a crash could have taken: the README says which."""
+    folder = two_sessions(make)
+    lines = {name: (folder / name).read_bytes().splitlines(True) for name in FILES}
+    cells = {name: [line.decode().split(",") for line in lines[name]] for name in FILES[1:]}
+    starts = [json.loads(line) for line in lines["configs.jsonl"]]
+    seen = starts[-1]["seen"]
+    ended = {(int(row[0]), int(row[1])) for row in cells["trials.csv"][1:]}
+    n_reports = collections.Counter((int(row[0]), int(row[1])) for row in cells["reports.csv"][1:])
+    counts = collections.Counter()
+    for name in FILES:
+        for i in range(name != "configs.jsonl", len(lines[name])):
+            for j in (i + 1, i + 2, len(lines[name])):  # a row, two, or all the rest
+                taken = range(i, min(j, len(lines[name])))
+                if name == "configs.jsonl":
+                    left = [start for k, start in enumerate(starts) if k not in taken]
+                    attempts = {i: [s["attempt"] for s in left if s["trial"] == i] for i in range(len(starts))}
+                    ids = [start["trial"] for start in left if start["attempt"] == 1]
+                    noticed = any(a != list(range(1, len(a) + 1)) for a in attempts.values())
+                    noticed |= ids != list(range(len(ids)))
+                    noticed |= any(n_reports[starts[k]["trial"], starts[k]["attempt"]] for k in taken)
+                else:
+                    noticed = i <= seen[name[:-4]]
+                for k in taken if name == "reports.csv" else ():
+                    row = cells[name][k]  # of an ended trial: the best report, its fourth, or the last
+                    noticed |= (int(row[0]), int(row[1])) in ended and row[2] in ("4", "5")
+                part = part_of(folder, tmp_path / "part", {name: lines[name][:i] + lines[name][j:]})
+                counts[name, noticed] += 1
+                if noticed:
+                    with pytest.raises(ResultsError, match=r"(configs\.jsonl|\.csv), line \d+.*restore the file"):
+                        load(part)
+                else:
+                    load(part)
+    assert all(counts[name, True] > 10 for name in FILES)
+    assert counts["reports.csv", False] and counts["trials.csv", False]
+
+
+def test_rows_put_in_or_moved_are_named(make, tmp_path):
+    folder = two_sessions(make)
+    lines = {name: (folder / name).read_bytes().splitlines(True) for name in FILES}
+    seen = json.loads(lines["configs.jsonl"][-1])["seen"]
+    for name, rows in lines.items():
+        for i in range(1, seen.get(name[:-4], len(rows)) - 5):
+            for changed in (rows[: i + 1] + rows[i:], rows[:i] + rows[i + 1 : i + 6] + [rows[i]] + rows[i + 6 :]):
+                with pytest.raises(ResultsError, match=r"(configs\.jsonl|\.csv), line \d+"):
+                    load(part_of(folder, tmp_path / "part", {name: changed}))
 
 
 # ---- Failed trials ------------------------------------------------------------------------------------------------------
@@ -736,9 +847,6 @@ def test_backend_that_cannot_start_ends_the_run(make):
     with pytest.raises((OSError, RunFailed), match="no more processes"):
         tuner.run()
     assert not tuner.backend.next and tuner.backend.killed == [0, 1]
-
-
-FILES = ["configs.jsonl", "reports.csv", "trials.csv"]
 
 
 @pytest.mark.parametrize("name", FILES)
