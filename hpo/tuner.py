@@ -14,6 +14,7 @@ from hpo.trial import Report, Trial
 
 INTERRUPTED = "interrupted"  # how the reasons begin that `Tuner.interrupt` takes
 FAILED = "the run failed"
+N_FAILED = 3  # so many trials that fail at first, or one for each worker, end the run: one alone may have diverged
 
 
 class RunFailed(Exception):
@@ -230,16 +231,21 @@ class Tuner:
             names = ", ".join(name for name in self.without_metric if name != "epoch")
             raise MetricMissing(f"metric {self.results.metric} is never reported, but {names}; choose with --metric")
         self.n_unentered = self.n_unentered + 1 if end.busy_seconds is None and not end.finished else 0
-        if self.n_unentered >= max(3, self.n_workers) and len(self.trials) > self.n_workers:
+        enough = max(N_FAILED, self.n_workers)
+        if self.n_unentered >= enough and len(self.trials) > self.n_workers:
             raise RunFailed(
                 f"the last {self.n_unentered} trials could not even load the objective file:\n{trial.error}"
             )
-        n = min(self.n_workers, self.n_trials, len(self.trials) if self.exhausted else math.inf)
+        n = min(enough, self.n_trials, len(self.trials) if self.exhausted else math.inf)
         first = self.trials[: int(n)]
-        if len(first) == n and all(t.status == "failed" for t in first) and not any(t.curve for t in self.trials[n:]):
-            what = "the first trial" if n == 1 else f"all of the first {n} trials"
-            text = end.traceback if trial.error == end.error else trial.error
-            raise RunFailed(f"{what} failed, the last one with:\n{text or trial.error}")
+        has_failed = len(first) == n and all(t.status == "failed" for t in first)
+        if has_failed and not any(t.curve and t.status != "failed" for t in self.trials[n:]):
+            what = "the only trial" if n == 1 else f"all of the first {n} trials"
+            text = (end.traceback if trial.error == end.error else "") or trial.error
+            raise RunFailed(
+                f"{what} failed; mend the objective, or begin a run with a configuration that works (--start). "
+                f"The error of trial {trial.id}:\n{text.rstrip()}"
+            )
 
     # ---- Deadlines and endings ----
     def _seconds_to_wait(self):

@@ -608,14 +608,30 @@ def test_first_trials_that_all_fail_end_the_run(make, n_workers, script, words):
     tuner = make(script, n_workers=n_workers, n_trials=20)
     with pytest.raises(RunFailed) as error:
         tuner.run()
-    assert all(word in str(error.value) for word in words)
+    n = max(3, n_workers)
+    assert all(word in str(error.value) for word in [*words, f"all of the first {n} trials failed; ", "--start"])
     check_ended(tuner)
-    assert statuses(tuner)[:n_workers] == ["failed"] * n_workers and len(tuner.trials) < 2 * n_workers
+    assert statuses(tuner)[:n] == ["failed"] * n and len(tuner.trials) < n + n_workers
 
 
 def test_first_trials_that_fail_in_different_ways_end_the_run(make):
     tuner = make([epochs(math.nan, seconds=2.0), CRASH, [(1.0, "done")], CRASH], n_workers=3, n_trials=20)
     with pytest.raises(RunFailed, match="first 3 trials"):
+        tuner.run()
+    check_ended(tuner)
+
+
+@pytest.mark.parametrize("n_workers", [1, 2, 4])
+@pytest.mark.parametrize("n_bad", [1, 2])
+def test_start_configuration_that_fails_is_not_the_end_of_the_run(make, n_workers, n_bad):
+    tuner = make([epochs(math.nan)] * n_bad + [GOOD], n_workers=n_workers, n_trials=6)
+    assert tuner.run() == "trials" and statuses(tuner) == ["failed"] * n_bad + ["done"] * (6 - n_bad)
+    check_ended(tuner)
+
+
+def test_only_trial_that_fails_is_the_end_of_the_run(make):
+    tuner = make(CRASH, n_workers=1, n_trials=1)
+    with pytest.raises(RunFailed, match=r"^the only trial failed; .*\. The error of trial 0:\nTraceback of 0\n.*bad$"):
         tuner.run()
     check_ended(tuner)
 
