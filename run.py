@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import inspect
 import json
 import math
 import os
@@ -188,12 +189,14 @@ def build(args, results=None):
             f"--stopping {args.stopping}: needs the last epoch, a constant `epochs` in the space; name it with "
             "--epochs_name, or choose --stopping none"
         )
+    check_arguments(f"--searcher {args.searcher}", searcher_class, "space", "seed", "max_epochs")
     try:
         searcher = searcher_class(problem.space, args.seed, max_epochs)
     except Exception as error:  # whatever the user's class raises becomes one line
         raise ValueError(
-            f"--searcher {args.searcher}: {import_error(error, args.searcher.rpartition(':')[0])}"
+            f"--searcher {import_error(error, args.searcher.rpartition(':')[0] or args.searcher)}"
         ) from error
+    check_arguments(f"--searcher {args.searcher}: suggest", searcher.suggest, "trials")
     used = {name: value for name, value in vars(args).items() if value not in (None, math.inf)}
     if results is None:
         start = read_start(args.start, problem.space) if args.start else None
@@ -417,7 +420,19 @@ def find_rule(name, first_rung=1, eta=3):
         raise ValueError(
             f"--stopping {name}: expected a function (trial, trials, max_epochs) -> bool, got {rule!r:.100}"
         )
-    return rule and with_options(rule, first_rung=first_rung, eta=eta)
+    if rule:
+        rule = with_options(rule, first_rung=first_rung, eta=eta)
+        check_arguments(f"--stopping {name}", rule, "trial", "trials", "max_epochs")
+    return rule
+
+
+def check_arguments(what, function, *names):
+    """None; ValueError when a function of the user's cannot be called with these positional arguments."""
+    try:
+        inspect.signature(function).bind(*names)
+    except TypeError:
+        got = inspect.signature(function)
+        raise ValueError(f"{what}: expected the arguments ({', '.join(names)}), got {got}") from None
 
 
 def from_file(flag, name, known, kind):

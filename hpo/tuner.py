@@ -8,6 +8,9 @@ import math
 import time
 from dataclasses import replace
 
+import numpy as np
+
+from hpo.objective import one_line
 from hpo.results import WriteError
 from hpo.space import cast_config, domains, middle
 from hpo.trial import Report, Trial
@@ -144,23 +147,22 @@ class Tuner:
     def _suggest(self):
         if len(self.trials) < len(self.start):
             return self.start[len(self.trials)], "start"
-        name = type(self.searcher).__name__
-        try:
-            suggestion = self.searcher.suggest(copies(self.trials))
-        except (Exception, SystemExit) as error:
-            raise RunFailed(f"{name}.suggest raised {type(error).__name__}: {error}") from error
+        name = f"{type(self.searcher).__name__}.suggest"
+        suggestion = call(name, self.searcher.suggest, copies(self.trials))
         if suggestion is None:
             return None
+        is_pair = isinstance(suggestion, (tuple, list)) and len(suggestion) == 2
+        config, origin = suggestion if is_pair else (None, None)
         try:
-            config, origin = suggestion
+            if not isinstance(config, dict) or not isinstance(origin, str):
+                raise ValueError("config must be a dict, origin a text")
             complete = cast_config(self.space, config)
             if missing := [name for name in domains(self.space) if name not in config]:
                 raise ValueError(f"{missing[0]} is missing")
             return complete, str(origin)
-        except (ValueError, TypeError) as error:
-            raise RunFailed(
-                f"{name}.suggest: expected (config, origin) or None, got {suggestion!r:.200}: {error}"
-            ) from error
+        except ValueError as error:
+            text = f"{name}: expected (config, origin) or None, got {suggestion!r:.200}: {error}"
+            raise RunFailed(" ".join(text.split())) from None
 
     # ---- What comes back ----
     def _handle_all(self, events):
@@ -203,10 +205,10 @@ class Tuner:
     def _is_to_stop(self, trial):
         if self.rule is None or trial.curve[-1][0] >= (self.max_epochs or math.inf):
             return False  # after the last epoch there is nothing left to save
-        try:
-            return bool(self.rule(trial, list(self.trials), self.max_epochs))
-        except (Exception, SystemExit) as error:
-            raise RunFailed(f"the stopping rule raised {type(error).__name__}: {error}") from error
+        answer = call("the stopping rule", self.rule, trial, list(self.trials), self.max_epochs)
+        if not isinstance(answer, (bool, np.bool_, type(None))):
+            raise RunFailed(f"the stopping rule: expected True or False, got {' '.join(repr(answer).split()):.200}")
+        return bool(answer)
 
     def _handle_end(self, trial, end):
         del self.running[trial.id]
@@ -282,6 +284,15 @@ class Tuner:
                     self.results.append_trial(trial)
                 except WriteError as error:
                     self.failure = self.failure or error
+
+
+def call(name, function, *arguments):
+    """What a function of the user's returns. RunFailed when it raises; its cause has the user's part of the traceback."""
+    try:
+        return function(*arguments)
+    except (Exception, SystemExit) as error:
+        own = error.__traceback__.tb_next  # None: it could not be called with these arguments
+        raise RunFailed(f"{name} raised {one_line(error)}") from (error.with_traceback(own) if own else None)
 
 
 def copies(trials):

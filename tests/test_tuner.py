@@ -10,9 +10,11 @@ import json
 import math
 import os
 import shutil
+import traceback
 import warnings
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 
 from experiments.simulated import simulate
@@ -767,6 +769,25 @@ def test_rule_that_raises_ends_the_run_and_its_trials(make):
     check_ended(tuner)
 
 
+@pytest.mark.parametrize(
+    "answer",
+    ["no", 1, 0.5, np.zeros((99, 9)), (False for _ in "x")],
+    ids=["text", "integer", "float", "array", "generator"],
+)
+def test_rule_that_answers_neither_true_nor_false_ends_the_run(make, answer):
+    tuner = make(GOOD, rule=lambda *_: answer)
+    with pytest.raises(RunFailed, match="^the stopping rule: expected True or False, got [^\n]*$") as error:
+        tuner.run()
+    assert error.value.__cause__ is None
+    check_ended(tuner)
+
+
+@pytest.mark.parametrize("answer", [False, None, np.bool_(False)])
+def test_rule_may_answer_no_in_three_ways(make, answer):
+    tuner = make(GOOD, n_trials=2, rule=lambda *_: answer)
+    assert tuner.run() == "trials" and statuses(tuner) == ["done", "done"]
+
+
 def test_rule_is_not_asked_at_the_last_epoch(make):
     asked = []
     tuner = make(GOOD, n_trials=2, rule=lambda trial, *_: asked.append(trial.n_epochs), max_epochs=3)
@@ -815,8 +836,13 @@ def test_searcher_that_raises_ends_the_run(make):
     with pytest.raises(RunFailed, match=r"Broken\.suggest raised KeyError: 'lengthscale'") as error:
         tuner.run()
     assert isinstance(error.value.__cause__, KeyError)
+    (frame,) = traceback.extract_tb(error.value.__cause__.__traceback__)  # of the user's code alone
+    assert frame.name == "suggest"
     check_ended(tuner)
     assert statuses(tuner) == ["timeout"] * 3 and tuner.backend.killed == [0, 1, 2]
+
+
+GOOD_CONFIG = {"lr": 0.5, "n": 1, "kind": "a", "epochs": 3}
 
 
 @pytest.mark.parametrize(
@@ -835,6 +861,12 @@ def test_searcher_that_raises_ends_the_run(make):
         (({"lr": 0.5, "n": 1, "kind": "a", "epochs": {1}}, "model"), ["epochs"]),
         (([0.5, 1, "a", 3], "model"), ["dict"]),
         ((None, "model"), ["None"]),
+        ((GOOD_CONFIG, None), ["None", "origin a text"]),
+        ((GOOD_CONFIG, 3), ["3", "origin a text"]),
+        (("model", GOOD_CONFIG), ["config must be a dict"]),
+        ((np.zeros((9, 99)), "model"), ["array", "config must be a dict"]),
+        (({**GOOD_CONFIG, "lr": np.zeros((9, 99))}, "model"), ["lr: expected a number"]),
+        ((GOOD_CONFIG for _ in "x"), ["generator"]),
     ],
 )
 def test_searcher_that_returns_rubbish_ends_the_run(make, rubbish, words):
@@ -846,6 +878,7 @@ def test_searcher_that_returns_rubbish_ends_the_run(make, rubbish, words):
     with pytest.raises(RunFailed, match=r"Rubbish\.suggest: expected \(config, origin\) or None, got ") as error:
         tuner.run()
     assert all(word in str(error.value) for word in words), error.value
+    assert "\n" not in str(error.value) and error.value.__cause__ is None and "unpack" not in str(error.value)
     check_ended(tuner)
     assert statuses(tuner) == ["timeout"]
 
