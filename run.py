@@ -119,22 +119,18 @@ def positive(text):
     return value
 
 
-def positive_int(text):
-    return whole(text, 1)
+def whole(least):
+    """The type of an argument that is an integer of at least `least`."""
+
+    def parse_whole(text):
+        if not text.strip().isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected an integer >= {least}, got {text!r}")
+        return int(text)
+
+    return parse_whole
 
 
-def natural(text):
-    return whole(text, 0)
-
-
-def eta(text):
-    return whole(text, 2)
-
-
-def whole(text, least):
-    if not text.strip().isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"expected an integer >= {least}, got {text!r}")
-    return int(text)
+natural, positive_int, eta = whole(0), whole(1), whole(2)
 
 
 # ---- The run ------------------------------------------------------------------------------------------------------------
@@ -203,7 +199,8 @@ def build(args, results=None):
         settings = {"arguments": used, "prepared": problem.prepared, "start": start}
         results = Results.create(folder, problem.space, problem.metric, problem.mode, settings)
     else:
-        start = cast_start(results.run.get("start"), problem.space, results.folder / "run.json")
+        path = results.folder / "run.json"
+        start = read_json("--resume", path, lambda run: cast_start(run.get("start"), problem.space))
         results.begin_session(used)
     logs = results.folder / "logs"
     backend = LocalBackend(args.objective, logs, args.seed, args.workers, problem.n_gpus, results.clock)
@@ -291,10 +288,10 @@ def resume(given):
 def earlier_arguments(results):
     """The arguments of the run so far, from its run.json."""
     words = []
-    for name, value in results.run.get("arguments", {}).items():
+    for name, value in results.run["arguments"].items():
         if name != "objective":
             words += [f"--{name}={item}" for item in (value if isinstance(value, list) else [value])]
-    words += ["--", str(results.run.get("arguments", {}).get("objective", DEFAULT_OBJECTIVE))]
+    words += ["--", str(results.run["arguments"].get("objective", DEFAULT_OBJECTIVE))]
     return parse(words, f"{results.folder / 'run.json'}: arguments")[1]
 
 
@@ -311,7 +308,7 @@ def check_same(name, value, args, results):
     elif name == "start":
         value, own = read_start(value, results.space), results.run.get("start")
     elif name == "space":
-        space = adjust(None, argparse.Namespace(space=value, set=args.set)) | results.run.get("prepared", {})
+        space = adjust(None, argparse.Namespace(space=value, set=args.set)) | results.run["prepared"]
         return check_space_same(space, results, f"--space {value} has")
     elif name == "set":
         for assignment in set(value) - set(own):
@@ -336,7 +333,7 @@ def describe_again(args, results):
     def adjusted(space):
         return results.space if args.space else adjust(space, args)
 
-    problem = describe(args.objective, adjusted, args.metric, args.mode, results.run.get("prepared", {}))
+    problem = describe(args.objective, adjusted, args.metric, args.mode, results.run["prepared"])
     for name in ("metric", "mode"):
         now, own = getattr(problem, name), getattr(results, name)
         if now != own:
@@ -355,39 +352,45 @@ def check_space_same(space, results, what):
 # ---- What the arguments name --------------------------------------------------------------------------------------------
 def adjust(space, args):
     """The space of the run: the file's, or that of --space, with every --set applied."""
-    from hpo.space import set_value, space_from_json
+    from hpo.space import domains, set_value, space_from_json
 
     if args.space:
-        space = space_from_json(read_json(args.space, "--space"))
+        space = read_json("--space", args.space, space_from_json)
     for assignment in args.set:
         name, equals, text = assignment.partition("=")
-        if not equals:
-            raise ValueError(f"--set: expected NAME=VALUE, got {assignment!r}")
-        space = set_value(space, name.strip(), text)
+        try:
+            if not equals:
+                raise ValueError("expected NAME=VALUE")
+            space = set_value(space, name.strip(), text)
+            if not domains(space):
+                raise ValueError("nothing is left to tune; to train one configuration, use python -m hpo.objective")
+        except ValueError as error:
+            raise ValueError(f"--set {assignment}: {error}") from None
     return space
 
 
-def read_json(path, flag):
+def read_json(flag, path, convert):
+    """convert(what a JSON file holds); ValueError names the flag and the file."""
     try:
-        return json.loads(pathlib.Path(path).read_text())
+        return convert(json.loads(pathlib.Path(path).read_text()))
     except OSError as error:
-        raise ValueError(f"{flag} {path}: cannot be read: {error.strerror}; expected a JSON file") from None
+        reason = f"cannot be read: {error.strerror}; expected a JSON file"
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        reason = f"is not JSON: {error}"
     except ValueError as error:
-        raise ValueError(f"{flag} {path}: is not JSON: {error}") from None
+        reason = error
+    raise ValueError(f"{flag} {path}: {reason}")
 
 
 def read_start(path, space):
-    return cast_start(read_json(path, "--start"), space, f"--start {path}")
+    return read_json("--start", path, lambda configs: cast_start(configs, space))
 
 
-def cast_start(configs, space, where):
+def cast_start(configs, space):
     from hpo.space import cast_config
 
-    try:
-        configs = configs if configs is None or isinstance(configs, list) else [configs]
-        return configs and [cast_config(space, config) for config in configs]
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+    configs = configs if configs is None or isinstance(configs, list) else [configs]
+    return configs and [cast_config(space, config) for config in configs]
 
 
 def last_epoch(space, name):

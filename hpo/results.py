@@ -36,12 +36,13 @@ from importlib import metadata
 
 from filelock import FileLock, Timeout
 
-from hpo.space import config_key, constants, domains, space_from_json, space_to_json
+from hpo.space import cast_config, config_key, space_from_json, space_to_json
 from hpo.trial import Trial
 
 REPORT_COLUMNS = ["trial", "attempt", "epoch", "time"]
 TRIAL_COLUMNS = ["trial", "attempt", "status", "value", "last_value", "best_epoch", "n_epochs", "origin"]
 LAST_COLUMNS = ["started", "ended", "seconds", "suggest_seconds", "error"]
+REMEDY = "restore the file, or undo the change"  # where a file is not as a run, whatever its end, leaves it
 csv.field_size_limit(2**31 - 1)  # of one cell: an error message may be long
 APPENDED = ("configs.jsonl", "trials.csv", "reports.csv")
 SEEN = ("trials", "reports")  # what `seen` counts
@@ -150,6 +151,7 @@ class Results:
                 "space": space_to_json(space),
                 "metric": metric,
                 "mode": mode,
+                "arguments": {},
                 **settings,
                 "created": _now(),
                 "versions": _versions(),
@@ -199,7 +201,7 @@ class Results:
         try:
             self._open_files()
             (self.folder / "logs").mkdir(exist_ok=True)
-            self._write_run({**run, "sessions": [*run.get("sessions", []), session]})
+            self._write_run({**run, "sessions": [*run["sessions"], session]})
             for name in APPENDED:  # the last: where the disk is full, the folder stays as it was
                 _cut_torn(self.folder / name)
         except OSError as error:
@@ -361,16 +363,16 @@ def load_run(folder):
     path = pathlib.Path(folder) / "run.json"
     try:
         run = json.loads(path.read_text())
-        if run["mode"] not in SIGN or not isinstance(run["metric"], str):
-            raise ValueError(f"metric {run['metric']!r}, mode {run['mode']!r}")
-        for name, kind in {"arguments": dict, "prepared": dict, "sessions": list}.items():
-            if not isinstance(run.get(name, kind()), kind):
-                raise ValueError(f"{name}: expected a JSON {kind.__name__}, got {run[name]!r:.80}")
+        if isinstance(run, dict):
+            run = {"prepared": {}, "sessions": [], **run}  # which may be missing
+        _check_fields(path, run, RUN_FIELDS)
         return {**run, "space": space_from_json(run["space"])}
     except OSError as error:
         raise ResultsError(f"{path}: cannot be read: {error.strerror}; expected the folder of a run") from None
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise ResultsError(f"{path}: not the record of a run: {error!r:.500}") from None
+    except ResultsError as error:
+        raise ResultsError(f"{error}; {REMEDY}") from None
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise ResultsError(f"{path}: not the record of a run: {error}; {REMEDY}") from None
 
 
 def load(folder):
@@ -413,7 +415,7 @@ def _read(folder, run, before=None):
     except OSError as error:
         raise ResultsError(f"{error.filename}: cannot be read: {error.strerror}") from None
     except ResultsError as error:
-        raise ResultsError(f"{error}; restore the file, or undo the change") from None
+        raise ResultsError(f"{error}; {REMEDY}") from None
     return found
 
 
@@ -446,25 +448,16 @@ def _parse_start(where, line, space):
         entry = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ResultsError(f"{where}: is not JSON: {error}") from None
-    if not isinstance(entry, dict):
-        raise ResultsError(f"{where}: expected a JSON object, got {line:.80}")
-    for name, (is_right, expected) in START_FIELDS.items():
-        if name not in entry or not is_right(entry[name]):
-            raise ResultsError(f"{where}, column {name}: expected {expected}, got {entry.get(name)!r:.80}")
+    _check_fields(where, entry, START_FIELDS)
     given = entry["config"]
-    for name in [*space, *given]:
-        if name not in given or name not in space:
-            raise ResultsError(f"{where}, column config, {name}: expected the names of the space, {', '.join(space)}")
-    for name, value in domains(space).items():
-        try:
-            _expect(where, f"config, {name}", given[name], value.cast(given[name]))
-        except ResultsError:
-            raise
-        except (ValueError, OverflowError) as error:
-            raise ResultsError(f"{where}, column config, {name}: {error}") from None
-    for name, value in constants(space).items():
-        _expect(where, f"config, {name}", given[name], value)
-    config = {name: given[name] for name in space}
+    try:
+        config = cast_config(space, given)
+    except ValueError as error:
+        raise ResultsError(f"{where}, column config, {error}") from None
+    for name, value in config.items():
+        if name not in given:
+            raise ResultsError(f"{where}, column config, {name}: expected a value, got nothing")
+        _expect(where, f"config, {name}", given[name], value)  # of the same type too
     trial = Trial(entry["trial"], config, entry["origin"], entry["attempt"], started=float(entry["time"]))
     return trial, entry["seen"]
 
@@ -481,7 +474,7 @@ def _read_reports(run, found):
     if header[:4] != REPORT_COLUMNS or header[-1] != "extra" or len(set(header)) < len(header):
         raise ResultsError(f"{where}: expected {', '.join(REPORT_COLUMNS)}, metrics, extra, got {header}")
     found.report_columns = header[4:-1]
-    kinds |= {name: _scalar for name in found.report_columns} | {column: _number, "extra": _json_object}
+    kinds |= {name: str for name in found.report_columns} | {column: _number, "extra": _json_object}
     for where, cells in rows:
         row = _parse_row(where, header, kinds, cells)
         trial = _find_attempt(where, row, found)
@@ -491,7 +484,7 @@ def _read_reports(run, found):
 
 
 def _read_ends(run, found):
-    kinds, rows = dict.fromkeys(trial_columns(run["space"]), _scalar), _rows(found, "trials")
+    kinds, rows = dict.fromkeys(trial_columns(run["space"]), str), _rows(found, "trials")
     kinds |= {"trial": _integer, "attempt": _integer, "status": _status}
     kinds |= dict.fromkeys(["started", "ended", "seconds", "suggest_seconds"], _seconds)
     where, header = next(rows, (f"{found.folder / 'trials.csv'}, line 1", []))
@@ -589,11 +582,13 @@ def _cut_torn(path):
 # ---- What a cell may hold -----------------------------------------------------------------------------------------------
 _INTEGER = re.compile("[0-9]{1,16}")
 _NUMBER = re.compile("-?[0-9]+([.][0-9]+)?(e[-+]?[0-9]+)?|NaN|-?Inf")
+_OBJECT = (lambda value: isinstance(value, dict), "an object")
+_TEXT = (lambda value: isinstance(value, str), "a text")
 START_FIELDS = {
     "trial": (lambda value: type(value) is int and value >= 0, "an integer >= 0"),
     "attempt": (lambda value: type(value) is int and value >= 1, "an integer >= 1"),
-    "config": (lambda value: isinstance(value, dict), "an object"),
-    "origin": (lambda value: isinstance(value, str), "a text"),
+    "config": _OBJECT,
+    "origin": _TEXT,
     "time": (lambda value: type(value) in (int, float) and 0 <= value < 1e12, "seconds"),
     "seen": (
         lambda value: (
@@ -602,6 +597,23 @@ START_FIELDS = {
         "an object with the numbers of trials and reports, or null",
     ),
 }
+RUN_FIELDS = {
+    "space": _OBJECT,
+    "metric": _TEXT,
+    "mode": (lambda value: isinstance(value, str) and value in SIGN, "max or min"),
+    "arguments": _OBJECT,
+    "prepared": _OBJECT,
+    "sessions": (lambda value: isinstance(value, list), "a list"),
+}
+
+
+def _check_fields(where, entry, fields):
+    if not isinstance(entry, dict):
+        raise ResultsError(f"{where}: expected a JSON object, got {json.dumps(entry):.80}")
+    for name, (is_right, expected) in fields.items():
+        if name not in entry or not is_right(entry[name]):
+            got = f"{entry[name]!r:.80}" if name in entry else "nothing"
+            raise ResultsError(f"{where}, column {name}: expected {expected}, got {got}")
 
 
 def _parse_row(where, header, kinds, cells):
@@ -617,10 +629,6 @@ def _parse_row(where, header, kinds, cells):
 def _expect(where, column, got, expected):
     if config_key(got) != config_key(expected):
         raise ResultsError(f"{where}, column {column}: expected {expected!r:.80}, got {got!r:.80}")
-
-
-def _scalar(text):
-    return text
 
 
 def _integer(text):

@@ -754,17 +754,37 @@ def test_good_end_line_is_right(written):
     assert load(written)[1].suggest_seconds == 0.1
 
 
+RUN = {"space": {"u": {"uniform": [0, 1]}}, "metric": "accuracy", "mode": "max", "arguments": {}}
+
+
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "3", "{}", '{"space": 3}', '{"space": {"u": 1}}', '{"space": {"u": {"uniform": [0, 1]}}}']
-    + ['{"space": {"u": {"uniform": [0, 1]}}, "metric": "accuracy"}', '{"space": {"u": {"uniform": [0, 1]}}, "mode": "max"}']
-    + ['{"space": {"u": {"uniform": [0, 1]}}, "metric": "accuracy", "mode": "best"}', "\0"]
-    + ["[" * 100_000, '{"space": {"u": {"uniform": [0, 1]}}, "metric": "accuracy", "mode": "max", "sessions": 3}'],
-    ids=lambda text: text[:70],
-)  # fmt: skip
-def test_damaged_run_json_is_named(written, text):
-    (written / "run.json").write_text(text)
-    with pytest.raises(ResultsError, match=r"/run\.json: "):
+    "text, words",
+    [
+        ("", ": not the record of a run: Expecting value"),
+        ("{", ": not the record"),
+        ("\0", ": not the record"),
+        ("[" * 100_000, ": not the record"),
+        ("[]", ": expected a JSON object, got []"),
+        ("3", ": expected a JSON object, got 3"),
+        ("{}", ", column space: expected an object, got nothing"),
+        ({**RUN, "space": 3}, ", column space: expected an object, got 3"),
+        ({**RUN, "space": {"u": 1}}, ": not the record of a run: config_space: nothing to tune"),
+        ({**RUN, "space": {"u": {"uniform": [1, 0]}}}, ": not the record of a run: u: uniform needs low <= high"),
+        ({**RUN, "metric": 3}, ", column metric: expected a text, got 3"),
+        ({**RUN, "mode": "best"}, ", column mode: expected max or min, got 'best'"),
+        ({**RUN, "mode": []}, ", column mode: expected max or min, got []"),
+        ({"space": RUN["space"], "metric": "a", "mode": "max"}, ", column arguments: expected an object, got nothing"),
+        ({**RUN, "arguments": []}, ", column arguments: expected an object, got []"),
+        ({**RUN, "sessions": 3}, ", column sessions: expected a list, got 3"),
+        ({**RUN, "prepared": 3}, ", column prepared: expected an object, got 3"),
+    ],
+    ids=lambda text: str(text)[:70],
+)
+def test_damaged_run_json_is_named(written, text, words):
+    (written / "run.json").write_text(text if isinstance(text, str) else json.dumps(text))
+    with pytest.raises(ResultsError, match=r"/run\.json" + re.escape(words)) as error:
         load(written)
+    assert str(error.value).endswith("; restore the file, or undo the change") and "\n" not in str(error.value)
 
 
 def test_file_that_is_no_text_is_named(make):

@@ -400,6 +400,7 @@ BAD = {
     "searcher file missing": (["--searcher", "nowhere.py:Mine"], None, "nowhere.py"),
     "searcher class missing": (["--searcher", "run.py:Mine"], None, "no class Mine"),
     "no such file": (["nowhere.py"], None, "nowhere.py: no such file"),
+    "no Python file": (["README.md"], None, "README.md: is no Python file; expected a .py file with config_space"),
     "no objective": ([], objective_file(lambda s: s.replace("def objective", "def other")), "no function objective"),
     "no space": ([], objective_file(lambda s: s.replace("config_space", "space")), "no config_space"),
     "syntax error": ([], objective_file(lambda s: s + "\ndef (:\n"), "quick.py, line 17: SyntaxError"),
@@ -433,9 +434,29 @@ BAD = {
     "epochs a word": (["--set", "epochs=many"], None, "epochs: expected a value of type int as 3 is, got 'many'"),
     "no epochs": (["--set", "epochs=0"], None, "epochs: expected the last epoch"),
     "epochs_name": (["--epochs_name", "steps"], None, "--epochs_name steps: no such name"),
-    "set unknown": (["--set", "bogus=1"], None, "bogus: no such name in the space; it has x, rate"),
+    "set unknown": (["--set", "bogus=1"], None, "--set bogus=1: bogus: no such name in the space; it has x, rate"),
     "set outside": (["--set", "n=10"], None, "n: expected a value of randint(1, 9), got '10'"),
-    "set nothing": (["--set", "n"], None, "--set: expected NAME=VALUE, got 'n'"),
+    "set nothing": (["--set", "n"], None, "--set n: expected NAME=VALUE"),
+    "set everything": (
+        ["--set", "x=0", "--set", "n=1", "--set", "kind=a b", "--set", "rate=1"],
+        None,
+        "--set rate=1: nothing is left to tune",
+    ),
+    "space of one bad domain": (
+        ["--space", "{folder}/space.json"],
+        lambda folder: (folder / "space.json").write_text('{"x": {"uniform": [1, -1]}}'),
+        "space.json: x: uniform needs low <= high, got low=1, high=-1",
+    ),
+    "space of constants": (
+        ["--space", "{folder}/space.json"],
+        lambda folder: (folder / "space.json").write_text('{"x": 3}'),
+        "space.json: config_space: nothing to tune",
+    ),
+    "space nested too deeply": (
+        ["--space", "{folder}/space.json"],
+        lambda folder: (folder / "space.json").write_text("[" * 100_000),
+        "space.json: is not JSON: ",
+    ),
     "space missing": (["--space", "nowhere.json"], None, "--space nowhere.json: cannot be read"),
     "start not JSON": (["--start", "run.py"], None, "--start run.py: is not JSON"),
     "mode": (["--mode", "best"], None, "--mode"),
@@ -486,7 +507,7 @@ def answers(tmp_path_factory):
             arrange(folder)
         before = sorted(map(str, folder.rglob("*")))
         arguments = [argument.replace("{folder}", str(folder)) for argument in arguments]
-        problem = [] if arguments == ["nowhere.py"] else [folder / "quick.py"]
+        problem = [] if name in ("no such file", "no Python file") else [folder / "quick.py"]
         results = [] if "--results" in arguments else ["--results", folder / "new" / "run"]
         code, _, err = (
             run(*problem, *arguments, *results, "--workers", 2)
