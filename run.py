@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import inspect
 import json
 import math
 import os
@@ -118,22 +119,18 @@ def positive(text):
     return value
 
 
-def positive_int(text):
-    return whole(text, 1)
+def whole(least):
+    """The type of an argument that is an integer of at least `least`."""
+
+    def parse_whole(text):
+        if not text.strip().isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected an integer >= {least}, got {text!r}")
+        return int(text)
+
+    return parse_whole
 
 
-def natural(text):
-    return whole(text, 0)
-
-
-def eta(text):
-    return whole(text, 2)
-
-
-def whole(text, least):
-    if not text.strip().isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"expected an integer >= {least}, got {text!r}")
-    return int(text)
+natural, positive_int, eta = whole(0), whole(1), whole(2)
 
 
 # ---- The run ------------------------------------------------------------------------------------------------------------
@@ -188,19 +185,22 @@ def build(args, results=None):
             f"--stopping {args.stopping}: needs the last epoch, a constant `epochs` in the space; name it with "
             "--epochs_name, or choose --stopping none"
         )
+    check_arguments(f"--searcher {args.searcher}", searcher_class, "space", "seed", "max_epochs")
     try:
         searcher = searcher_class(problem.space, args.seed, max_epochs)
     except Exception as error:  # whatever the user's class raises becomes one line
         raise ValueError(
-            f"--searcher {args.searcher}: {import_error(error, args.searcher.rpartition(':')[0])}"
+            f"--searcher {import_error(error, args.searcher.rpartition(':')[0] or args.searcher)}"
         ) from error
+    check_arguments(f"--searcher {args.searcher}: suggest", searcher.suggest, "trials")
     used = {name: value for name, value in vars(args).items() if value not in (None, math.inf)}
     if results is None:
         start = read_start(args.start, problem.space) if args.start else None
         settings = {"arguments": used, "prepared": problem.prepared, "start": start}
         results = Results.create(folder, problem.space, problem.metric, problem.mode, settings)
     else:
-        start = cast_start(results.run.get("start"), problem.space, results.folder / "run.json")
+        path = results.folder / "run.json"
+        start = read_json("--resume", path, lambda run: cast_start(run.get("start"), problem.space))
         results.begin_session(used)
     logs = results.folder / "logs"
     backend = LocalBackend(args.objective, logs, args.seed, args.workers, problem.n_gpus, results.clock)
@@ -288,10 +288,10 @@ def resume(given):
 def earlier_arguments(results):
     """The arguments of the run so far, from its run.json."""
     words = []
-    for name, value in results.run.get("arguments", {}).items():
+    for name, value in results.run["arguments"].items():
         if name != "objective":
             words += [f"--{name}={item}" for item in (value if isinstance(value, list) else [value])]
-    words += ["--", str(results.run.get("arguments", {}).get("objective", DEFAULT_OBJECTIVE))]
+    words += ["--", str(results.run["arguments"].get("objective", DEFAULT_OBJECTIVE))]
     return parse(words, f"{results.folder / 'run.json'}: arguments")[1]
 
 
@@ -308,7 +308,7 @@ def check_same(name, value, args, results):
     elif name == "start":
         value, own = read_start(value, results.space), results.run.get("start")
     elif name == "space":
-        space = adjust(None, argparse.Namespace(space=value, set=args.set)) | results.run.get("prepared", {})
+        space = adjust(None, argparse.Namespace(space=value, set=args.set)) | results.run["prepared"]
         return check_space_same(space, results, f"--space {value} has")
     elif name == "set":
         for assignment in set(value) - set(own):
@@ -333,7 +333,7 @@ def describe_again(args, results):
     def adjusted(space):
         return results.space if args.space else adjust(space, args)
 
-    problem = describe(args.objective, adjusted, args.metric, args.mode, results.run.get("prepared", {}))
+    problem = describe(args.objective, adjusted, args.metric, args.mode, results.run["prepared"])
     for name in ("metric", "mode"):
         now, own = getattr(problem, name), getattr(results, name)
         if now != own:
@@ -352,39 +352,45 @@ def check_space_same(space, results, what):
 # ---- What the arguments name --------------------------------------------------------------------------------------------
 def adjust(space, args):
     """The space of the run: the file's, or that of --space, with every --set applied."""
-    from hpo.space import set_value, space_from_json
+    from hpo.space import domains, set_value, space_from_json
 
     if args.space:
-        space = space_from_json(read_json(args.space, "--space"))
+        space = read_json("--space", args.space, space_from_json)
     for assignment in args.set:
         name, equals, text = assignment.partition("=")
-        if not equals:
-            raise ValueError(f"--set: expected NAME=VALUE, got {assignment!r}")
-        space = set_value(space, name.strip(), text)
+        try:
+            if not equals:
+                raise ValueError("expected NAME=VALUE")
+            space = set_value(space, name.strip(), text)
+            if not domains(space):
+                raise ValueError("nothing is left to tune; to train one configuration, use python -m hpo.objective")
+        except ValueError as error:
+            raise ValueError(f"--set {assignment}: {error}") from None
     return space
 
 
-def read_json(path, flag):
+def read_json(flag, path, convert):
+    """convert(what a JSON file holds); ValueError names the flag and the file."""
     try:
-        return json.loads(pathlib.Path(path).read_text())
+        return convert(json.loads(pathlib.Path(path).read_text()))
     except OSError as error:
-        raise ValueError(f"{flag} {path}: cannot be read: {error.strerror}; expected a JSON file") from None
+        reason = f"cannot be read: {error.strerror}; expected a JSON file"
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        reason = f"is not JSON: {error}"
     except ValueError as error:
-        raise ValueError(f"{flag} {path}: is not JSON: {error}") from None
+        reason = error
+    raise ValueError(f"{flag} {path}: {reason}")
 
 
 def read_start(path, space):
-    return cast_start(read_json(path, "--start"), space, f"--start {path}")
+    return read_json("--start", path, lambda configs: cast_start(configs, space))
 
 
-def cast_start(configs, space, where):
+def cast_start(configs, space):
     from hpo.space import cast_config
 
-    try:
-        configs = configs if configs is None or isinstance(configs, list) else [configs]
-        return configs and [cast_config(space, config) for config in configs]
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+    configs = configs if configs is None or isinstance(configs, list) else [configs]
+    return configs and [cast_config(space, config) for config in configs]
 
 
 def last_epoch(space, name):
@@ -417,7 +423,19 @@ def find_rule(name, first_rung=1, eta=3):
         raise ValueError(
             f"--stopping {name}: expected a function (trial, trials, max_epochs) -> bool, got {rule!r:.100}"
         )
-    return rule and with_options(rule, first_rung=first_rung, eta=eta)
+    if rule:
+        rule = with_options(rule, first_rung=first_rung, eta=eta)
+        check_arguments(f"--stopping {name}", rule, "trial", "trials", "max_epochs")
+    return rule
+
+
+def check_arguments(what, function, *names):
+    """None; ValueError when a function of the user's cannot be called with these positional arguments."""
+    try:
+        inspect.signature(function).bind(*names)
+    except TypeError:
+        got = inspect.signature(function)
+        raise ValueError(f"{what}: expected the arguments ({', '.join(names)}), got {got}") from None
 
 
 def from_file(flag, name, known, kind):

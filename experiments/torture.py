@@ -336,15 +336,26 @@ FUZZ_SPACE = {"lr": loguniform(1e-4, 1), "n": randint(1, 9), "kind": choice(["a"
 
 
 def fuzz(home, n, rng):
-    """Bytes and lines of a good folder changed at random: an error that names a file, or trials within the schema."""
-    tally, say = Tally(), progress("fuzz", n)
-    folder = write_good_folder(home / "fuzz")
+    """Bytes and rows of a good folder changed at random: an error that names a file, or trials within the schema.
+
+    One change in four takes whole rows away, which must be named unless a crash could have taken them.
+    """
+    tallies, n_named, say = collections.defaultdict(Tally), collections.Counter(), progress("fuzz", n)
+    folder = write_good_folder(home / "fuzz", rng)
     good = {path: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != ".lock"}
-    n_named = 0
+    *_, last = [json.loads(line) for line in good[folder / "configs.jsonl"].splitlines()]
+    # the lines on which others rest, headers included; the last start has no rows yet
+    needed = {"configs.jsonl": last["trial"]} | {f"{name}.csv": 1 + n_seen for name, n_seen in last["seen"].items()}
     for i in range(n):
-        path = rng.choice(list(good))
-        path.write_bytes(damage(good[path], rng))
-        read = Results.open if rng.random() < 0.1 else load
+        path, kind, first = rng.choice(list(good)), "file damaged", math.inf
+        if path.name in needed and rng.random() < 1 / 3:
+            kind, lines = "rows taken away", good[path].splitlines(True)
+            first = rng.randrange(len(lines))
+            gone = {first, *rng.sample(range(first, len(lines)), rng.randrange(min(4, len(lines) - first)))}
+            path.write_bytes(b"".join(line for k, line in enumerate(lines) if k not in gone))
+        else:
+            path.write_bytes(damage(good[path], rng))
+        read, tally = Results.open if rng.random() < 0.1 else load, tallies[kind]
         try:
             with warnings.catch_warnings(action="ignore"):  # torn last lines
                 found = read(folder)
@@ -353,8 +364,10 @@ def fuzz(home, n, rng):
                 found.close()
             if path.name != "run.json":  # else it may be another space
                 tally.wrong += outside_schema(FUZZ_SPACE, trials)
+            if first < needed.get(path.name, 0):
+                tally.wrong.append(f"{path.name}: line {first + 1} was taken away, and nobody noticed")
         except ResultsError as error:
-            n_named += 1
+            n_named[kind] += 1
             if str(folder) not in str(error) or "\n" in str(error):
                 tally.wrong.append(f"unclear: {error}")
         except Exception as error:  # that there is none is what is to be shown
@@ -363,7 +376,7 @@ def fuzz(home, n, rng):
             name.write_bytes(data)
         tally.events += 1
         say(i)
-    return {f"file damaged, {n_named} times named": tally}
+    return {f"{kind}, {n_named[kind]} times named": tally for kind, tally in tallies.items()}
 
 
 def damage(data, rng):
@@ -381,19 +394,26 @@ def damage(data, rng):
     return data[:i] + bytes(rng.choices(alphabet, k=rng.randint(0, n + 1))) + data[i + n :]
 
 
-def write_good_folder(folder):
+def write_good_folder(folder, rng):
+    """A run of eight trials, three at a time, that has just started the last one."""
     results = Results.create(folder, FUZZ_SPACE, "accuracy", "max", {"arguments": {"seed": 0}})
-    for i in range(6):
-        config, origin = RandomSearch(FUZZ_SPACE, 1).suggest([None] * i)
-        trial = Trial(i, config, origin, started=i / 4)
-        results.append_config(trial, dict(results.n_rows))
-        for epoch in range(1, 4):
-            now = i / 4 + epoch / 10
-            point = results.append_report(trial, {"epoch": epoch, "accuracy": 1 / epoch, "note": 'a,"\n\u00e9'}, now)
-            trial.curve.append(point)
-        if i < 5:
-            trial.status, trial.error, trial.ended = STATUSES[i % 4], 'bad,\n"\u00e9', i / 4 + 1
+    now, n_trials, running = 0.0, 0, []
+    while n_trials < 8:
+        now += rng.uniform(0.01, 0.1)
+        if len(running) < 3:
+            config, origin = RandomSearch(FUZZ_SPACE, 1).suggest([None] * n_trials)
+            running.append(Trial(n_trials, config, origin, started=now))
+            results.append_config(running[-1], dict(results.n_rows))
+            n_trials += 1
+            continue
+        trial = rng.choice(running)
+        if len(trial.curve) < 3:
+            metrics = {"epoch": len(trial.curve) + 1, "accuracy": rng.random(), "note": 'a,"\n\u00e9'}
+            trial.curve.append(results.append_report(trial, metrics, now))
+        else:
+            trial.status, trial.error, trial.ended = STATUSES[trial.id % 4], 'bad,\n"\u00e9', now
             results.append_trial(trial)
+            running.remove(trial)
     results.close()
     return folder
 

@@ -145,8 +145,9 @@ def describe(path, adjust, metric=None, mode=None, prepared=None):
     prepare(constants). metric, mode: replace the file's own. prepared: what its prepare returned when the run began;
     then it does not run again.
     """
-    if not pathlib.Path(path).is_file():
-        raise ValueError(f"{path}: no such file; expected a Python file with config_space and objective(config)")
+    if not pathlib.Path(path).is_file() or pathlib.Path(path).suffix != ".py":
+        reason = "is no Python file" if os.path.exists(path) else "no such file"
+        raise ValueError(f"{path}: {reason}; expected a .py file with config_space and objective(config)")
     connection, theirs = multiprocessing.Pipe()
     with environment(n_threads=1):
         process = multiprocessing.get_context("spawn").Process(target=_describe_process, args=(theirs, str(path)))
@@ -323,7 +324,7 @@ def command_line(path, config, trial_seed, n_threads):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2 or not pathlib.Path(sys.argv[1]).is_file():
+    if len(sys.argv) < 2 or not pathlib.Path(sys.argv[1]).is_file() or not sys.argv[1].endswith(".py"):
         sys.exit("usage: python -m hpo.objective OBJECTIVE.py --NAME=VALUE ...")
     loaded = load_module(sys.argv[1])
     run_as_program(loaded.objective, loaded.config_space, getattr(loaded, "prepare", None), sys.argv[2:])

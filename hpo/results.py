@@ -8,11 +8,14 @@
     reports.csv    a row for each report
     logs/          what each trial printed
 
-Of a trial's attempts the last one counts; the rows of earlier ones stay in the files, which only grow.
+Of a trial's attempts the last one counts; the rows of earlier ones stay in the files, which only grow. The three files are
+written in the order of the run's clock, and a row is on the disk before any that rests on it; so that rows are missing
+shows, except at the end, where a crash can have taken them.
 A row is a line: backslashes, line breaks and other control characters inside a cell are written as escapes. Values are
 in the user's own sign; this module alone knows the mode: everywhere else a loss is lower-is-better.
 """
 
+import bisect
 import contextlib
 import csv
 import errno
@@ -28,20 +31,22 @@ import shutil
 import sys
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 
 from filelock import FileLock, Timeout
 
-from hpo.space import config_key, constants, domains, space_from_json, space_to_json
+from hpo.space import cast_config, config_key, space_from_json, space_to_json
 from hpo.trial import Trial
 
 REPORT_COLUMNS = ["trial", "attempt", "epoch", "time"]
 TRIAL_COLUMNS = ["trial", "attempt", "status", "value", "last_value", "best_epoch", "n_epochs", "origin"]
 LAST_COLUMNS = ["started", "ended", "seconds", "suggest_seconds", "error"]
+REMEDY = "restore the file, or undo the change"  # where a file is not as a run, whatever its end, leaves it
 csv.field_size_limit(2**31 - 1)  # of one cell: an error message may be long
 APPENDED = ("configs.jsonl", "trials.csv", "reports.csv")
 SEEN = ("trials", "reports")  # what `seen` counts
+SIGN = {"max": -1.0, "min": 1.0}  # of a loss
 STATUSES = ("done", "stopped", "failed", "timeout")
 SYNC_SECONDS = 1.0  # between two fsyncs of reports.csv; one takes about 4 ms
 
@@ -97,6 +102,18 @@ def trial_columns(space):
     return [*TRIAL_COLUMNS, *(f"config_{name}" for name in space), *LAST_COLUMNS]
 
 
+def trial_row(space, trial, sign):
+    """What stands in those columns of an ended trial."""
+    row = [trial.id, trial.attempt, trial.status, with_sign(sign, trial.value), with_sign(sign, trial.last_value)]
+    row += [trial.best_epoch, trial.n_epochs, trial.origin, *(trial.config[name] for name in space)]
+    row += [round(t, 3) for t in (trial.started, trial.ended, trial.ended - trial.started)]
+    return [*row, round(trial.suggest_seconds, 6), trial.error]
+
+
+def with_sign(sign, loss):
+    return None if loss is None else sign * loss + 0.0  # + 0.0: -0.0 becomes 0.0
+
+
 # ---- Writing ------------------------------------------------------------------------------------------------------------
 class Results:
     """Appends to a run's folder. Every row is one unbuffered write, so that a killed run loses nothing written."""
@@ -104,13 +121,14 @@ class Results:
     def __init__(self, folder, space, metric, mode):
         self.folder = pathlib.Path(folder)
         self.space, self.metric, self.mode = space, metric, mode
-        self.sign = -1.0 if mode == "max" else 1.0
+        self.sign = SIGN[mode]
         self.n_rows = {"trials": 0, "reports": 0}
         self.run = {}  # run.json of earlier sessions
         self.trials, self.clock = [], 0.0  # of earlier sessions, and the seconds that they took
         self.report_columns = None  # names of the metrics' columns, once there is a header
         self.column_owners = {report_column(metric): metric}
-        self.synced, self.unsynced = -math.inf, False  # reports.csv: time of its last fsync, rows written since
+        # reports.csv: time of its last fsync, rows written since: those of a killed session may not be on the disk yet
+        self.synced, self.unsynced = -math.inf, True
         self.files = {}
         self.made = None  # the folders that `create` made, deepest first
         self.lock = FileLock(self.folder / ".lock", timeout=0)
@@ -133,6 +151,7 @@ class Results:
                 "space": space_to_json(space),
                 "metric": metric,
                 "mode": mode,
+                "arguments": {},
                 **settings,
                 "created": _now(),
                 "versions": _versions(),
@@ -150,7 +169,7 @@ class Results:
 
     @classmethod
     def open(cls, folder):
-        """Takes up the folder of a run that is to go on: locked, torn last lines cut, what it holds in `trials`.
+        """The run of a folder, locked, that is to go on; nothing is changed before `begin_session`.
 
         ResultsError when another run is using it, when it cannot be written, or when a row is wrong.
         """
@@ -158,36 +177,35 @@ class Results:
         results = cls(folder, run["space"], run["metric"], run["mode"])
         try:
             results.lock.acquire()
-            results.run = run = load_run(folder)  # another session may have ended meanwhile
+            results.run = load_run(folder)  # another session may have ended meanwhile
             if not os.access(results.folder, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, "is read-only")
-            for name in APPENDED:
-                _cut_torn(results.folder / name)
-            (results.folder / "logs").mkdir(exist_ok=True)
-            results._open_files()
-            found = _read(results.folder, run)
-            results.trials, results.n_rows, results.clock = found.trials, found.n_rows, found.seconds
-            results.report_columns = found.report_columns
-            if not os.path.getsize(results.folder / "trials.csv"):  # its header was torn
-                results._append("trials.csv", to_line(trial_columns(results.space)), sync=True)
+            found = _read(results.folder, results.run)
         except Timeout:
             raise ResultsError(f"{folder}: another run is using it; wait for its end, or end it") from None
-        except (OSError, WriteError) as error:
+        except OSError as error:
             results.close()
             raise ResultsError(f"{folder}: cannot go on in it: {error}") from None
         except ResultsError:
             results.close()
             raise
+        results.trials, results.report_columns = found.trials, found.report_columns
+        results.n_rows = {name: len(found.times[name]) for name in SEEN}
+        results.clock = max(max(times, default=0.0) for times in found.times.values())
         return results
 
     def begin_session(self, arguments):
-        """Notes in run.json that the run goes on, with which arguments; ResultsError when it cannot be written."""
+        """Notes in run.json that the run goes on, with which arguments, and cuts off torn last lines; or ResultsError."""
+        session = {"began": _now(), "clock": self.clock, "arguments": arguments}
+        run = {**self.run, "space": space_to_json(self.space), "arguments": arguments}
         try:
-            session = {"began": _now(), "clock": self.clock, "arguments": arguments}
-            run = {**self.run, "space": space_to_json(self.space), "arguments": arguments}
-            self._write_run({**run, "sessions": [*run.get("sessions", []), session]})
+            self._open_files()
+            (self.folder / "logs").mkdir(exist_ok=True)
+            self._write_run({**run, "sessions": [*run["sessions"], session]})
+            for name in APPENDED:  # the last: where the disk is full, the folder stays as it was
+                _cut_torn(self.folder / name)
         except OSError as error:
-            raise ResultsError(f"{self.folder / 'run.json'}: cannot be written: {error}") from None
+            raise ResultsError(f"{self.folder}: cannot go on in it: {error}") from None
 
     def append_config(self, trial, seen):
         """The line of a trial that is about to start.
@@ -227,16 +245,7 @@ class Results:
     def append_trial(self, trial):
         """The row of an ended trial."""
         self._sync_reports()
-        value, last_value = self.to_metric(trial.value), self.to_metric(trial.last_value)
-        row = [trial.id, trial.attempt, trial.status, value, last_value, trial.best_epoch, trial.n_epochs, trial.origin]
-        row += [trial.config[name] for name in self.space]
-        seconds = trial.ended - trial.started
-        row += [
-            *(round(t, 3) for t in (trial.started, trial.ended, seconds)),
-            round(trial.suggest_seconds, 6),
-            trial.error,
-        ]
-        self._append("trials.csv", to_line(row), sync=True)
+        self._append("trials.csv", to_line(trial_row(self.space, trial, self.sign)), sync=True)
         self.n_rows["trials"] += 1
 
     def to_loss(self, value):
@@ -246,7 +255,7 @@ class Results:
 
     def to_metric(self, loss):
         """The user's own sign."""
-        return None if loss is None else self.sign * loss + 0.0
+        return with_sign(self.sign, loss)
 
     def close(self):
         for file in self.files.values():
@@ -269,11 +278,15 @@ class Results:
 
     def _write_run(self, run):
         partial = self.folder / "run.json.partial"
-        with open(partial, "w") as file:
-            file.write(json.dumps(run, indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, self.folder / "run.json")
+        try:
+            with open(partial, "w") as file:
+                file.write(json.dumps(run, indent=1) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, self.folder / "run.json")
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
 
     def _sync_reports(self):
         """Makes the reports durable before a row that rests on them is."""
@@ -350,16 +363,16 @@ def load_run(folder):
     path = pathlib.Path(folder) / "run.json"
     try:
         run = json.loads(path.read_text())
-        if run["mode"] not in ("max", "min") or not isinstance(run["metric"], str):
-            raise ValueError(f"metric {run['metric']!r}, mode {run['mode']!r}")
-        for name, kind in {"arguments": dict, "prepared": dict, "sessions": list}.items():
-            if not isinstance(run.get(name, kind()), kind):
-                raise ValueError(f"{name}: expected a JSON {kind.__name__}, got {run[name]!r:.80}")
+        if isinstance(run, dict):
+            run = {"prepared": {}, "sessions": [], **run}  # which may be missing
+        _check_fields(path, run, RUN_FIELDS)
         return {**run, "space": space_from_json(run["space"])}
     except OSError as error:
         raise ResultsError(f"{path}: cannot be read: {error.strerror}; expected the folder of a run") from None
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise ResultsError(f"{path}: not the record of a run: {error!r:.500}") from None
+    except ResultsError as error:
+        raise ResultsError(f"{error}; {REMEDY}") from None
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise ResultsError(f"{path}: not the record of a run: {error}; {REMEDY}") from None
 
 
 def load(folder):
@@ -372,43 +385,62 @@ def load(folder):
 
 def load_before(folder, trial_id):
     """The trials exactly as they were when the searcher was asked for the configuration of trial `trial_id`."""
-    return _read(folder, load_run(folder), trial_id).trials
+    found = _read(folder, load_run(folder), trial_id)
+    if found.seen is None:
+        raise ResultsError(f"{folder}: has no trial {trial_id}, but {len(found.trials)} trials, counted from 0")
+    return found.trials
 
 
 @dataclass
 class _Contents:
-    trials: list
-    n_rows: dict
-    seconds: float  # the latest time in the three files
-    report_columns: list | None  # None while reports.csv has no header
+    """What has been read of a folder."""
+
+    folder: pathlib.Path
+    sizes: dict  # file -> bytes to read
+    trials: list = field(default_factory=list)  # their last attempts
+    attempts: dict = field(default_factory=dict)  # (trial id, attempt) -> Trial
+    starts: list = field(default_factory=list)  # (place, time, seen) of the lines of configs.jsonl, seen not null
+    seen: dict | None = None  # of the start before which the reading ends
+    times: dict = field(default_factory=lambda: {name: [] for name in ("starts", *SEEN)})  # of the rows, in order
+    report_columns: list | None = None  # None while reports.csv has no header
 
 
 def _read(folder, run, before=None):
-    folder, space = pathlib.Path(folder), run["space"]
-    trials, seen = _read_starts(folder / "configs.jsonl", space, before)
-    found = _Contents(trials, {"trials": 0, "reports": 0}, max([0.0, *(trial.started for trial in trials)]), None)
-    _read_reports(folder / "reports.csv", run, found, seen["reports"])
-    _read_ends(folder / "trials.csv", space, found, seen["trials"])
+    try:
+        found = _Contents(pathlib.Path(folder), _sizes(pathlib.Path(folder)))
+        _read_starts(run["space"], found, before)
+        _read_reports(run, found)
+        _read_ends(run, found)
+        _check_seen(found)
+    except OSError as error:
+        raise ResultsError(f"{error.filename}: cannot be read: {error.strerror}") from None
+    except ResultsError as error:
+        raise ResultsError(f"{error}; {REMEDY}") from None
     return found
 
 
-def _read_starts(path, space, before):
-    """(trials as they were started, rows of the two CSVs to read) from configs.jsonl."""
-    trials = []
-    for where, line in _lines(path):
+def _sizes(folder):
+    """{file: bytes} of the three files at one instant, as a run under way may be appending to them."""
+    before = None
+    while (sizes := {name: (folder / name).stat().st_size for name in APPENDED}) != before:
+        before = sizes
+    return sizes
+
+
+def _read_starts(space, found, before):
+    for where, line in _lines(found, "configs.jsonl"):
         trial, seen = _parse_start(where, line, space)
-        if trial.id == before and seen:
-            return trials, seen
-        if trial.id < len(trials):
-            _expect(where, "attempt", trial.attempt, trials[trial.id].attempt + 1)
-            trials[trial.id] = trial  # a later attempt replaces an earlier one
-        else:
-            _expect(where, "trial", trial.id, len(trials))
-            _expect(where, "attempt", trial.attempt, 1)
-            trials.append(trial)
-    if before is not None:
-        raise ResultsError(f"{path}: has no trial {before}, but {len(trials)} trials, counted from 0")
-    return trials, {"trials": math.inf, "reports": math.inf}
+        if seen:
+            found.starts.append((where, trial.started, seen))
+        if seen and trial.id == before:
+            found.seen = seen
+            return
+        is_again = trial.id < len(found.trials)
+        _expect(where, "trial", trial.id, trial.id if is_again else len(found.trials))
+        _expect(where, "attempt", trial.attempt, found.trials[trial.id].attempt + 1 if is_again else 1)
+        _note_time(where, "time", trial.started, found.times["starts"])
+        found.trials[trial.id : trial.id + 1] = [trial]  # a later attempt replaces an earlier one
+        found.attempts[trial.id, trial.attempt] = trial
 
 
 def _parse_start(where, line, space):
@@ -416,112 +448,117 @@ def _parse_start(where, line, space):
         entry = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ResultsError(f"{where}: is not JSON: {error}") from None
-    if not isinstance(entry, dict):
-        raise ResultsError(f"{where}: expected a JSON object, got {line:.80}")
-    for name, (is_right, expected) in START_FIELDS.items():
-        if name not in entry or not is_right(entry[name]):
-            raise ResultsError(f"{where}, column {name}: expected {expected}, got {entry.get(name)!r:.80}")
+    _check_fields(where, entry, START_FIELDS)
     given = entry["config"]
-    for name in [*space, *given]:
-        if name not in given or name not in space:
-            raise ResultsError(f"{where}, column config, {name}: expected the names of the space, {', '.join(space)}")
-    for name, value in domains(space).items():
-        try:
-            _expect(where, f"config, {name}", given[name], value.cast(given[name]))
-        except ResultsError:
-            raise
-        except (ValueError, OverflowError) as error:
-            raise ResultsError(f"{where}, column config, {name}: {error}") from None
-    for name, value in constants(space).items():
-        _expect(where, f"config, {name}", given[name], value)
-    config = {name: given[name] for name in space}
+    try:
+        config = cast_config(space, given)
+    except ValueError as error:
+        raise ResultsError(f"{where}, column config, {error}") from None
+    for name, value in config.items():
+        if name not in given:
+            raise ResultsError(f"{where}, column config, {name}: expected a value, got nothing")
+        _expect(where, f"config, {name}", given[name], value)  # of the same type too
     trial = Trial(entry["trial"], config, entry["origin"], entry["attempt"], started=float(entry["time"]))
     return trial, entry["seen"]
 
 
-def _read_reports(path, run, found, n_rows):
-    column, sign = report_column(run["metric"]), -1.0 if run["mode"] == "max" else 1.0
+def _read_reports(run, found):
+    column, sign, rows = report_column(run["metric"]), SIGN[run["mode"]], _rows(found, "reports")
     kinds = {"trial": _integer, "attempt": _integer, "epoch": _integer, "time": _seconds}
-    for where, cells in _rows(path, n_rows):
-        if found.report_columns is None:
-            for name in (*kinds, column, "extra"):
-                if cells.count(name) != 1:
-                    raise ResultsError(f"{where}, column {name}: is there {cells.count(name)} times, expected once")
-            if cells[:4] != REPORT_COLUMNS or cells[-1] != "extra" or len(set(cells)) < len(cells):
-                raise ResultsError(f"{where}: expected {', '.join(REPORT_COLUMNS)}, metrics, extra, got {cells}")
-            header, found.report_columns = cells, cells[4:-1]
-            kinds |= {name: _scalar for name in found.report_columns} | {column: _number, "extra": _json_object}
-            continue
+    where, header = next(rows, ("", None))
+    if header is None:
+        return  # there has been no report yet
+    for name in (*kinds, column, "extra"):
+        if header.count(name) != 1:
+            raise ResultsError(f"{where}, column {name}: is there {header.count(name)} times, expected once")
+    if header[:4] != REPORT_COLUMNS or header[-1] != "extra" or len(set(header)) < len(header):
+        raise ResultsError(f"{where}: expected {', '.join(REPORT_COLUMNS)}, metrics, extra, got {header}")
+    found.report_columns = header[4:-1]
+    kinds |= {name: str for name in found.report_columns} | {column: _number, "extra": _json_object}
+    for where, cells in rows:
         row = _parse_row(where, header, kinds, cells)
-        trial = _find_trial(where, row, found.trials)
-        if row["attempt"] == trial.attempt and row[column] is not None and math.isfinite(row[column]):
+        trial = _find_attempt(where, row, found)
+        if row[column] is not None and math.isfinite(row[column]):
             trial.curve.append((row["epoch"], sign * row[column]))
-        found.seconds = max(found.seconds, row["time"])
-        found.n_rows["reports"] += 1
+        _note_time(where, "time", row["time"], found.times["reports"])
 
 
-def _read_ends(path, space, found, n_rows):
-    kinds = {"trial": _integer, "attempt": _integer, "status": _status, "value": _number, "last_value": _number}
-    kinds |= {"best_epoch": _scalar, "n_epochs": _integer, "origin": _scalar, "error": _scalar}
+def _read_ends(run, found):
+    kinds, rows = dict.fromkeys(trial_columns(run["space"]), str), _rows(found, "trials")
+    kinds |= {"trial": _integer, "attempt": _integer, "status": _status}
     kinds |= dict.fromkeys(["started", "ended", "seconds", "suggest_seconds"], _seconds)
-    kinds |= {f"config_{name}": _scalar for name in space}
-    header, ended = None, set()
-    for where, cells in _rows(path, n_rows):
-        if header is None:
-            header = cells
-            for name, got in itertools.zip_longest(trial_columns(space), cells):
-                if name != got:
-                    raise ResultsError(f"{where}, column {name or got}: expected column {name!r}, got {got!r}")
-            continue
+    where, header = next(rows, (f"{found.folder / 'trials.csv'}, line 1", []))
+    for name, got in itertools.zip_longest(kinds, header):
+        if name != got:
+            raise ResultsError(f"{where}, column {name or got}: expected column {name!r}, got {got!r}")
+    for where, cells in rows:
         row = _parse_row(where, header, kinds, cells)
-        trial = _find_trial(where, row, found.trials)
-        if (trial.id, row["attempt"]) in ended:
-            raise ResultsError(
-                f"{where}, column trial: trial {trial.id} ends a second time in attempt {row['attempt']}"
-            )
-        ended.add((trial.id, row["attempt"]))
-        for name, value in trial.config.items():
-            _expect(where, f"config_{name}", row[f"config_{name}"], unescape(to_cell(value)))
-        if row["attempt"] == trial.attempt:
-            trial.status, trial.error = row["status"], row["error"]
-            trial.ended, trial.suggest_seconds = row["ended"], row["suggest_seconds"]
-        found.seconds = max(found.seconds, row["ended"])
-        found.n_rows["trials"] += 1
+        trial = _find_attempt(where, row, found)
+        if trial.status != "running":
+            raise ResultsError(f"{where}, column trial: trial {trial.id} ends twice in attempt {trial.attempt}")
+        trial.status, trial.error = row["status"], row["error"]
+        trial.ended, trial.suggest_seconds = row["ended"], row["suggest_seconds"]
+        _note_time(where, "ended", trial.ended, found.times["trials"])
+        for name, got, value in zip(header, cells, trial_row(run["space"], trial, SIGN[run["mode"]])):
+            expected = unescape(to_cell(value))
+            if got != expected and name != "seconds":  # which are of times that were not yet rounded
+                raise ResultsError(
+                    f"{where}, column {name}: expected {expected!r:.80}, as configs.jsonl and the trial's "
+                    f"{len(trial.curve)} rows in reports.csv have it, got {got!r:.80}"
+                )
 
 
-def _find_trial(where, row, trials):
-    if row["trial"] >= len(trials):
-        raise ResultsError(f"{where}, column trial: configs.jsonl has no start of trial {row['trial']}")
-    trial = trials[row["trial"]]
-    if not 1 <= row["attempt"] <= trial.attempt:
-        raise ResultsError(
-            f"{where}, column attempt: configs.jsonl has no attempt {row['attempt']} of trial {trial.id}"
-        )
+def _find_attempt(where, row, found):
+    trial = found.attempts.get((row["trial"], row["attempt"]))
+    if trial is None:
+        column = "trial" if row["trial"] >= len(found.trials) else "attempt"
+        start = f"start of trial {row['trial']}, attempt {row['attempt']}"
+        raise ResultsError(f"{where}, column {column}: configs.jsonl has no {start}")
     return trial
 
 
-def _lines(path):
+def _note_time(where, column, time, times):
+    if times and time < times[-1]:
+        raise ResultsError(f"{where}, column {column}: expected at least {times[-1]}, as in the row before, got {time}")
+    times.append(time)
+
+
+def _check_seen(found):
+    """Each start had seen as many rows as are older than it; else some have been taken away since, or put in."""
+    for where, started, seen in found.starts:
+        for name in SEEN:
+            n, times = seen[name], found.times[name]
+            least, most = bisect.bisect_left(times, started), bisect.bisect_right(times, started)
+            if not least <= n <= most:  # they differ where a row has the start's own millisecond
+                what, got = ("taken away", most) if n > most else ("put in", least)
+                raise ResultsError(
+                    f"{found.folder / name}.csv, line {min(n, got) + 2}: rows before it have been {what}: expected {n} up to "
+                    f"{started} s, as {pathlib.Path(where).name}, column seen, has counted them, got {got}"
+                )
+
+
+def _lines(found, name):
     """(place, text) of each line; a last one without its line end was being written when the run died."""
-    try:
-        with open(path, "rb") as file:
-            for i, line in enumerate(file, 1):
-                where = f"{path}, line {i}"
-                if not line.endswith(b"\n"):
-                    warnings.warn(f"{where}: is torn, and left out: {line[:80]!r}", stacklevel=2)
-                    return
-                try:
-                    text = line[:-1].decode()
-                except UnicodeDecodeError as error:
-                    raise ResultsError(f"{where}: byte {error.start + 1} is no UTF-8") from None
-                yield where, text
-    except OSError as error:
-        raise ResultsError(f"{path}: cannot be read: {error.strerror}") from None
+    path, n_left = str(found.folder / name), found.sizes[name]
+    with open(path, "rb") as file:
+        for i, line in enumerate(file, 1):
+            where, n_left = f"{path}, line {i}", n_left - len(line)
+            if n_left < 0:
+                return  # it has been written since
+            if not line.endswith(b"\n"):
+                warnings.warn(f"{where}: is torn, and left out: {line[:80]!r}", stacklevel=2)
+                return
+            try:
+                text = line[:-1].decode()
+            except UnicodeDecodeError as error:
+                raise ResultsError(f"{where}: byte {error.start + 1} is no UTF-8") from None
+            yield where, text
 
 
-def _rows(path, n_rows):
-    """(place, unescaped cells) of the header of a CSV file and of its first n_rows rows."""
-    n_cells = None
-    for i, (where, line) in enumerate(_lines(path)):
+def _rows(found, name):
+    """(place, unescaped cells) of the header of a CSV file and of its rows, those that the start had seen."""
+    n_cells, n_rows = None, found.seen[name] if found.seen else math.inf
+    for i, (where, line) in enumerate(_lines(found, f"{name}.csv")):
         if i > n_rows:
             return
         try:
@@ -539,27 +576,44 @@ def _rows(path, n_rows):
 def _cut_torn(path):
     """Cuts off the part of a line that was being written when the run died, so that the next row begins a line."""
     with open(path, "r+b") as file:
-        data = file.read()
-        n_whole = data.rfind(b"\n") + 1
-        if n_whole < len(data):
-            warnings.warn(f"{path}: the last line is torn, and cut off: {data[n_whole:][:80]!r}", stacklevel=2)
-            file.truncate(n_whole)
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 # ---- What a cell may hold -----------------------------------------------------------------------------------------------
 _INTEGER = re.compile("[0-9]{1,16}")
 _NUMBER = re.compile("-?[0-9]+([.][0-9]+)?(e[-+]?[0-9]+)?|NaN|-?Inf")
+_OBJECT = (lambda value: isinstance(value, dict), "an object")
+_TEXT = (lambda value: isinstance(value, str), "a text")
 START_FIELDS = {
     "trial": (lambda value: type(value) is int and value >= 0, "an integer >= 0"),
     "attempt": (lambda value: type(value) is int and value >= 1, "an integer >= 1"),
-    "config": (lambda value: isinstance(value, dict), "an object"),
-    "origin": (lambda value: isinstance(value, str), "a text"),
+    "config": _OBJECT,
+    "origin": _TEXT,
     "time": (lambda value: type(value) in (int, float) and 0 <= value < 1e12, "seconds"),
     "seen": (
-        lambda value: value is None or isinstance(value, dict) and all(type(value.get(k)) is int for k in SEEN),
+        lambda value: (
+            value is None or isinstance(value, dict) and all(type(n := value.get(k)) is int and n >= 0 for k in SEEN)
+        ),
         "an object with the numbers of trials and reports, or null",
     ),
 }
+RUN_FIELDS = {
+    "space": _OBJECT,
+    "metric": _TEXT,
+    "mode": (lambda value: isinstance(value, str) and value in SIGN, "max or min"),
+    "arguments": _OBJECT,
+    "prepared": _OBJECT,
+    "sessions": (lambda value: isinstance(value, list), "a list"),
+}
+
+
+def _check_fields(where, entry, fields):
+    if not isinstance(entry, dict):
+        raise ResultsError(f"{where}: expected a JSON object, got {json.dumps(entry):.80}")
+    for name, (is_right, expected) in fields.items():
+        if name not in entry or not is_right(entry[name]):
+            got = f"{entry[name]!r:.80}" if name in entry else "nothing"
+            raise ResultsError(f"{where}, column {name}: expected {expected}, got {got}")
 
 
 def _parse_row(where, header, kinds, cells):
@@ -575,10 +629,6 @@ def _parse_row(where, header, kinds, cells):
 def _expect(where, column, got, expected):
     if config_key(got) != config_key(expected):
         raise ResultsError(f"{where}, column {column}: expected {expected!r:.80}, got {got!r:.80}")
-
-
-def _scalar(text):
-    return text
 
 
 def _integer(text):

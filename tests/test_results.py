@@ -62,7 +62,14 @@ def config(lr=0.5, n=3, kind="a"):
     return {"lr": lr, "n": n, "kind": kind, "epochs": 3}
 
 
+def now_or_later(results, time):
+    """A time of the run's clock, which never goes back."""
+    results.clock = max(results.clock, time)
+    return results.clock
+
+
 def start(results, trial):
+    trial.started = now_or_later(results, trial.started)
     results.append_config(trial, dict(results.n_rows))
     return trial
 
@@ -72,14 +79,14 @@ def report(results, trial, /, now=1.0, **metrics):
 
 
 def report_all(results, trial, metrics, now=1.0):
-    point = results.append_report(trial, metrics, now)
+    point = results.append_report(trial, metrics, now_or_later(results, now))
     if point is not None and not math.isnan(point[1]):
         trial.curve.append(point)
     return point
 
 
 def end(results, trial, status="done", error="", ended=10.25):
-    trial.status, trial.error, trial.ended = status, error, ended
+    trial.status, trial.error, trial.ended = status, error, now_or_later(results, ended)
     results.append_trial(trial)
 
 
@@ -151,8 +158,8 @@ def write_a_run(results):
         Trial(1, config(lr=1 / 3, n=9, kind=[1, "x,y"]), "random", started=0.125),
         Trial(2, config(lr=1.0, kind=1), "random", started=0.25),
         Trial(3, config(lr=1e-14, kind=None), "model", started=0.5),
-        Trial(4, config(lr=0.0), "random", started=1.5),
-        Trial(5, config(n=1), "random", started=2.125),
+        Trial(4, config(lr=0.0), "random", started=0.75),
+        Trial(5, config(n=1), "random", started=1.0),
     ]
     for trial in trials:
         start(results, trial)
@@ -292,7 +299,8 @@ def test_a_later_attempt_replaces_an_earlier_one(make):
     first = start(results, Trial(0, config(), "start"))
     report(results, first, epoch=1, accuracy=0.9)
     other = start(results, Trial(1, config(n=4), "random"))
-    second = start(results, Trial(0, config(), "start", attempt=2, started=5.0))
+    second = Trial(0, config(), "start", attempt=2, started=5.0)
+    results.append_config(second, None)
     report(results, second, epoch=1, accuracy=0.25)
     end(results, second)
     assert load(results.folder) == [second, other]
@@ -498,11 +506,11 @@ def test_removed_results_leave_nothing_behind(make, tmp_path):
 # ---- Write errors -------------------------------------------------------------------------------------------------------
 def appends(results):
     """A function for each kind of append, with the file it writes to."""
-    trial = Trial(1, config(), "random", status="done", ended=2.0)
+    trial = Trial(1, config(), "random", started=20.0)
     return [
         ("configs.jsonl", lambda: results.append_config(trial, dict(results.n_rows))),
-        ("reports.csv", lambda: results.append_report(trial, {"epoch": 1, "accuracy": 0.5}, 100.0)),
-        ("trials.csv", lambda: results.append_trial(trial)),
+        ("reports.csv", lambda: report(results, trial, 100.0, epoch=1, accuracy=0.5)),
+        ("trials.csv", lambda: end(results, trial, ended=100.0)),
     ]
 
 
@@ -598,8 +606,9 @@ def test_torn_last_line_is_left_out_with_a_warning(make, name):
     path = results.folder / name
     whole = path.read_bytes()
     n_before = whole.rindex(b"\n", 0, -1) + 1
-    if name == "configs.jsonl":  # its trial is unknown: neither table may speak of it
-        for other in ("trials.csv", "reports.csv"):
+    later = {"configs.jsonl": ["trials.csv", "reports.csv"], "reports.csv": ["trials.csv"]}
+    if name in later:  # what rests on the line was not written yet
+        for other in later[name]:
             table = (results.folder / other).read_bytes()
             (results.folder / other).write_bytes(table[: table.rindex(b"\n", 0, -1) + 1])
     path.write_bytes(whole[:n_before])
@@ -611,18 +620,19 @@ def test_torn_last_line_is_left_out_with_a_warning(make, name):
             assert load(results.folder) == expected, n
 
 
-@pytest.mark.parametrize("name", ["trials.csv", "reports.csv"])
-def test_torn_header_is_left_out_and_written_again(make, name):
+def test_torn_header_is_left_out_and_written_again(make):
+    """Of reports.csv; that of trials.csv is on the disk before there is a run.json."""
     results = make()
     trial = start(results, Trial(0, config(), "random"))
     report(results, trial, epoch=1, accuracy=0.5)
     results.close()
-    header = (results.folder / name).read_bytes().split(b"\n")[0]
-    (results.folder / name).write_bytes(header[:5])
-    with pytest.warns(UserWarning, match=f"{name}, line 1: is torn"):
+    path = results.folder / "reports.csv"
+    path.write_bytes(path.read_bytes()[:5])
+    with pytest.warns(UserWarning, match=r"reports.csv, line 1: is torn"):
         assert [trial.id for trial in load(results.folder)] == [0]
-    with pytest.warns(UserWarning, match=f"{name}: the last line is torn, and cut off"):
+    with pytest.warns(UserWarning, match=r"reports.csv, line 1: is torn"):
         again = Results.open(results.folder)
+    again.begin_session({})
     trial.curve = []
     report(again, trial, epoch=1, accuracy=0.5)
     end(again, trial)
@@ -645,7 +655,7 @@ def written(written_once, tmp_path):
 
 
 START = {"trial": 1, "attempt": 1, "config": config(), "origin": "a", "time": 1, "seen": {"trials": 0, "reports": 0}}
-END = '1,1,done,0.5,0.5,1,3,random,0.3333333333333333,9,"[1, ""x,y""]",3,0.0,1.0,1.0,0.1,'
+END = '1,1,done,0.3,0.3,3,3,random,0.3333333333333333,9,"[1, ""x,y""]",3,0.125,10.25,10.125,0.1,'
 
 
 def start_line(**changes):
@@ -678,6 +688,7 @@ def start_line(**changes):
         ("configs.jsonl", 2, start_line(time=-1), "time"),
         ("configs.jsonl", 2, start_line(seen=...), "seen"),
         ("configs.jsonl", 2, start_line(seen={"trials": 1}), "seen"),
+        ("configs.jsonl", 2, start_line(seen={"trials": 0, "reports": -1}), "seen"),
         ("trials.csv", 3, "", "1"),
         ("trials.csv", 3, "1,2", "3"),
         ("trials.csv", 3, END + ",", "18"),
@@ -687,13 +698,19 @@ def start_line(**changes):
         ("trials.csv", 3, END.replace("1,1", "1,2", 1), "attempt"),
         ("trials.csv", 3, END.replace("1,1", "1,one", 1), "attempt"),
         ("trials.csv", 3, END.replace("1,1", "1,\u0661", 1), "attempt"),
-        ("trials.csv", 3, END.replace("0.0,1.0", "0.0,noon"), "ended"),
-        ("trials.csv", 3, END.replace("0.0,1.0", "0.0,NaN"), "ended"),
-        ("trials.csv", 3, END.replace("0.0,1.0", "0.0, 1.0"), "ended"),
+        ("trials.csv", 3, END.replace("0.125,10.25", "0.125,noon"), "ended"),
+        ("trials.csv", 3, END.replace("0.125,10.25", "0.125,NaN"), "ended"),
+        ("trials.csv", 3, END.replace("0.125,10.25", "0.125, 1.0"), "ended"),
         ("trials.csv", 3, END.replace("done", "rubbish"), "status"),
         ("trials.csv", 3, END.replace("done", "running"), "status"),
-        ("trials.csv", 3, END.replace("0.5,0.5", "0.5,0_5"), "last_value"),
-        ("trials.csv", 3, END.replace("0.5,0.5", "0.5\r,0.5"), ""),
+        ("trials.csv", 3, END.replace("0.125,10.25", "0.125,9.0"), "ended"),
+        ("trials.csv", 3, END.replace("0.125,10.25", "0.25,10.25"), "started"),
+        ("trials.csv", 3, END.replace("0.3,0.3", "0.3,0_3"), "last_value"),
+        ("trials.csv", 3, END.replace("0.3,0.3", "0.5,0.3"), "value"),
+        ("trials.csv", 3, END.replace("0.3,0.3", "0.3\r,0.3"), ""),
+        ("trials.csv", 3, END.replace(",3,3,", ",2,3,"), "best_epoch"),
+        ("trials.csv", 3, END.replace(",3,3,", ",3,4,"), "n_epochs"),
+        ("trials.csv", 3, END.replace("random", "model"), "origin"),
         ("trials.csv", 3, END.replace(",9,", ",8,"), "config_n"),
         ("trials.csv", 3, "1," + "x" * 140_000, "3"),
         ("reports.csv", 2, "0,1,1,0.0,0.5", "6"),
@@ -708,6 +725,7 @@ def start_line(**changes):
         ("reports.csv", 1, "trial,attempt,time,accuracy,loss,extra", "epoch"),
         ("reports.csv", 1, "trial,attempt,epoch,time,loss,loss2,extra", "accuracy"),
         ("reports.csv", 1, "trial,attempt,epoch,time,accuracy,accuracy,extra", "accuracy"),
+        ("reports.csv", 3, "0,1,1,0.5,0.5,0.5,", "time"),
         ("trials.csv", 1, "trial", "attempt"),
         ("trials.csv", 1, ",".join(trial_columns({**SPACE, "more": 1})), "started"),
         ("trials.csv", 1, ",".join(trial_columns({"lr": 1, "kind": 1, "n": 1, "epochs": 1})), "config_n"),
@@ -733,20 +751,40 @@ def test_good_end_line_is_right(written):
     text = path.read_bytes().decode().split("\n")
     text[2] = END
     path.write_bytes("\n".join(text).encode())
-    assert load(written)[1].ended == 1.0
+    assert load(written)[1].suggest_seconds == 0.1
+
+
+RUN = {"space": {"u": {"uniform": [0, 1]}}, "metric": "accuracy", "mode": "max", "arguments": {}}
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "3", "{}", '{"space": 3}', '{"space": {"u": 1}}', '{"space": {"u": {"uniform": [0, 1]}}}']
-    + ['{"space": {"u": {"uniform": [0, 1]}}, "metric": "accuracy"}', '{"space": {"u": {"uniform": [0, 1]}}, "mode": "max"}']
-    + ['{"space": {"u": {"uniform": [0, 1]}}, "metric": "accuracy", "mode": "best"}', "\0"]
-    + ["[" * 100_000, '{"space": {"u": {"uniform": [0, 1]}}, "metric": "accuracy", "mode": "max", "sessions": 3}'],
-    ids=lambda text: text[:70],
-)  # fmt: skip
-def test_damaged_run_json_is_named(written, text):
-    (written / "run.json").write_text(text)
-    with pytest.raises(ResultsError, match=r"/run\.json: "):
+    "text, words",
+    [
+        ("", ": not the record of a run: Expecting value"),
+        ("{", ": not the record"),
+        ("\0", ": not the record"),
+        ("[" * 100_000, ": not the record"),
+        ("[]", ": expected a JSON object, got []"),
+        ("3", ": expected a JSON object, got 3"),
+        ("{}", ", column space: expected an object, got nothing"),
+        ({**RUN, "space": 3}, ", column space: expected an object, got 3"),
+        ({**RUN, "space": {"u": 1}}, ": not the record of a run: config_space: nothing to tune"),
+        ({**RUN, "space": {"u": {"uniform": [1, 0]}}}, ": not the record of a run: u: uniform needs low <= high"),
+        ({**RUN, "metric": 3}, ", column metric: expected a text, got 3"),
+        ({**RUN, "mode": "best"}, ", column mode: expected max or min, got 'best'"),
+        ({**RUN, "mode": []}, ", column mode: expected max or min, got []"),
+        ({"space": RUN["space"], "metric": "a", "mode": "max"}, ", column arguments: expected an object, got nothing"),
+        ({**RUN, "arguments": []}, ", column arguments: expected an object, got []"),
+        ({**RUN, "sessions": 3}, ", column sessions: expected a list, got 3"),
+        ({**RUN, "prepared": 3}, ", column prepared: expected an object, got 3"),
+    ],
+    ids=lambda text: str(text)[:70],
+)
+def test_damaged_run_json_is_named(written, text, words):
+    (written / "run.json").write_text(text if isinstance(text, str) else json.dumps(text))
+    with pytest.raises(ResultsError, match=r"/run\.json" + re.escape(words)) as error:
         load(written)
+    assert str(error.value).endswith("; restore the file, or undo the change") and "\n" not in str(error.value)
 
 
 def test_file_that_is_no_text_is_named(make):
@@ -804,6 +842,7 @@ def test_open_goes_on_where_the_rows_end(make):
     again = Results.open(results.folder)
     assert again.trials == trials == load(results.folder) and again.n_rows == n_rows
     assert snapshot(results.folder) == before and again.clock == 10.25  # the latest time written
+    again.begin_session({})
     late = start(again, Trial(6, config(), "random", started=11.0))
     report(again, late, epoch=1, loss=0.5, accuracy=0.25, later="text")
     end(again, late, ended=12.0)
@@ -818,6 +857,7 @@ def test_metric_whose_column_was_renamed_keeps_it(make):
     report(results, trial, epoch=1, accuracy=0.5, time=3)
     results.close()
     again = Results.open(results.folder)
+    again.begin_session({})
     report(again, trial, epoch=2, accuracy=0.5, time=4)
     again.close()
     assert [row["metric_time"] for row in rows(again, "reports.csv")] == ["3", "4"]
@@ -832,6 +872,22 @@ def test_open_folder_is_refused_to_others_and_free_afterwards(make):
     with pytest.raises(ResultsError, match="run: another run is using it"):
         Results.open(results.folder)
     again.close()
+
+
+def test_session_that_cannot_be_noted_changes_nothing(make, monkeypatch):
+    results = make()
+    write_a_run(results)
+    results.close()
+    with open(results.folder / "reports.csv", "ab") as file:
+        file.write(b"5,1,1,")
+    before = snapshot(results.folder)
+    with pytest.warns(UserWarning, match="is torn"):
+        again = Results.open(results.folder)
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(ResultsError, match=r"run: cannot go on in it: .*No space left"):
+        again.begin_session({"hours": 2.0})
+    again.close()
+    assert snapshot(results.folder) == before
 
 
 def test_sessions_are_noted(make):
@@ -856,8 +912,8 @@ def test_load_before_gives_what_the_searcher_saw(make):
     report(results, first, epoch=1, accuracy=0.9)
     start(results, Trial(1, config(n=4), "random"))
     report(results, first, epoch=2, accuracy=0.8)
-    results.append_config(Trial(0, config(), "start", attempt=2), None)
-    second = Trial(0, config(), "start", attempt=2)
+    second = Trial(0, config(), "start", attempt=2, started=1.0)
+    results.append_config(second, None)
     report(results, second, epoch=1, accuracy=0.25)
     start(results, Trial(2, config(n=5), "random"))
     end(results, second)
@@ -870,6 +926,26 @@ def test_load_before_gives_what_the_searcher_saw(make):
     ]
     with pytest.raises(ResultsError, match="has no trial 3, but 3 trials"):
         load_before(results.folder, 3)
+
+
+def test_load_of_a_run_under_way_sees_one_instant(make, monkeypatch):
+    """While it reads, trials report, end and start: what is new since is left out of all three files alike."""
+    results = make()
+    trials, read_reports = write_a_run(results), hpo.results._read_reports
+
+    def read_while_it_goes_on(run, found):
+        report(results, trials[5], epoch=1, accuracy=0.5)
+        late = start(results, Trial(6, config(), "random"))
+        report(results, late, epoch=1, accuracy=0.5)
+        for trial in (trials[5], late):
+            end(results, trial)
+        read_reports(run, found)
+
+    before = load(results.folder)
+    monkeypatch.setattr(hpo.results, "_read_reports", read_while_it_goes_on)
+    assert load(results.folder) == before
+    monkeypatch.undo()
+    assert load(results.folder)[5:] != before[5:]
 
 
 @pytest.mark.parametrize("name", [".", *FILES])

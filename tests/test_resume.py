@@ -231,15 +231,31 @@ def test_what_the_run_began_with_comes_from_its_folder(objective, tmp_path):
     assert {trial.config["place"] for trial in trials} == {"p and there"}
 
 
-def test_torn_lines_are_cut_with_a_warning(finished, tmp_path):
+def torn(finished, tmp_path):
     folder = shutil.copytree(finished / "run", tmp_path / "run")
-    whole = load(folder)
     for name in ("configs.jsonl", "trials.csv", "reports.csv"):
         with open(folder / name, "a") as file:
             file.write("3,1,2" if name != "configs.jsonl" else '{"trial": 3, ')
+    return folder
+
+
+def test_torn_lines_are_cut_with_a_warning(finished, tmp_path):
+    folder, whole = torn(finished, tmp_path), load(finished / "run")
     code, _, err = run("--resume", folder, "--trials", 4)
-    assert code == 0 and err.count("warning") == err.count("is torn, and cut off") == 3 and len(err.splitlines()) == 3
+    assert code == 0 and err.count("warning") == err.count("is torn, and left out") == 3 and len(err.splitlines()) == 3
     assert load(folder)[:3] == whole and [trial.id for trial in load(folder) if trial.ended] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "arguments, code",
+    [([], 0), (["--seed", 5], 2), (["--set", "n=3"], 2), (["--trials", 0], 2), (["train/mlp_fashion_mnist.py"], 2)],
+)
+def test_resume_that_does_not_go_on_changes_nothing(finished, tmp_path, arguments, code):
+    folder = torn(finished, tmp_path)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    found, _, err = run("--resume", folder, "--trials", 3, *arguments)
+    assert found == code and err.splitlines()[-1].startswith("run.py: error" if code else "run.py: warning")
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 # ---- Two runs on one folder ---------------------------------------------------------------------------------------------
@@ -359,18 +375,36 @@ def test_folder_that_was_moved_goes_on_with_the_objective_given(finished, tmp_pa
         (lambda folder: shutil.rmtree(folder), r"run\.json: cannot be read"),
         (lambda folder: (folder / "run.json").write_text("{"), r"run\.json: not the record of a run"),
         (lambda folder: (folder / "trials.csv").unlink(), r"trials\.csv"),
+        (
+            lambda folder: cut_lines(folder / "trials.csv", 1, 2),
+            r"trials\.csv, line 2: rows before it have been taken away",
+        ),
+        (
+            lambda folder: cut_lines(folder / "reports.csv", 3, 4),
+            r"reports\.csv, line 5: rows before it have been taken away",
+        ),
+        (
+            lambda folder: cut_lines(folder / "reports.csv", 3, 99),
+            r"trials\.csv, line 3, column value: expected '', as",
+        ),
+        (lambda folder: cut_lines(folder / "configs.jsonl", 1, 2), r"configs\.jsonl, line 2, column trial: expected 1"),
         (lambda folder: (folder / "trials.csv").write_text("a,b\n"), r"trials\.csv, line 1, column trial: expected"),
         (lambda folder: edit(folder, '"hours": 3.0', '"hours": "x"'), r"run\.json: arguments: .*--hours: expected"),
         (lambda folder: edit(folder, '"seed": 4', '"sead": 4'), r"run\.json: arguments: .*--sead"),
         (lambda folder: edit(folder, "objective.py", "nothing.py"), r"nothing\.py: no such file"),
     ],
-    ids=range(7),
+    ids=range(11),
 )
 def test_damaged_folder_is_one_clear_line(finished, tmp_path, change, words):
     folder = shutil.copytree(finished / "run", tmp_path / "run")
     change(folder)
     code, _, err = run("--resume", folder, "--trials", 9)
     assert code == 2 and re.search(words, err) and len(err.splitlines()) == 1
+
+
+def cut_lines(path, first, last):
+    lines = path.read_bytes().splitlines(True)
+    path.write_bytes(b"".join(lines[:first] + lines[last:]))
 
 
 def edit(folder, old, new):

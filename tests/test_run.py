@@ -343,7 +343,18 @@ def test_interrupt_while_starting_up_is_quiet_and_leaves_nothing(quick, tmp_path
     "body, code, words",
     [
         ("def __init__(self, *_): raise RuntimeError('boo')", 2, "mine.py, line 2: RuntimeError: boo"),
-        ("pass", 2, "TypeError: Mine() takes no arguments"),
+        ("pass", 2, "mine.py:Mine: expected the arguments (space, seed, max_epochs), got ()"),
+        ("def __init__(self, space): pass", 2, "Mine: expected the arguments (space, seed, max_epochs), got (space)"),
+        (
+            "def __init__(self, *_): pass\n    def suggest(self): return None",
+            2,
+            "mine.py:Mine: suggest: expected the arguments (trials), got ()",
+        ),
+        (
+            "def __init__(self, *_): pass\n    def suggest(self, trials): return {'x': 0.0}",
+            1,
+            "run.py: failed: Mine.suggest: expected (config, origin) or None, got {'x': 0.0}",
+        ),
         (
             "def __init__(self, *_): pass\n    def suggest(self, trials): raise KeyError('lr')",
             1,
@@ -363,7 +374,8 @@ def test_searcher_that_misbehaves_cannot_take_the_run_with_it(quick, tmp_path, b
     found, _, err = run(
         quick, "--searcher", f"{tmp_path / 'mine.py'}:Mine", "--trials", 3, "--results", tmp_path / "run"
     )
-    assert found == code and words in err
+    assert found == code and words in err and str(ROOT) not in err  # no traceback of ours
+    assert "raised" in words or len(err.splitlines()) == (code > 0)
     if code != 2:
         assert len(rows(tmp_path / "run" / "trials.csv")) == 1  # the start; its row is there whatever the searcher did
 
@@ -391,6 +403,7 @@ BAD = {
     "searcher file missing": (["--searcher", "nowhere.py:Mine"], None, "nowhere.py"),
     "searcher class missing": (["--searcher", "run.py:Mine"], None, "no class Mine"),
     "no such file": (["nowhere.py"], None, "nowhere.py: no such file"),
+    "no Python file": (["README.md"], None, "README.md: is no Python file; expected a .py file with config_space"),
     "no objective": ([], objective_file(lambda s: s.replace("def objective", "def other")), "no function objective"),
     "no space": ([], objective_file(lambda s: s.replace("config_space", "space")), "no config_space"),
     "syntax error": ([], objective_file(lambda s: s + "\ndef (:\n"), "quick.py, line 17: SyntaxError"),
@@ -424,9 +437,29 @@ BAD = {
     "epochs a word": (["--set", "epochs=many"], None, "epochs: expected a value of type int as 3 is, got 'many'"),
     "no epochs": (["--set", "epochs=0"], None, "epochs: expected the last epoch"),
     "epochs_name": (["--epochs_name", "steps"], None, "--epochs_name steps: no such name"),
-    "set unknown": (["--set", "bogus=1"], None, "bogus: no such name in the space; it has x, rate"),
+    "set unknown": (["--set", "bogus=1"], None, "--set bogus=1: bogus: no such name in the space; it has x, rate"),
     "set outside": (["--set", "n=10"], None, "n: expected a value of randint(1, 9), got '10'"),
-    "set nothing": (["--set", "n"], None, "--set: expected NAME=VALUE, got 'n'"),
+    "set nothing": (["--set", "n"], None, "--set n: expected NAME=VALUE"),
+    "set everything": (
+        ["--set", "x=0", "--set", "n=1", "--set", "kind=a b", "--set", "rate=1"],
+        None,
+        "--set rate=1: nothing is left to tune",
+    ),
+    "space of one bad domain": (
+        ["--space", "{folder}/space.json"],
+        lambda folder: (folder / "space.json").write_text('{"x": {"uniform": [1, -1]}}'),
+        "space.json: x: uniform needs low <= high, got low=1, high=-1",
+    ),
+    "space of constants": (
+        ["--space", "{folder}/space.json"],
+        lambda folder: (folder / "space.json").write_text('{"x": 3}'),
+        "space.json: config_space: nothing to tune",
+    ),
+    "space nested too deeply": (
+        ["--space", "{folder}/space.json"],
+        lambda folder: (folder / "space.json").write_text("[" * 100_000),
+        "space.json: is not JSON: ",
+    ),
     "space missing": (["--space", "nowhere.json"], None, "--space nowhere.json: cannot be read"),
     "start not JSON": (["--start", "run.py"], None, "--start run.py: is not JSON"),
     "mode": (["--mode", "best"], None, "--mode"),
@@ -439,6 +472,16 @@ BAD = {
     "unknown rule": (["--stopping", "foo"], None, "--stopping: expected none, median, asha or FILE.py:FUNCTION"),
     "rule file missing": (["--stopping", "nowhere.py:mine"], None, "nowhere.py: no such file"),
     "rule missing": (["--stopping", "run.py:mine"], None, "run.py has no function mine"),
+    "rule with too few arguments": (
+        ["--stopping", "{folder}/rule.py:rule"],
+        lambda folder: (folder / "rule.py").write_text("def rule(trial, first_rung): pass"),
+        "rule.py:rule: expected the arguments (trial, trials, max_epochs), got (trial, *, first_rung=1)",
+    ),
+    "rule with too many arguments": (
+        ["--stopping", "{folder}/rule.py:rule"],
+        lambda folder: (folder / "rule.py").write_text("def rule(trial, trials, max_epochs, patience): pass"),
+        "rule.py:rule: expected the arguments (trial, trials, max_epochs), got (trial, trials, max_epochs, patience)",
+    ),
     "rule is no function": (["--stopping", "run.py:ROOT"], None, "expected a function (trial, trials, max_epochs)"),
     "first rung 0": (["--first_rung", "0"], None, "--first_rung: expected an integer >= 1, got '0'"),
     "eta 1": (["--eta", "1"], None, "--eta: expected an integer >= 2, got '1'"),
@@ -467,7 +510,7 @@ def answers(tmp_path_factory):
             arrange(folder)
         before = sorted(map(str, folder.rglob("*")))
         arguments = [argument.replace("{folder}", str(folder)) for argument in arguments]
-        problem = [] if arguments == ["nowhere.py"] else [folder / "quick.py"]
+        problem = [] if name in ("no such file", "no Python file") else [folder / "quick.py"]
         results = [] if "--results" in arguments else ["--results", folder / "new" / "run"]
         code, _, err = (
             run(*problem, *arguments, *results, "--workers", 2)

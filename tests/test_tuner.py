@@ -4,16 +4,22 @@ A script is a list of steps of one trial, (seconds after the last one, what): a 
 other text an exception. A report waits for its answer, and the trial for nothing when its script is "rude".
 """
 
+import collections
+import itertools
 import json
 import math
 import os
 import shutil
+import time
+import traceback
+import warnings
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 
 from experiments.simulated import simulate
-from hpo.results import Results, WriteError, load
+from hpo.results import Results, ResultsError, WriteError, load
 from hpo.searchers import RandomSearch
 from hpo.space import choice, loguniform, middle, randint
 from hpo.trial import End, Report, Trial
@@ -378,7 +384,9 @@ def cut(tuner, n, how):
 def resumed(make, tuner, **settings):
     """A tuner that goes on in the folder of one that is gone."""
     tuner.results.close()
-    return make(MIXED, results=Results.open(tuner.results.folder), n_trials=9, **settings)
+    results = Results.open(tuner.results.folder)
+    results.begin_session({})
+    return make(MIXED, results=results, n_trials=9, **settings)
 
 
 @pytest.mark.parametrize("how", ["killed", "interrupted"])
@@ -449,6 +457,112 @@ def test_only_what_the_end_of_a_session_has_cut_is_unended():
         assert is_unended(Trial(0, {}, "random", status=status, error=error)) == expected
 
 
+# ---- What a crash leaves, and what it cannot ----
+FILES = ["configs.jsonl", "reports.csv", "trials.csv"]
+UNEVEN = [epochs(0.5, 0.25, 0.375, 0.125, 0.3, seconds=0.4 + 0.0371 * i)[:-1] + [(0.017, "done")] for i in range(9)]
+
+
+def two_sessions(make):
+    """Folder of a run that was killed, resumed with more workers, and killed again."""
+    first = make(UNEVEN, n_workers=3, n_trials=12)
+    assert cut(first, 30, "killed")
+    first.results.close()
+    results = Results.open(first.results.folder)
+    results.begin_session({})
+    second = make(UNEVEN[::-1], n_workers=4, n_trials=9, results=results)
+    assert cut(second, 40, "killed")
+    results.close()
+    return results.folder
+
+
+def part_of(whole, part, lines):
+    """A folder with these lines of the files, the others as they are in `whole`."""
+    part.mkdir(exist_ok=True)
+    for name in ("run.json", *FILES):
+        (part / name).write_bytes(b"".join(lines[name]) if name in lines else (whole / name).read_bytes())
+    return part
+
+
+def test_what_a_kill_or_a_power_cut_leaves_is_accepted(make, tmp_path, monkeypatch):
+    """After each write and sync, any part of what had not been synced may be gone, in each file by itself."""
+    written, synced, states = dict.fromkeys(FILES, 0), dict.fromkeys(FILES, 0), []
+
+    def note(file, done):
+        status = os.fstat(file)
+        for name in FILES:
+            path = tmp_path / "run" / name
+            if path.exists() and path.stat().st_ino == status.st_ino:
+                done[name] = status.st_size
+                if (tmp_path / "run" / "run.json").exists():
+                    states.append((dict(synced), dict(written)))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda file, data, write=os.write: (write(file, data), note(file, written))[0])
+        patch.setattr(os, "fsync", lambda file, fsync=os.fsync: (fsync(file), note(file, synced))[0])
+        folder = two_sessions(make)
+    whole = {name: (folder / name).read_bytes() for name in FILES}
+    left = set()
+    for done, more in states:
+        ends = [{done[name], (done[name] + more[name]) // 2, more[name]} for name in FILES]
+        left |= set(itertools.product(*ends))
+    assert len(left) > 100
+    (tmp_path / "part").mkdir()
+    shutil.copy(folder / "run.json", tmp_path / "part")
+    for sizes in left:
+        for name, n in zip(FILES, sizes):
+            (tmp_path / "part" / name).write_bytes(whole[name][:n])
+        with warnings.catch_warnings(action="ignore"):  # torn last lines
+            load(tmp_path / "part")
+
+
+def test_rows_taken_away_are_named(make, tmp_path):
+    """All but those at the end that a crash could have taken: the README says which."""
+    folder = two_sessions(make)
+    lines = {name: (folder / name).read_bytes().splitlines(True) for name in FILES}
+    cells = {name: [line.decode().split(",") for line in lines[name]] for name in FILES[1:]}
+    starts = [json.loads(line) for line in lines["configs.jsonl"]]
+    seen = starts[-1]["seen"]
+    ended = {(int(row[0]), int(row[1])) for row in cells["trials.csv"][1:]}
+    n_reports = collections.Counter((int(row[0]), int(row[1])) for row in cells["reports.csv"][1:])
+    counts = collections.Counter()
+    for name in FILES:
+        for i in range(name != "configs.jsonl", len(lines[name])):
+            for j in (i + 1, i + 2, len(lines[name])):  # a row, two, or all the rest
+                taken = range(i, min(j, len(lines[name])))
+                if name == "configs.jsonl":
+                    left = [start for k, start in enumerate(starts) if k not in taken]
+                    attempts = {i: [s["attempt"] for s in left if s["trial"] == i] for i in range(len(starts))}
+                    ids = [start["trial"] for start in left if start["attempt"] == 1]
+                    noticed = any(a != list(range(1, len(a) + 1)) for a in attempts.values())
+                    noticed |= ids != list(range(len(ids)))
+                    noticed |= any(n_reports[starts[k]["trial"], starts[k]["attempt"]] for k in taken)
+                else:
+                    noticed = i <= seen[name[:-4]]
+                for k in taken if name == "reports.csv" else ():
+                    row = cells[name][k]  # of an ended trial: the best report, its fourth, or the last
+                    noticed |= (int(row[0]), int(row[1])) in ended and row[2] in ("4", "5")
+                part = part_of(folder, tmp_path / "part", {name: lines[name][:i] + lines[name][j:]})
+                counts[name, noticed] += 1
+                if noticed:
+                    with pytest.raises(ResultsError, match=r"(configs\.jsonl|\.csv), line \d+.*restore the file"):
+                        load(part)
+                else:
+                    load(part)
+    assert all(counts[name, True] > 10 for name in FILES)
+    assert counts["reports.csv", False] and counts["trials.csv", False]
+
+
+def test_rows_put_in_or_moved_are_named(make, tmp_path):
+    folder = two_sessions(make)
+    lines = {name: (folder / name).read_bytes().splitlines(True) for name in FILES}
+    seen = json.loads(lines["configs.jsonl"][-1])["seen"]
+    for name, rows in lines.items():
+        for i in range(1, seen.get(name[:-4], len(rows)) - 5):
+            for changed in (rows[: i + 1] + rows[i:], rows[:i] + rows[i + 1 : i + 6] + [rows[i]] + rows[i + 6 :]):
+                with pytest.raises(ResultsError, match=r"(configs\.jsonl|\.csv), line \d+"):
+                    load(part_of(folder, tmp_path / "part", {name: changed}))
+
+
 # ---- Failed trials ------------------------------------------------------------------------------------------------------
 def test_failures_are_rows_and_the_run_goes_on(make):
     tuner = mixed_run(make)
@@ -497,14 +611,30 @@ def test_first_trials_that_all_fail_end_the_run(make, n_workers, script, words):
     tuner = make(script, n_workers=n_workers, n_trials=20)
     with pytest.raises(RunFailed) as error:
         tuner.run()
-    assert all(word in str(error.value) for word in words)
+    n = max(3, n_workers)
+    assert all(word in str(error.value) for word in [*words, f"all of the first {n} trials failed; ", "--start"])
     check_ended(tuner)
-    assert statuses(tuner)[:n_workers] == ["failed"] * n_workers and len(tuner.trials) < 2 * n_workers
+    assert statuses(tuner)[:n] == ["failed"] * n and len(tuner.trials) < n + n_workers
 
 
 def test_first_trials_that_fail_in_different_ways_end_the_run(make):
     tuner = make([epochs(math.nan, seconds=2.0), CRASH, [(1.0, "done")], CRASH], n_workers=3, n_trials=20)
     with pytest.raises(RunFailed, match="first 3 trials"):
+        tuner.run()
+    check_ended(tuner)
+
+
+@pytest.mark.parametrize("n_workers", [1, 2, 4])
+@pytest.mark.parametrize("n_bad", [1, 2])
+def test_start_configuration_that_fails_is_not_the_end_of_the_run(make, n_workers, n_bad):
+    tuner = make([epochs(math.nan)] * n_bad + [GOOD], n_workers=n_workers, n_trials=6)
+    assert tuner.run() == "trials" and statuses(tuner) == ["failed"] * n_bad + ["done"] * (6 - n_bad)
+    check_ended(tuner)
+
+
+def test_only_trial_that_fails_is_the_end_of_the_run(make):
+    tuner = make(CRASH, n_workers=1, n_trials=1)
+    with pytest.raises(RunFailed, match=r"^the only trial failed; .*\. The error of trial 0:\nTraceback of 0\n.*bad$"):
         tuner.run()
     check_ended(tuner)
 
@@ -640,6 +770,25 @@ def test_rule_that_raises_ends_the_run_and_its_trials(make):
     check_ended(tuner)
 
 
+@pytest.mark.parametrize(
+    "answer",
+    ["no", 1, 0.5, np.zeros((99, 9)), (False for _ in "x")],
+    ids=["text", "integer", "float", "array", "generator"],
+)
+def test_rule_that_answers_neither_true_nor_false_ends_the_run(make, answer):
+    tuner = make(GOOD, rule=lambda *_: answer)
+    with pytest.raises(RunFailed, match="^the stopping rule: expected True or False, got [^\n]*$") as error:
+        tuner.run()
+    assert error.value.__cause__ is None
+    check_ended(tuner)
+
+
+@pytest.mark.parametrize("answer", [False, None, np.bool_(False)])
+def test_rule_may_answer_no_in_three_ways(make, answer):
+    tuner = make(GOOD, n_trials=2, rule=lambda *_: answer)
+    assert tuner.run() == "trials" and statuses(tuner) == ["done", "done"]
+
+
 def test_rule_is_not_asked_at_the_last_epoch(make):
     asked = []
     tuner = make(GOOD, n_trials=2, rule=lambda trial, *_: asked.append(trial.n_epochs), max_epochs=3)
@@ -688,8 +837,13 @@ def test_searcher_that_raises_ends_the_run(make):
     with pytest.raises(RunFailed, match=r"Broken\.suggest raised KeyError: 'lengthscale'") as error:
         tuner.run()
     assert isinstance(error.value.__cause__, KeyError)
+    (frame,) = traceback.extract_tb(error.value.__cause__.__traceback__)  # of the user's code alone
+    assert frame.name == "suggest"
     check_ended(tuner)
     assert statuses(tuner) == ["timeout"] * 3 and tuner.backend.killed == [0, 1, 2]
+
+
+GOOD_CONFIG = {"lr": 0.5, "n": 1, "kind": "a", "epochs": 3}
 
 
 @pytest.mark.parametrize(
@@ -708,6 +862,12 @@ def test_searcher_that_raises_ends_the_run(make):
         (({"lr": 0.5, "n": 1, "kind": "a", "epochs": {1}}, "model"), ["epochs"]),
         (([0.5, 1, "a", 3], "model"), ["dict"]),
         ((None, "model"), ["None"]),
+        ((GOOD_CONFIG, None), ["None", "origin a text"]),
+        ((GOOD_CONFIG, 3), ["3", "origin a text"]),
+        (("model", GOOD_CONFIG), ["config must be a dict"]),
+        ((np.zeros((9, 99)), "model"), ["array", "config must be a dict"]),
+        (({**GOOD_CONFIG, "lr": np.zeros((9, 99))}, "model"), ["lr: expected a number"]),
+        ((GOOD_CONFIG for _ in "x"), ["generator"]),
     ],
 )
 def test_searcher_that_returns_rubbish_ends_the_run(make, rubbish, words):
@@ -719,6 +879,7 @@ def test_searcher_that_returns_rubbish_ends_the_run(make, rubbish, words):
     with pytest.raises(RunFailed, match=r"Rubbish\.suggest: expected \(config, origin\) or None, got ") as error:
         tuner.run()
     assert all(word in str(error.value) for word in words), error.value
+    assert "\n" not in str(error.value) and error.value.__cause__ is None and "unpack" not in str(error.value)
     check_ended(tuner)
     assert statuses(tuner) == ["timeout"]
 
@@ -736,9 +897,6 @@ def test_backend_that_cannot_start_ends_the_run(make):
     with pytest.raises((OSError, RunFailed), match="no more processes"):
         tuner.run()
     assert not tuner.backend.next and tuner.backend.killed == [0, 1]
-
-
-FILES = ["configs.jsonl", "reports.csv", "trials.csv"]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -847,19 +1005,79 @@ def test_show_that_raises_ends_the_trials(make):
     check_ended(tuner)
 
 
-def test_searcher_that_changes_the_trials_changes_no_record(tmp_path):
+def meddle(trials):
+    for trial in trials:
+        trial.config["lr"], trial.status, trial.origin = 0.5, "failed", "meddled"
+        trial.config["kind"].append("x")
+        trial.curve.clear()
+    trials.clear()
+
+
+def test_searcher_and_rule_that_change_the_trials_change_no_record():
+    space = {"lr": loguniform(1e-4, 1), "kind": choice([["a"], ["b"]])}
+
     class Meddler(RandomSearch):
         def suggest(self, trials):
             suggestion = super().suggest(trials)
-            for trial in trials:
-                trial.config["lr"], trial.status = 0.5, "failed"
-                trial.curve.clear()
+            meddle(trials)
             return suggestion
 
-    def trials_of(searcher):
-        def objective(config, rng):
-            yield 1.0, {"epoch": 1, "loss": config["lr"]}
+    def rule(trial, trials, max_epochs):
+        assert any(trial is other for other in trials)
+        return trial.config["lr"] > 0.1
 
-        return [(t.config, t.status, t.curve) for t in simulate(searcher(SPACE), SPACE, objective, n_trials=6)]
+    def meddling_rule(trial, trials, max_epochs):
+        answer = rule(trial, trials, max_epochs)
+        meddle(trials)
+        return answer
 
-    assert trials_of(Meddler) == trials_of(RandomSearch)
+    def objective(config, rng):
+        for _ in range(3):
+            yield rng.random(), {"loss": config["lr"]}
+
+    def trials_of(searcher, rule):
+        found = simulate(searcher(space), space, objective, n_trials=20, n_workers=3, rule=rule)
+        return [(t.config, t.status, t.curve, t.origin) for t in found]
+
+    assert trials_of(Meddler, rule) == trials_of(RandomSearch, rule)
+    assert {status for _, status, *_ in trials_of(RandomSearch, rule)} == {"stopped", "done"}
+
+
+def test_trials_that_a_searcher_and_a_rule_see_are_up_to_date(make):
+    """Although the copies are kept: compared with the record, at each question, in two sessions."""
+
+    def watched(tuner):
+        def compare(trials):
+            assert trials == tuner.trials and all(a is not b for a, b in zip(trials, tuner.trials))
+
+        def rule(trial, trials, max_epochs):
+            compare(trials)
+            assert trial.curve and trial is trials[trial.id]
+
+        suggest, tuner.rule = tuner.searcher.suggest, rule
+        tuner.searcher.suggest = lambda trials: compare(trials) or suggest(trials)
+        return tuner
+
+    first = watched(make(MIXED, n_workers=3, n_trials=14))
+    assert cut(first, 15, "killed")
+    second = watched(resumed(make, first, n_workers=2))
+    assert second.run() == "trials"
+    check_ended(second)
+
+
+def test_time_of_a_suggestion_hardly_grows_with_the_trials(make):
+    """10,000 trials that have ended are not copied each time, which takes 50 ms."""
+    tuner = make(GOOD, n_trials=1)
+    config = middle(SPACE)
+    tuner.trials = [
+        Trial(i, config, "random", status="done", curve=[(e, 0.5) for e in range(81)]) for i in range(10_000)
+    ]
+    tuner.changed = set(range(10_000))
+    tuner._copies()
+    seconds = []
+    for i in range(20):
+        tuner.changed.add(i)
+        before = time.process_time()
+        tuner._copies()
+        seconds.append(time.process_time() - before)
+    assert min(seconds) < 0.003
