@@ -59,9 +59,10 @@ def parse(arguments=None, prog="run.py"):
     )
     add(
         "--stopping",
-        default="none",
+        default="auto",
         metavar="NAME",
-        help="which trials to end early: none, median, asha, or FILE.py:FUNCTION for your own; default none",
+        help="which trials to end early: none, median, asha, or FILE.py:FUNCTION for your own; default auto: asha where "
+        "the last epoch is known and reports carry theirs, else none",
     )
     add(
         "--first_rung",
@@ -180,6 +181,9 @@ def build(args, results=None):
         suffix = f"-{STAND_IN}" if problem.space.get("dataset") == STAND_IN else ""
         folder = first_unused(folder.with_name(folder.name + suffix))
     max_epochs = last_epoch(problem.space, args.epochs_name)
+    is_auto = args.stopping == "auto"
+    if is_auto and not max_epochs:
+        rule = None
     if rule and not max_epochs:
         raise ValueError(
             f"--stopping {args.stopping}: needs the last epoch, a constant `epochs` in the space; name it with "
@@ -214,6 +218,7 @@ def build(args, results=None):
         n_trials=args.trials,
         trial_timeout=args.trial_timeout,
         rule=rule,
+        needs_epoch=not is_auto,
         max_epochs=max_epochs,
         start=start,
         show=Status(args, backend, results),
@@ -418,7 +423,8 @@ def find_rule(name, first_rung=1, eta=3):
     """The stopping rule of a name, or of FILE.py:FUNCTION, with its options; None for "none"."""
     from hpo.stopping import RULES, with_options
 
-    rule = RULES[name] if name in RULES else from_file("--stopping", name, RULES, "FUNCTION")
+    known = {"auto": RULES["asha"], **RULES}
+    rule = known[name] if name in known else from_file("--stopping", name, known, "FUNCTION")
     if rule is not None and (isinstance(rule, type) or not callable(rule)):
         raise ValueError(
             f"--stopping {name}: expected a function (trial, trials, max_epochs) -> bool, got {rule!r:.100}"

@@ -30,10 +30,11 @@ class Status:
     def begin(self, tuner):
         self.warn()
         goal = "maximise" if self.results.mode == "max" else "minimise"
+        rule = self.args.stopping if self.args.stopping != "auto" else "asha" if tuner.rule else "none"
         threads = f"{self.backend.n_threads} thread{'s' if self.backend.n_threads > 1 else ''} each"
         say(
             f"{self.args.objective}: {goal} {self.results.metric} over {len(domains(tuner.space))} hyperparameters, "
-            f"searcher {self.args.searcher}, stopping {self.args.stopping}, {tuner.n_workers} workers with {threads}, {self.args.hours:g} hours"
+            f"searcher {self.args.searcher}, stopping {rule}, {tuner.n_workers} workers with {threads}, {self.args.hours:g} hours"
         )
         say(f"results: {self.results.folder}")
         unended = {trial.id for trial in tuner.unended}

@@ -38,6 +38,7 @@ class Tuner:
 
     searcher: has suggest(trials); see hpo/searchers.py.
     rule: function (trial, trials, max_epochs) -> True to stop the trial, or None; see hpo/stopping.py.
+    needs_epoch: whether reports without an epoch are an error when there is a rule; else their trials are not stopped.
     results: hpo.results.Results; backend: start, wait, answer, kill, wake, now.
     seconds: the run's time; n_trials: how many to start at most (None: as many as the time allows).
     trial_timeout: seconds after which a trial is ended. start: configurations to try before the searcher's.
@@ -56,6 +57,7 @@ class Tuner:
         n_trials=None,
         trial_timeout=math.inf,
         rule=None,
+        needs_epoch=True,
         max_epochs=None,
         start=None,
         show=None,
@@ -64,7 +66,7 @@ class Tuner:
         self.space, self.searcher, self.backend, self.results = space, searcher, backend, results
         self.n_workers, self.seconds, self.trial_timeout = n_workers, seconds, trial_timeout
         self.n_trials = math.inf if n_trials is None else n_trials
-        self.rule, self.max_epochs, self.show = rule, max_epochs, show
+        self.rule, self.needs_epoch, self.max_epochs, self.show = rule, needs_epoch, max_epochs, show
         self.start = [middle(space)] if start is None else start
         self.trials = list(trials)
         self.copies, self.changed = [], set(range(len(self.trials)))  # see `_copies`; ids whose copy is out of date
@@ -189,9 +191,9 @@ class Tuner:
             self.show.tick(self)
 
     def _handle_report(self, trial, metrics, counted):
-        needs_epoch = counted and self.rule is not None
+        lacks_epoch = counted and self.rule is not None and self.needs_epoch
         reason = "reported no epoch, by which the stopping rule compares trials; expected report(epoch=..., ...)"
-        if needs_epoch and not self.results.n_rows["reports"]:
+        if lacks_epoch and not self.results.n_rows["reports"]:
             raise EpochMissing(f"the first trial that reports has {reason}; or choose --stopping none")
         point = self.results.append_report(trial, metrics, self.backend.now())
         go_on = trial.id not in self.ended_by_us
@@ -206,10 +208,10 @@ class Tuner:
         else:
             trial.curve.append(point)
             self.changed.add(trial.id)
-            if needs_epoch:
+            if lacks_epoch:
                 self.ended_by_us.setdefault(trial.id, ("failed", reason))
                 go_on = False
-            elif go_on and self._is_to_stop(trial):
+            elif go_on and not counted and self._is_to_stop(trial):
                 self.ended_by_us[trial.id] = ("stopped", "")
                 go_on = False
         self.backend.answer(trial, go_on)

@@ -33,7 +33,8 @@ def test_examples_run_with_the_real_command(tmp_path):
     class_name = re.search(r"^class (\w+)", EXAMPLES["searcher"], re.MULTILINE)[1]
     searcher = f"{tmp_path / 'my_searcher.py'}:{class_name}"
     command = [sys.executable, "run.py", tmp_path / "my_objective.py", "--searcher", searcher, "--trials", "12"]
-    subprocess.run([*command, "--results", tmp_path / "run"], check=True, cwd=ROOT, timeout=60, capture_output=True)
+    command += ["--stopping", "none", "--results", tmp_path / "run"]
+    subprocess.run(command, check=True, cwd=ROOT, timeout=60, capture_output=True)
     with open(tmp_path / "run" / "trials.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["status"] for row in rows] == ["done"] * 12

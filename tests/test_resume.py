@@ -39,7 +39,8 @@ def objective(config):
 
 def start(*arguments, **options):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
-    return subprocess.Popen([sys.executable, "run.py", *map(str, arguments)], **{**pipes, **options})
+    stopping = [] if {"--stopping", "--resume"} & set(arguments) else ["--stopping", "none"]  # trials run to their end
+    return subprocess.Popen([sys.executable, "run.py", *map(str, arguments), *stopping], **{**pipes, **options})
 
 
 def run(*arguments, timeout=60, **options):

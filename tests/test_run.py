@@ -37,7 +37,8 @@ def objective(config):
 
 def start(*arguments, **options):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
-    return subprocess.Popen([sys.executable, "run.py", *map(str, arguments)], **{**pipes, **options})
+    stopping = [] if {"--stopping", "--resume"} & set(arguments) else ["--stopping", "none"]  # trials run to their end
+    return subprocess.Popen([sys.executable, "run.py", *map(str, arguments), *stopping], **{**pipes, **options})
 
 
 def run(*arguments, timeout=60, **options):
@@ -181,6 +182,27 @@ def test_asha_stops_trials_and_the_folder_tells_the_same(quick, tmp_path):
     assert (arguments["stopping"], arguments["first_rung"], arguments["eta"]) == ("asha", 1, 3)
 
 
+@pytest.mark.parametrize(
+    "change, n_stopped",
+    [
+        ([], 3),
+        (['"epochs": 3', '"n_steps": 3', 'config["epochs"]', 'config["n_steps"]'], 0),  # no last epoch
+        (["epoch=epoch, ", ""], 0),  # reports that are counted
+    ],
+    ids=["epochs", "no last epoch", "no epoch reported"],
+)
+def test_trials_are_stopped_by_default_where_epochs_are_known(quick, tmp_path, change, n_stopped):
+    text = QUICK
+    for old, new in zip(change[::2], change[1::2]):
+        assert old in text
+        text = text.replace(old, new)
+    quick.write_text(text, encoding="utf-8")
+    code, out, err = run(quick, "--trials", 20, "--stopping", "auto", "--results", tmp_path / "run")
+    assert (code, err) == (0, "") and f"stopping {'none' if 'n_steps' in text else 'asha'}" in out
+    n = sum(row["status"] == "stopped" for row in rows(tmp_path / "run" / "trials.csv"))
+    assert n >= n_stopped and (n_stopped or not n)
+
+
 def test_own_rule_from_a_file(quick, tmp_path):
     text = "def rule(trial, trials, max_epochs, first_rung):\n    return len(trial.curve) == first_rung < max_epochs"
     (tmp_path / "mine.py").write_text(text)
@@ -297,7 +319,7 @@ def test_some_failing_trials_do_not_end_the_run(quick, tmp_path):
 @pytest.mark.parametrize("stdout", ["/dev/full", "closed"])
 def test_run_goes_on_when_nobody_can_read_its_output(quick, tmp_path, stdout):
     if stdout == "closed":
-        command = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "run.py"]
+        command = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "run.py", "--stopping", "none"]
         process = subprocess.Popen([*command, quick, "--trials", "3", "--results", tmp_path / "run"], cwd=ROOT)
     else:
         with open(stdout, "w") as full:
@@ -469,7 +491,7 @@ BAD = {
     "folder below a file": (["--results", "{folder}/quick.py/new"], None, "cannot be written"),
     "folder in /proc": (["--results", "/proc/nowhere"], None, "/proc/nowhere"),
     "metric never reported": (["--metric", "auc"], None, "metric auc is never reported, but loss, kind"),
-    "unknown rule": (["--stopping", "foo"], None, "--stopping: expected none, median, asha or FILE.py:FUNCTION"),
+    "unknown rule": (["--stopping", "foo"], None, "--stopping: expected auto, none, median, asha or FILE.py:FUNCTION"),
     "rule file missing": (["--stopping", "nowhere.py:mine"], None, "nowhere.py: no such file"),
     "rule missing": (["--stopping", "run.py:mine"], None, "run.py has no function mine"),
     "rule with too few arguments": (
