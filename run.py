@@ -229,7 +229,7 @@ def build(args, results=None):
 def run(parser, tuner):
     """The exit code of a run; prints its progress and its summary."""
     from hpo.results import WriteError
-    from hpo.tuner import EpochMissing, MetricMissing, RunFailed
+    from hpo.tuner import ReportsUnusable, RunFailed
 
     signals = []
 
@@ -245,7 +245,7 @@ def run(parser, tuner):
     tuner.show.begin(tuner)
     try:
         reason = tuner.run()
-    except (MetricMissing, EpochMissing) as error:
+    except ReportsUnusable as error:
         tuner.show.clear()
         tuner.results.remove()  # no trial has come to anything
         parser.exit(2, f"{parser.prog}: error: {error}\n")
@@ -280,11 +280,8 @@ def resume(given):
     is_spent = results.clock + 0.001 >= args.hours * 3600 or n_trials >= (args.trials or math.inf)  # times are in ms
     if is_spent and not any(is_unended(trial) for trial in results.trials):
         of = f"{args.hours:g} hours" + (f" and {args.trials} trials" if args.trials else "")
-        say(
-            f"{results.folder}: the run has finished: {n_trials} trials in {clock(results.clock)}, of {of}; raise ",
-            end="",
-        )
-        say("--hours to go on" if n_trials < (args.trials or math.inf) else "--trials to go on")
+        flag, used = "--hours" if n_trials < (args.trials or math.inf) else "--trials", clock(results.clock)
+        say(f"{results.folder}: the run has finished: {n_trials} trials in {used}, of {of}; raise {flag} to go on")
         results.close()
         return None
     return build(args, results)
@@ -437,10 +434,10 @@ def find_rule(name, first_rung=1, eta=3):
 
 def check_arguments(what, function, *names):
     """None; ValueError when a function of the user's cannot be called with these positional arguments."""
+    got = inspect.signature(function)
     try:
-        inspect.signature(function).bind(*names)
+        got.bind(*names)
     except TypeError:
-        got = inspect.signature(function)
         raise ValueError(f"{what}: expected the arguments ({', '.join(names)}), got {got}") from None
 
 

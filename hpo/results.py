@@ -195,7 +195,7 @@ class Results:
         return results
 
     def begin_session(self, arguments):
-        """Notes in run.json that the run goes on, with which arguments, and cuts off torn last lines; or ResultsError."""
+        """Notes in run.json that the run goes on, with which arguments, and cuts torn last lines off; or ResultsError."""
         session = {"began": _now(), "clock": self.clock, "arguments": arguments}
         run = {**self.run, "space": space_to_json(self.space), "arguments": arguments}
         try:
@@ -531,10 +531,9 @@ def _check_seen(found):
             least, most = bisect.bisect_left(times, started), bisect.bisect_right(times, started)
             if not least <= n <= most:  # they differ where a row has the start's own millisecond
                 what, got = ("taken away", most) if n > most else ("put in", least)
-                raise ResultsError(
-                    f"{found.folder / name}.csv, line {min(n, got) + 2}: rows before it have been {what}: expected {n} up to "
-                    f"{started} s, as {pathlib.Path(where).name}, column seen, has counted them, got {got}"
-                )
+                place = f"{found.folder / name}.csv, line {min(n, got) + 2}: rows before it have been {what}"
+                start = f"{pathlib.Path(where).name}, column seen"
+                raise ResultsError(f"{place}: expected {n} up to {started} s, as {start}, counts them, got {got}")
 
 
 def _lines(found, name):

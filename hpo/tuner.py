@@ -25,12 +25,8 @@ class RunFailed(Exception):
     """The run cannot go on; the message says why."""
 
 
-class MetricMissing(ValueError):
-    """Trials report, but never the metric to tune."""
-
-
-class EpochMissing(ValueError):
-    """Trials report no epochs, by which a stopping rule compares them."""
+class ReportsUnusable(ValueError):
+    """Trials report, but never the metric to tune, or no epochs, by which a stopping rule compares them."""
 
 
 class Tuner:
@@ -120,10 +116,8 @@ class Tuner:
         if len(self.running) >= self.n_workers:
             return False
         if self.unended:  # the same id, so the same seed; what it reported counts no more
-            last, now = self.unended[0], self.backend.now()
-            seconds = last.suggest_seconds
-            again = Trial(last.id, last.config, last.origin, last.attempt + 1, started=now, suggest_seconds=seconds)
-            self._start(again, None)
+            last, fresh = self.unended[0], {"status": "running", "curve": [], "error": "", "ended": None}
+            self._start(replace(last, **fresh, attempt=last.attempt + 1, started=self.backend.now()), None)
             del self.unended[0]
             return True
         if self.exhausted or len(self.trials) >= self.n_trials:
@@ -167,10 +161,7 @@ class Tuner:
             raise RunFailed(" ".join(text.split())) from None
 
     def _copies(self):
-        """Copies of the trials, for code of the user's that might change them: the record must stay what happened.
-
-        They are kept, as to copy 10,000 trials takes 20 to 50 ms; those of trials that have changed are made anew.
-        """
+        """Copies of the trials, for code of the user's that might change them; kept, as copying 10,000 takes 20 to 50 ms."""
         for i in sorted(self.changed):
             trial = self.trials[i]
             self.copies[i : i + 1] = [replace(trial, config=deepcopy(trial.config), curve=list(trial.curve))]
@@ -194,7 +185,7 @@ class Tuner:
         lacks_epoch = counted and self.rule is not None and self.needs_epoch
         reason = "reported no epoch, by which the stopping rule compares trials; expected report(epoch=..., ...)"
         if lacks_epoch and not self.results.n_rows["reports"]:
-            raise EpochMissing(f"the first trial that reports has {reason}; or choose --stopping none")
+            raise ReportsUnusable(f"the first trial that reports has {reason}; or choose --stopping none")
         point = self.results.append_report(trial, metrics, self.backend.now())
         go_on = trial.id not in self.ended_by_us
         self.metric_seen |= point is not None
@@ -247,7 +238,7 @@ class Tuner:
         """A run that cannot work is ended at once, not after three hours."""
         if self.without_metric and end.finished and not self.metric_seen:
             names = ", ".join(name for name in self.without_metric if name != "epoch")
-            raise MetricMissing(f"metric {self.results.metric} is never reported, but {names}; choose with --metric")
+            raise ReportsUnusable(f"metric {self.results.metric} is never reported, but {names}; choose with --metric")
         self.n_unentered = self.n_unentered + 1 if end.busy_seconds is None and not end.finished else 0
         enough = max(N_FAILED, self.n_workers)
         if self.n_unentered >= enough and len(self.trials) > self.n_workers:
@@ -303,7 +294,7 @@ class Tuner:
 
 
 def call(name, function, *arguments):
-    """What a function of the user's returns. RunFailed when it raises; its cause has the user's part of the traceback."""
+    """What a function of the user's returns; RunFailed when it raises, its cause with the user's part of the traceback."""
     try:
         return function(*arguments)
     except (Exception, SystemExit) as error:

@@ -23,7 +23,7 @@ from hpo.results import Results, ResultsError, WriteError, load
 from hpo.searchers import RandomSearch
 from hpo.space import choice, loguniform, middle, randint
 from hpo.trial import End, Report, Trial
-from hpo.tuner import EpochMissing, MetricMissing, RunFailed, Tuner, is_unended
+from hpo.tuner import ReportsUnusable, RunFailed, Tuner, is_unended
 
 SPACE = {"lr": loguniform(1e-4, 1), "n": randint(1, 9), "kind": choice(["a", 1, None]), "epochs": 3}
 KILL_SECONDS = 0.125  # from a kill to the end of the process
@@ -679,7 +679,7 @@ def test_last_of_the_first_trials_that_fails_late_keeps_the_run_going(make):
 def test_metric_that_is_never_reported_ends_the_run(make):
     script = [(1.0, {"epoch": 1, "accuracy": 0.5, "time": 2}), (1.0, "done")]
     tuner = make([script, epochs(0.5, seconds=50)], n_workers=2)
-    with pytest.raises(MetricMissing, match=r"loss .*accuracy, time; .*--metric"):
+    with pytest.raises(ReportsUnusable, match=r"loss .*accuracy, time; .*--metric"):
         tuner.run()
     check_ended(tuner)
     assert statuses(tuner) == ["failed", "timeout"] and tuner.backend.killed == [1]
@@ -812,7 +812,7 @@ def test_reports_that_carry_no_epoch_are_refused_when_there_is_a_rule(make, monk
     monkeypatch.setattr(Backend, "_event", counted_event)
     first_counted = 0
     tuner = make(GOOD, n_trials=3, rule=lambda *_: False)
-    with pytest.raises(EpochMissing, match="reported no epoch"):
+    with pytest.raises(ReportsUnusable, match="reported no epoch"):
         tuner.run()
     shutil.rmtree(tuner.results.folder)
     first_counted = 1  # after good reports it costs the trial, not the run
