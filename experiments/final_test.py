@@ -18,6 +18,7 @@ import pathlib
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
 from experiments import command
 from hpo.objective import set_generators
@@ -119,8 +120,13 @@ def summary(accuracies):
 
 
 def examine(folder):
-    """(run, trials, {(trial, seed): epoch} of a test that has begun); ValueError when there can be none, or no other."""
-    run, trials, path = load_run(folder), load(folder), folder / "final_test.csv"
+    """(run, trials, {(trial, seed): epoch} of a test that has begun, lock); ValueError when there can be none, or no other."""
+    run, lock, path = load_run(folder), FileLock(folder / ".lock", timeout=0), folder / "final_test.csv"
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(f"{folder}: a run or another final test is using it; wait for its end") from None
+    trials = load(folder)
     needed = {*domains(config_space), "epochs", "dataset", "dataset_path"}
     if set(domains(run["space"])) - set(domains(config_space)) or needed - set(run["space"]):
         objective = run.get("arguments", {}).get("objective")
@@ -139,7 +145,7 @@ def examine(folder):
             f"{summary(accuracies)}; a second look would tune on them: for another test, tune into another folder"
         )
     fashion_mnist.prepare(run["space"]["dataset"], run["space"]["dataset_path"])
-    return run, trials, begun
+    return run, trials, begun, lock
 
 
 def main(arguments=None):
@@ -153,7 +159,7 @@ def main(arguments=None):
     args = parser.parse_args(arguments)
     path = args.folder / "final_test.csv"
     with command.checking(parser):
-        run, trials, begun = examine(args.folder)
+        run, trials, begun, _lock = examine(args.folder)  # two at once would look twice
     if begun:
         print("the test has begun: it goes on as chosen then, whatever --best, --seeds and --epochs are now")
     else:

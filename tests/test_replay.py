@@ -7,6 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from experiments import command, curves, final_test, plot, replay, tutorial
 from experiments.curves import Forest, Surrogate, complete, held_out, rank_correlation, repetition_spread
@@ -381,6 +382,13 @@ def test_final_test_goes_on_with_what_it_had_chosen(small_run, capsys, monkeypat
     assert len(set(trainings)) == len(trainings) == 2 * 2 + 2
     rows = command.read_rows(folder / "final_test.csv", final_test.COLUMNS)
     assert len([row for row in rows if row["part"] == "test" and row["accuracy"] >= 0]) == 2
+
+
+def test_final_test_is_refused_while_the_folder_is_in_use(small_run, capsys):
+    with FileLock(small_run[0] / ".lock"), pytest.raises(SystemExit) as leave:
+        final_test.main([str(small_run[0])])
+    assert leave.value.code == 2 and "a run or another final test is using it" in capsys.readouterr().err
+    assert not (small_run[0] / "final_test.csv").exists()
 
 
 def test_damaged_final_test_is_one_line(small_run, capsys):
