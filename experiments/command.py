@@ -135,8 +135,10 @@ def blaming(what):
 def append_rows(path, columns, rows):
     """Appends the rows in one write; a last line that is torn is cut off, and an empty file gets its header."""
     with open(path, "ab") as file:
-        n_whole = path.read_bytes().rfind(b"\n") + 1
-        file.truncate(n_whole)
+        data = path.read_bytes()
+        n_whole = data.rfind(b"\n") + 1
+        if n_whole < len(data):
+            file.truncate(n_whole)
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([*([] if n_whole else [columns]), *rows])
         file.write(text.getvalue().encode())

@@ -73,7 +73,7 @@ def main(arguments=None):
     picture = args.picture or args.folder / "run.png"
     try:
         with command.checking(parser):
-            if picture.is_dir() or not picture.suffix:
+            if args.picture and (picture.is_dir() or not picture.suffix or not picture.parent.is_dir()):
                 raise ValueError(f"{picture}: expected the picture to write, such as run.png; one run at a time")
             plot(args.folder, picture)
     except ImportError:

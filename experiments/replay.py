@@ -79,17 +79,22 @@ def _run(*arguments):
     return run(_surrogate, *arguments)
 
 
-def run_all(surrogate, methods, n_repetitions, seconds, n_workers, n_processes):
-    """{method's name: [rows of each repetition]}; methods: {name: (searcher, rule)}."""
-    keys = [(name, i) for i in range(n_repetitions) for name in methods]
-    calls = {(name, i): (methods[name], i, seconds, n_workers) for name, i in keys}
-    with command.in_processes(_run, calls, n_processes, initializer=_receive, initargs=(surrogate,)) as ended:
+def run_all(surrogate, about, methods, args):
+    """({method's name: [rows of each repetition]}, title) of methods {name: (searcher, rule, ...)}; prints and saves them."""
+    keys, seconds = [(name, i) for i in range(args.repetitions) for name in methods], 3600 * args.hours
+    calls = {(name, i): (methods[name], i, seconds, args.workers) for name, i in keys}
+    with command.in_processes(_run, calls, args.processes, initializer=_receive, initargs=(surrogate,)) as ended:
         found = {key: future.result() for key, future in ended}
-    runs = {name: [found[name, i] for i in range(n_repetitions)] for name in methods}
+    runs = {name: [found[name, i] for i in range(args.repetitions)] for name in methods}
     for name, of_method in runs.items():
         if not any(rows[-1, 1] for rows in of_method):
-            raise command.Failed(f"{name}: no trial reports in {seconds / 3600:g} hours; give more --hours")
-    return runs
+            raise command.Failed(f"{name}: no trial reports in {args.hours:g} hours; give more --hours")
+    title = f"error, median [quartiles] of {args.repetitions} replayed runs, {args.workers} workers; {about}"
+    print("", *table(runs, args.hours, title), sep="\n")
+    args.results.mkdir(parents=True, exist_ok=True)
+    save(runs, args.results / "runs.csv")
+    print(f"\n{args.results / 'runs.csv'}")
+    return runs, title
 
 
 # ---- What came out ---------------------------------------------------------------------------------------------------
@@ -216,12 +221,7 @@ def main(arguments=None):
                     names = (name.rpartition("/")[2] for name in (searcher, rule))
                     methods[" + ".join(names) + suffix] = (searcher, rule, first, args.eta)
         surrogate, about = prepare(args, not args.quick)
-    runs = run_all(surrogate, methods, args.repetitions, 3600 * args.hours, args.workers, args.processes)
-    title = f"error, median [quartiles] of {args.repetitions} replayed runs, {args.workers} workers; {about}"
-    print("", *table(runs, args.hours, title), sep="\n")
-    args.results.mkdir(parents=True, exist_ok=True)
-    save(runs, args.results / "runs.csv")
-    print(f"\n{args.results / 'runs.csv'}")
+    runs, title = run_all(surrogate, about, methods, args)
     plot(runs, args.results / "replay.png", args.hours, title)
 
 

@@ -12,7 +12,7 @@ import csv
 import numpy as np
 
 from experiments import command
-from experiments.replay import MINUTES, errors_at, parser, plot, prepare, run_all, save, table
+from experiments.replay import MINUTES, errors_at, parser, plot, prepare, run_all
 from run import find_rule, find_searcher, positive_int
 
 
@@ -41,23 +41,18 @@ def main(arguments=None):
         surrogate, about = prepare(args)
     pairs = [(searcher, rule) for rule in ("none", args.stopping) for searcher in ("random", args.searcher)]
     methods = {label(*pair): (*pair, args.first_rung, args.eta) for pair in pairs}
-    runs = run_all(surrogate, methods, args.repetitions, 3600 * args.hours, args.workers, args.processes)
-    title = f"error, median [quartiles] of {args.repetitions} replayed runs, {args.workers} workers; {about}"
-    print("", *table(runs, args.hours, title), sep="\n")
-
+    runs, title = run_all(surrogate, about, methods, args)
     minutes = [m for m in MINUTES if m <= 60 * args.hours] or [60 * args.hours]
     first, second = (label(searcher, args.stopping) for searcher in (args.searcher, "random"))
     differences = paired_difference(runs[first], runs[second], 60.0 * np.array(minutes))
     print(f"\n{first} minus {second}, paired: median [95% bootstrap interval]")
     for m, (middle, low, high) in zip(minutes, differences):
         print(f"{m:>6g} min {middle:+.4f} [{low:+.4f} {high:+.4f}]")
-    args.results.mkdir(parents=True, exist_ok=True)
-    save(runs, args.results / "runs.csv")
     with open(args.results / "difference.csv", "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["minutes", "median", "low", "high"])
         writer.writerows([m, *(f"{value:.6g}" for value in row)] for m, row in zip(minutes, differences))
-    print(f"\n{args.results / 'runs.csv'}\n{args.results / 'difference.csv'}")
+    print(f"\n{args.results / 'difference.csv'}")
     plot(runs, args.results / "tutorial.png", args.hours, title)
 
 

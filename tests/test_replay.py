@@ -291,8 +291,10 @@ def test_picture_of_a_run(folder, tmp_path, capsys):
         (tmp_path / "run.png").unlink()
     for arguments, words in (
         ([tmp_path], "expected the folder of a run"),
+        ([tmp_path / "nowhere"], f"{tmp_path / 'nowhere'}/run.json: cannot be read"),
         ([folder, tmp_path / "one"], f"{tmp_path / 'one'}: expected the picture to write"),
         ([folder, tmp_path / "nowhere"], f"{tmp_path / 'nowhere'}: expected the picture to write"),
+        ([folder, tmp_path / "nowhere" / "a.png"], "a.png: expected the picture to write"),
         ([folder, tmp_path / "a.png", tmp_path], f"unrecognized arguments: {tmp_path}"),
     ):
         with pytest.raises(SystemExit) as leave:
