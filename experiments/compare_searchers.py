@@ -35,9 +35,10 @@ from run import find_searcher, positive_int
 COLUMNS = {"searcher": str, "version": str, "problem": str, "seed": int, "workers": int, "trials": int, "trial": int}
 KEY = list(COLUMNS)[:6]
 COLUMNS |= {"best": float, "chosen": float, "suggest_seconds": float, "origin": str, "status": str}
-LEGEND = """
-mean normalised regret after so many trials [95% bootstrap interval]: 0 is the best known loss, 1 the median of random
-configurations; chosen: the same for the trial whose noisy loss was the lowest; rank: mean over the runs, 1 is the best"""
+LEGEND = (
+    "\nmean normalised regret [95% bootstrap interval]: 0 the best known loss, 1 the median of random configurations; "
+    "chosen: of the trial with the lowest noisy loss; rank: 1 the best"
+)
 AT = (20, 40, 60)  # numbers of trials in the table
 N_TYPICAL = 300  # random configurations whose median loss counts as regret 1
 GROUPS = ("analytic", "hpo", "real")

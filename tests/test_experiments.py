@@ -175,7 +175,7 @@ def test_interrupted_comparison_continues(tmp_path, capsys, without_plot):
     arguments = ["--searcher", "random", "--problems", "branin2", "ackley5", "--seeds", "3"]
     code, out, err = compare(tmp_path, capsys, *arguments)
     assert code == 0 and err.count("done, about") == 6 and "pooled: 2 problems" in out
-    assert "0 is the best known loss, 1 the median of random" in out and "[95% bootstrap interval]" in out
+    assert "mean normalised regret [95% bootstrap interval]: 0 the best known loss, 1 the median of random" in out
     path = tmp_path / "random.csv"
     whole, before = path.read_text(), compare_searchers.read_runs(tmp_path, "random")
     assert len(list(csv.DictReader(whole.splitlines()))) == 6 * 12
