@@ -9,35 +9,36 @@ trial, the same for every searcher. Rows go to RESULTS/<searcher>.csv as runs en
 can share the work of different searchers.
 
 Normalised regret after n ended trials: (lowest true loss so far - optimum) / (median true loss of random configurations
-- optimum), clipped to [0, 1]; "true" means without noise. `chosen`: the same for the true loss of the trial with the
+- optimum), clipped to [0, 1]; "true" means without noise; the optimum is the best known. `chosen`: the same for the true loss of the trial with the
 lowest observed loss, which is what a user takes home. Means: over the seeds of a problem, then over the problems.
 Intervals: 95%, bootstrap over the runs of each problem; differences to the first are paired by problem and seed.
 """
 
-import argparse
-import csv
 import functools
 import hashlib
 import inspect
-import multiprocessing
 import os
 import pathlib
 import sys
-import time
 import zlib
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections import Counter
 
 import numpy as np
 
-from experiments import peers
+from experiments import command, peers
 from experiments.problems import PROBLEMS
 from experiments.simulated import simulate
+from hpo.searchers import SEARCHERS
 from hpo.space import sample
 from run import find_searcher, positive_int
 
-COLUMNS = ["searcher", "version", "problem", "seed", "workers", "trials", "trial", "best", "chosen", "suggest_seconds"]
-COLUMNS += ["origin", "status"]
-KEY = COLUMNS[:6]
+COLUMNS = {"searcher": str, "version": str, "problem": str, "seed": int, "workers": int, "trials": int, "trial": int}
+KEY = list(COLUMNS)[:6]
+COLUMNS |= {"best": float, "chosen": float, "suggest_seconds": float, "origin": str, "status": str}
+LEGEND = (
+    "\nmean normalised regret [95% bootstrap interval]: 0 the best known loss, 1 the median of random configurations; "
+    "chosen: of the trial with the lowest noisy loss; rank: 1 the best"
+)
 AT = (20, 40, 60)  # numbers of trials in the table
 N_TYPICAL = 300  # random configurations whose median loss counts as regret 1
 GROUPS = ("analytic", "hpo", "real")
@@ -65,10 +66,11 @@ def run(name, version, problem_name, seed, n_workers, n_trials):
         seconds = rng.lognormal(0, 0.5)  # drawn first: the same for every searcher
         yield seconds, {"loss": problem.evaluate(config, rng)}
 
-    searcher = searcher_class(name)(problem.space, seed=seed)
-    settings = {"n_workers": n_workers, "n_trials": n_trials, "start": getattr(searcher, "start", None)}
     noise_seed = zlib.crc32(problem_name.encode()) + seed
-    trials = simulate(searcher, problem.space, objective, noise_seed, **settings)
+    with command.blaming(f"{name} on {problem_name}, seed {seed}"):
+        searcher = searcher_class(name)(problem.space, seed=seed)
+        settings = {"n_workers": n_workers, "n_trials": n_trials, "start": getattr(searcher, "start", None)}
+        trials = simulate(searcher, problem.space, objective, noise_seed, **settings)
     rows, best, chosen, lowest = [], np.inf, np.inf, np.inf
     for n, trial in enumerate(sorted(trials, key=lambda trial: trial.ended), 1):
         if trial.status == "done":
@@ -87,55 +89,24 @@ def results_file(folder, name):
 
 def read_runs(folder, name):
     """{key: rows} of the complete runs in a searcher's file; a run cut off in the middle of its rows is left out."""
-    path, runs = results_file(folder, name), {}
-    if path.exists():
-        with open(path, newline="") as file:
-            for row in csv.DictReader(file):
-                if row["status"]:
-                    runs.setdefault(tuple(row[column] for column in KEY), {})[row["trial"]] = row
-    return {key: list(rows.values()) for key, rows in runs.items() if len(rows) == int(key[-1])}
-
-
-def append(folder, name, rows):
-    """One write for the rows of a run."""
-    path = results_file(folder, name)
-    torn = path.exists() and not path.read_bytes().endswith(b"\n")
-    with open(path, "a", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if file.tell() == 0:
-            writer.writerow(COLUMNS)
-        elif torn:
-            file.write("\n")
-        writer.writerows(rows)
+    runs = {}
+    for row in command.read_rows(results_file(folder, name), COLUMNS):
+        runs.setdefault(tuple(row[column] for column in KEY), {})[row["trial"]] = row
+    return {key: list(rows.values()) for key, rows in runs.items() if len(rows) == key[-1]}
 
 
 def run_missing(tasks, folder, n_processes):
-    """Runs what has no rows yet, printing progress. tasks: (name, version, problem, seed, workers, trials)."""
-    have = {key for name in {task[0] for task in tasks} for key in read_runs(folder, name)}
-    tasks = [task for task in tasks if tuple(map(str, task)) not in have]
-    started, told = time.time(), 0.0
-    # the children inherit these: one thread each, or the processes fight for the cores
-    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
-    with ProcessPoolExecutor(n_processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(run, *task): task for task in tasks}
-        try:
-            for n, future in enumerate(as_completed(futures), 1):
-                name, _, problem, seed, *_ = futures[future]
-                try:
-                    append(folder, name, future.result())
-                except Exception as error:  # a peer may fail on a problem; the comparison goes on, and says so
-                    print(
-                        f"{name} on {problem}, seed {seed}: {type(error).__name__}: {error}",
-                        file=sys.stderr,
-                        flush=True,
-                    )
-                if time.time() - told > 5 or n == len(tasks):
-                    told, left = time.time(), (time.time() - started) / n * (len(tasks) - n)
-                    last = f"{name} on {problem}, seed {seed}"
-                    print(f"{n}/{len(tasks)} runs, about {left / 60:.0f} min left; last: {last}", flush=True)
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    """Runs what has no rows yet; {searcher: number of its runs that failed}. tasks: (*KEY) of each run."""
+    have, failed = {key for name in {task[0] for task in tasks} for key in read_runs(folder, name)}, Counter()
+    with command.in_processes(run, {task: task for task in tasks if task not in have}, n_processes) as ended:
+        for task, future in ended:
+            try:
+                command.append_rows(results_file(folder, task[0]), COLUMNS, future.result())
+            except command.Failed as error:  # a peer may fail on a problem; the comparison goes on, and says so
+                if not failed[task[0]]:
+                    print(error, file=sys.stderr, flush=True)
+                failed[task[0]] += 1
+    return failed
 
 
 # ---- The table -------------------------------------------------------------------------------------------------------
@@ -148,7 +119,7 @@ def typical_loss(problem_name):
 
 def regrets(rows, problem_name, column):
     """Normalised regret (n_trials,) after each ended trial."""
-    losses = np.array([float(row[column]) for row in sorted(rows, key=lambda row: int(row["trial"]))])
+    losses = np.array([row[column] for row in sorted(rows, key=lambda row: row["trial"])])
     optimum = PROBLEMS[problem_name].optimum
     return np.clip((losses - optimum) / (typical_loss(problem_name) - optimum), 0, 1)
 
@@ -158,9 +129,9 @@ def load(folder, tasks, column="best"):
     curves, seconds = {}, {}
     for name in dict.fromkeys(task[0] for task in tasks):
         runs = read_runs(folder, name)
-        mine = [(task, runs[key]) for task in tasks if task[0] == name and (key := tuple(map(str, task))) in runs]
+        mine = [(task, runs[task]) for task in tasks if task[0] == name and task in runs]
         curves[name] = {(task[2], task[3]): regrets(rows, task[2], column) for task, rows in mine}
-        seconds[name] = [float(row["suggest_seconds"]) for _, rows in mine for row in rows if row["origin"] != "start"]
+        seconds[name] = [row["suggest_seconds"] for _, rows in mine for row in rows if row["origin"] != "start"]
     return curves, seconds
 
 
@@ -223,6 +194,8 @@ def report(folder, tasks, workers):
     """Prints the tables, pooled and by group, and saves the plot."""
     curves, seconds = load(folder, tasks)
     chosen, _ = load(folder, tasks, "chosen")
+    if without := [name for name, runs in curves.items() if not runs]:
+        print(f"no runs yet: {', '.join(without)}")
     curves = {name: runs for name, runs in curves.items() if runs}
     problems = [{problem for problem, _ in runs} for runs in curves.values()]
     common = set.intersection(*problems) if problems else set()
@@ -237,6 +210,7 @@ def report(folder, tasks, workers):
         if all(part.values()):
             title = f"{group}: {len({problem for runs in part.values() for problem, _ in runs})} problems, {workers}"
             print("", *table(part, chosen, seconds, title), sep="\n")
+    print(LEGEND)
     try:
         plot(curves, folder / "regret.png")
         print(f"\nplot: {folder / 'regret.png'}")
@@ -279,9 +253,7 @@ def in_group(curves, group):
 
 # ---- Command line ----------------------------------------------------------------------------------------------------
 def parse(arguments=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command.parser("compare_searchers", __doc__)
     add = parser.add_argument
     add(
         "--searcher",
@@ -291,7 +263,7 @@ def parse(arguments=None):
     )
     add("--half", choices=["tune", "report", "all"], default="tune", help="default tune: report is for the last word")
     add("--group", action="append", choices=GROUPS, help="default: all three")
-    add("--problems", nargs="+", metavar="NAME", help="these alone, whatever their half and group")
+    add("--problems", nargs="+", choices=PROBLEMS, metavar="NAME", help="these alone, whatever their half and group")
     add("--seeds", type=positive_int, default=10)
     add("--trials", type=positive_int, default=60)
     add("--workers", type=positive_int, default=4, help="simulated; default 4")
@@ -307,14 +279,12 @@ def parse(arguments=None):
     args = parser.parse_args(arguments)
     args.workers = 1 if args.sequential else args.workers
     args.seeds = min(args.seeds, 4) if args.quick else args.seeds
-    if unknown := set(args.problems or []) - set(PROBLEMS):
-        parser.error(f"no problem {', '.join(sorted(unknown))}; there are {', '.join(PROBLEMS)}")
     args.problems = args.problems or [
         name
         for name, problem in PROBLEMS.items()
         if args.half in ("all", problem.half) and (not args.group or problem.group in args.group)
     ]
-    return args
+    return parser, args
 
 
 def recorded_version(folder, name):
@@ -324,29 +294,25 @@ def recorded_version(folder, name):
 
 
 def main(arguments=None):
-    args = parse(arguments)
-    from hpo.searchers import SEARCHERS
-
-    names = args.searcher or [*reversed(SEARCHERS), *peers.PEERS]
+    parser, args = parse(arguments)
+    names = list(dict.fromkeys(args.searcher or [*reversed(SEARCHERS), *peers.PEERS]))
     missing = {name: why for name in names if name in peers.PEERS and (why := peers.missing(name))}
-    versions = {name: recorded_version(args.results, name) if name in missing else version(name) for name in names}
+    with command.checking(parser):
+        command.check_results(args.results)
+        recorded = {name: recorded_version(args.results, name) for name in names}
+        versions = recorded | {name: version(name) for name in names if name not in missing}
     for name, why in missing.items():
         print(why + (": its recorded results are shown" if versions[name] else ""), file=sys.stderr)
     settings = (args.workers, args.trials)
     tasks = [(n, versions[n], p, s, *settings) for s in range(args.seeds) for p in args.problems for n in names]
     args.results.mkdir(parents=True, exist_ok=True)
-    try:
-        if not args.table:
-            run_missing([task for task in tasks if task[0] not in missing], args.results, args.processes)
-    except KeyboardInterrupt:
-        print("interrupted: the same command continues; --table shows what there is", file=sys.stderr)
-        return
+    todo = [task for task in tasks if task[0] not in missing and not args.table]
+    failed = run_missing(todo, args.results, args.processes)
     report(args.results, tasks, f"{args.workers} workers" if args.workers > 1 else "sequential")
+    for name, n in failed.items():
+        print(f"{name} failed in {n} of its {len(tasks) // len(names)} runs, first as above", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:  # a searcher that is not there, say
-        print(f"compare_searchers: {error}", file=sys.stderr)
-        sys.exit(2)
+    command.run("compare_searchers", "runs that had ended are kept: the same command continues, --table shows them")

@@ -20,11 +20,11 @@ from a forest of their own in the same way.
 import csv
 import json
 import pathlib
-import sys
 from dataclasses import dataclass
 
 import numpy as np
 
+from experiments import command
 from hpo.results import ResultsError, load, load_run, report_column
 from hpo.space import config_key, domains, encode, space_from_json, space_to_json
 
@@ -59,6 +59,13 @@ class Recording:
     def sign(self):
         return -1.0 if self.mode == "max" else 1.0
 
+    @property
+    def about(self):
+        """How many curves there are, in a line that says so when most of them were cut off."""
+        n, n_whole = len(self.curves), sum(curve.epochs[-1] == self.max_epochs for curve in self.curves)
+        guessed = " alone: the ends of most are guessed, record more with --stopping none" if 2 * n_whole < n else ""
+        return f"{n} recorded curves, {n_whole} of them to epoch {self.max_epochs}{guessed}"
+
 
 def read(paths):
     """Recording of all the folders of runs and packed files; ValueError when one is no such thing, or another problem."""
@@ -72,6 +79,8 @@ def read(paths):
                 )
         if domains(other.space) != domains(first.space):
             raise ValueError(f"{path}: its space differs from that of {paths[0]}; give runs of one problem")
+        if not other.curves:
+            raise ValueError(f"{path}: no trial has reported {other.metric}; there is nothing to replay")
     machines = dict.fromkeys(other.machine for other in recordings)
     curves = [curve for other in recordings for curve in other.curves]
     return Recording(first.space, first.metric, first.mode, first.max_epochs, curves, "; ".join(machines))
@@ -79,26 +88,31 @@ def read(paths):
 
 def read_folder(folder):
     """Recording of a run's folder."""
-    run, trials = load_run(folder), {trial.id: trial for trial in load(folder)}
-    arguments = run.get("arguments", {})
+    run, trials = load_run(folder), load(folder)
+    arguments, machine = run.get("arguments", {}), run.get("machine", {})
     max_epochs = run["space"].get(arguments.get("epochs_name", "epochs"))
     if type(max_epochs) is not int:
         raise ResultsError(f"{folder}: its space has no constant that is the last epoch; nothing to replay")
-    times = {i: {} for i in trials}
-    with open(folder / "reports.csv", newline="", encoding="utf-8") as file:
+    words = f"{machine.get('processor')}, {machine.get('cores')} cores, {arguments.get('workers')} workers"
+    return Recording(run["space"], run["metric"], run["mode"], max_epochs, timed_curves(folder, run, trials), words)
+
+
+def timed_curves(folder, run, trials):
+    """The Curve of each trial of a run that has a value, with the times of its reports."""
+    times = [{} for _ in trials]
+    with open(pathlib.Path(folder) / "reports.csv", newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             i = int(row["trial"])
             if int(row["attempt"]) == trials[i].attempt and row[report_column(run["metric"])]:
                 times[i][int(row["epoch"])] = float(row["time"])
     curves = []
-    for trial in trials.values():
-        losses = dict(trial.curve)
-        if trial.status != "failed" and losses:
+    for trial in trials:
+        if trial.value is not None:
+            losses = dict(trial.curve)
             epochs = np.array(sorted(losses))
             seconds = np.diff([trial.started, *(times[trial.id][epoch] for epoch in epochs)])
             curves.append(Curve(trial.config, epochs, np.array([losses[epoch] for epoch in epochs]), seconds))
-    machine = f"{run['machine']['processor']}, {run['machine']['cores']} cores, {arguments.get('workers')} workers"
-    return Recording(run["space"], run["metric"], run["mode"], max_epochs, curves, machine)
+    return curves
 
 
 def read_packed(path):
@@ -251,7 +265,7 @@ def complete(Z, ends):
     """Z (n, E) whose rows, known up to epoch ends[i], go on in parallel to the most similar row that was recorded whole."""
     whole = Z[ends == Z.shape[1]]
     if not len(whole):
-        raise ValueError(f"no curve was recorded to epoch {Z.shape[1]}; record some with --stopping none")
+        raise ValueError(f"too few curves were recorded to epoch {Z.shape[1]}; record more with --stopping none")
     Z = Z.copy()
     for i in np.flatnonzero(ends < Z.shape[1]):
         n = ends[i]
@@ -323,22 +337,18 @@ def quality(recording, n_folds=5):
 
 
 def main(arguments=None):
-    *sources, target = (sys.argv[1:] if arguments is None else arguments) or [""]
-    if not sources or not target.endswith(".jsonl"):
-        print("usage: python -m experiments.curves results/DIR ... experiments/runs/NAME.jsonl", file=sys.stderr)
-        return 2
-    try:
-        recording = read(sources)
-    except ValueError as error:
-        print(f"experiments.curves: error: {error}", file=sys.stderr)
-        return 2
-    pack(recording, pathlib.Path(target))
+    parser = command.parser("curves", __doc__)
+    parser.add_argument("sources", nargs="+", metavar="DIR", help="runs' folders, or packed files")
+    parser.add_argument("target", type=pathlib.Path, metavar="NAME.jsonl", help="the packed file, written anew")
+    args = parser.parse_args(arguments)
+    with command.checking(parser):
+        if args.target.suffix != ".jsonl":
+            raise ValueError(f"{args.target}: expected the file to write last, NAME.jsonl")
+        recording = read(args.sources)
+    pack(recording, args.target)
     n_epochs = sum(len(curve.epochs) for curve in recording.curves)
-    print(
-        f"{target}: {len(recording.curves)} curves, {n_epochs} epochs, {pathlib.Path(target).stat().st_size / 1024:.0f} kB"
-    )
-    return 0
+    print(f"{args.target}: {recording.about}; {n_epochs} epochs, {args.target.stat().st_size / 1024:.0f} kB")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run("curves")

@@ -10,52 +10,57 @@ same machine while the searcher's file is as it was.
 import argparse
 import math
 import os
-import sys
+import pathlib
 
 # as run.py does: the order in which threads add numbers up would show in the last digits
 os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
 
 import numpy as np
 
+from experiments import command
+from experiments.simulated import MemoryResults, SimulatedBackend, SimulatedTuner
 from hpo.results import ResultsError, load, load_before, load_run
+from hpo.searchers import GPSearch, Model
 from hpo.space import domains, encode, snap
-from run import find_searcher, last_epoch
+from run import earlier_arguments, find_searcher, last_epoch
 
 N_NEAREST = 5
 
 
-def make_searcher(run):
-    """The searcher of a run, from its run.json."""
-    arguments = run["arguments"]
-    max_epochs = last_epoch(run["space"], arguments["epochs_name"])
-    return find_searcher(arguments["searcher"])(run["space"], arguments["seed"], max_epochs)
-
-
-def recompute(folder, trial_ids=None):
-    """Yields (trial as recorded, (config, origin) as recomputed) for the suggestions of a run, served ones left out."""
+def recipe(folder):
+    """(run, arguments, searcher's class) of a run's folder."""
     run = load_run(folder)
-    for trial in load(folder):
-        if trial.origin != "start" and (trial_ids is None or trial.id in trial_ids):
-            yield trial, make_searcher(run).suggest(load_before(folder, trial.id))
+    if "searcher" not in run.get("arguments", {}):
+        raise ResultsError(f"{folder}/run.json: arguments: expected those of run.py, searcher and seed among them")
+    args = earlier_arguments(argparse.Namespace(run=run, folder=pathlib.Path(folder)))
+    return run, args, find_searcher(args.searcher)
+
+
+def recompute(trial_id, before, run, args, searcher_class):
+    """(searcher, (config, origin) that it suggests, as the tuner takes it) for a trial before which there were others."""
+    with command.blaming(f"trial {trial_id}, {args.searcher}"):
+        searcher = searcher_class(run["space"], args.seed, last_epoch(run["space"], args.epochs_name))
+        tuner = SimulatedTuner(run["space"], searcher, SimulatedBackend(None), MemoryResults(), start=[], trials=before)
+        return searcher, tuner._suggest()
 
 
 def check_all(folder):
-    """Prints the suggestions that differ; returns their number."""
-    n, different = 0, 0
-    for trial, suggestion in recompute(folder):
-        n += 1
+    """Prints the suggestions that differ, served ones left out; returns their number."""
+    found, trials = recipe(folder), [trial for trial in load(folder) if trial.origin != "start"]
+    n_different = 0
+    for trial in trials:
+        _, suggestion = recompute(trial.id, load_before(folder, trial.id), *found)
         if suggestion != (trial.config, trial.origin):
-            different += 1
+            n_different += 1
             print(f"trial {trial.id}: recorded {trial.config} ({trial.origin}), recomputed {suggestion}")
-    print(f"{n - different} of {n} suggestions are recomputed equal")
-    return different
+    print(f"{len(trials) - n_different} of {len(trials)} suggestions are recomputed equal")
+    return n_different
 
 
 def explain(folder, trial_id):
-    """Prints why a trial has its configuration."""
-    run = load_run(folder)
-    searcher, before = make_searcher(run), load_before(folder, trial_id)
-    trial = load(folder)[trial_id]
+    """Prints why a trial has its configuration; returns whether it is recomputed equal."""
+    run, args, searcher_class = recipe(folder)
+    before, trial = load_before(folder, trial_id), load(folder)[trial_id]
     print(f"trial {trial.id}, origin {trial.origin}:")
     for name in domains(run["space"]):
         print(f"  {name:<24}{trial.config[name]}")
@@ -63,16 +68,18 @@ def explain(folder, trial_id):
     print(f"seen: {', '.join(f'{n} {status}' for status, n in counts.items()) or 'nothing'}")
     if trial.origin == "start":
         print("a start configuration: no searcher was asked")
-        return
-    same = searcher.suggest(before) == (trial.config, trial.origin)
+        return True
+    searcher, suggestion = recompute(trial_id, before, run, args, searcher_class)
+    same = suggestion == (trial.config, trial.origin)
     print("recomputed: equal" if same else "recomputed: DIFFERENT; the searcher's file or the machine has changed")
-    model = (
-        searcher.model(before, np.random.default_rng([searcher.seed, trial_id])) if trial.origin == "model" else None
-    )
-    if model is None:
-        print("no model was asked")
-        return
-    show_model(run, searcher, model, before, trial)
+    model = None
+    if isinstance(searcher, GPSearch) and trial.origin == "model":
+        model = searcher.model(before, np.random.default_rng([searcher.seed, trial_id]))
+    if isinstance(model, Model):
+        show_model(run, searcher, model, before, trial)
+    else:
+        print("no model was asked" if isinstance(searcher, GPSearch) else f"{args.searcher} has no model to show")
+    return same
 
 
 def show_model(run, searcher, model, before, trial):
@@ -118,21 +125,14 @@ def shorten(value):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command.parser("explain", __doc__)
     parser.add_argument("folder", metavar="DIR", help="the folder of a run")
     parser.add_argument("trial", type=int, nargs="?", help="default: recompute all suggestions")
     args = parser.parse_args(arguments)
-    try:
-        if args.trial is None:
-            return 1 if check_all(args.folder) else 0
-        explain(args.folder, args.trial)
-    except (ResultsError, ValueError) as error:
-        print(f"explain: {error}", file=sys.stderr)
-        return 2
-    return 0
+    with command.checking(parser):
+        is_equal = not check_all(args.folder) if args.trial is None else explain(args.folder, args.trial)
+    return 0 if is_equal else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run("explain")

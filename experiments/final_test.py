@@ -4,33 +4,32 @@
 
 The best of hundreds of noisy maxima is lucky. So the run's three best configurations are trained again with new seeds on
 the 50,000 images; the highest mean validation accuracy picks configuration and epoch; that is trained on all 60,000 with
-each seed, and each network measured once on the 10,000 test images. DIR/final_test.csv has every accuracy (what is there is
-not trained again, and the test images not looked at twice), DIR/best.pt the first seed's network, not the luckiest:
+each seed, and each network measured once on the 10,000 test images. DIR/final_test.csv has every accuracy: what is there is
+not trained again, so an interrupted call can go on; and what is to be measured is noted there as NaN before the first
+measurement, so that a run's folder has one final test, whatever a second call asks for. DIR/best.pt is the first seed's
+network, not the luckiest:
 
     saved = torch.load("results/DIR/best.pt", weights_only=True)
     model = train.mlp_fashion_mnist.build(saved["config"]); model.load_state_dict(saved["weights"])
 """
 
-import argparse
-import csv
 import math
-import multiprocessing
-import os
 import pathlib
-import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
-from hpo.objective import THREAD_VARIABLES, set_generators
+from experiments import command
+from hpo.objective import set_generators
 from hpo.results import load, load_run
 from hpo.space import config_key, domains
 from hpo.trial import n_threads
+from run import positive_int
 from train import fashion_mnist
 from train.mlp_fashion_mnist import N_TRAIN, Adam, build, config_space, train, validate
 
-COLUMNS = ["part", "trial", "seed", "epoch", "accuracy"]
+COLUMNS = {"part": str, "trial": int, "seed": int, "epoch": int, "accuracy": float}
 SEED = 1_000_000  # the first of the new seeds: trials' own are hashes of theirs
 
 
@@ -63,114 +62,125 @@ def best_trials(trials, n):
     return list(found.values())[:n]
 
 
-def recorded(path):
-    """{(part, trial, seed): {epoch: accuracy}} of what an earlier call has written."""
+def recorded(path, part):
+    """{(trial, seed): {epoch: accuracy}} of what an earlier call has written."""
     found = {}
-    if path.exists():
-        with open(path, newline="") as file:
-            for row in csv.DictReader(file):
-                key = row["part"], int(row["trial"]), int(row["seed"])
-                found.setdefault(key, {})[int(row["epoch"])] = float(row["accuracy"])
+    for row in command.read_rows(path, COLUMNS):
+        if row["part"] == part:
+            found.setdefault((row["trial"], row["seed"]), {})[row["epoch"]] = row["accuracy"]
     return found
 
 
 def train_missing(part, jobs, path, workers, save=None):
     """{(trial, seed): [accuracies]}; jobs: {(trial, seed): (config, epochs)}. Rows are written as trainings end."""
-    on_all = part == "test"
-    have = recorded(path)
-    wanted = {key: [n] if on_all else list(range(1, n + 1)) for key, (_, n) in jobs.items()}  # epochs in the file
-    found = {
-        key: [have[part, *key][e] for e in at]
-        for key, at in wanted.items()
-        if set(at) <= set(have.get((part, *key), ()))
+    on_all, have, threads = part == "test", recorded(path, part), n_threads(workers)
+    epochs = {key: [n] if on_all else range(1, n + 1) for key, (_, n) in jobs.items()}  # in the file
+    found = {key: [have.get(key, {}).get(epoch, math.nan) for epoch in at] for key, at in epochs.items()}
+    calls = {
+        key: (config, SEED + key[1], threads, n, on_all)
+        for key, (config, n) in jobs.items()
+        if np.isnan(found[key]).any()
     }
-    threads = n_threads(workers)
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))  # the children inherit them
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        todo = {key: job for key, job in jobs.items() if key not in found}
-        futures = {
-            pool.submit(fit, config, SEED + key[1], threads, n, on_all): key for key, (config, n) in todo.items()
-        }
-        for i, future in enumerate(as_completed(futures), 1):
-            trial, seed = futures[future]
-            accuracies, weights = future.result()
-            found[trial, seed] = accuracies
+    with command.in_processes(fit, calls, workers, threads) as ended:
+        for (trial, seed), future in ended:
+            found[trial, seed], weights = future.result()
             if save and seed == 0:
                 save(weights)
-            is_new = not path.exists()
-            with open(path, "a", newline="") as file:
-                rows = [[part, trial, seed, e, a] for e, a in zip(wanted[trial, seed], accuracies)]
-                csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows] if is_new else rows)
-            print(f"{part}: {i}/{len(todo)}, trial {trial}, seed {seed}: {max(accuracies):.4f}", flush=True)
+            rows = [[part, trial, seed, *of_epoch] for of_epoch in zip(epochs[trial, seed], found[trial, seed])]
+            command.append_rows(path, COLUMNS, rows)
+            print(f"{part}: trial {trial}, seed {seed}: {max(found[trial, seed]):.4f}", flush=True)
     return found
 
 
-def final_test(folder, n_best, n_seeds, n_epochs, workers):
-    run, trials = load_run(folder), best_trials(load(folder), n_best)
-    if set(domains(run["space"])) - set(domains(config_space)) or "dataset" not in run["space"]:
-        raise ValueError(
-            f"{folder}: expected a run of train/mlp_fashion_mnist.py, got {run['arguments'].get('objective')}"
-        )
-    if not trials:
-        raise ValueError(f"{folder}: no trial has a value; there is nothing to test")
-    fashion_mnist.prepare(run["space"]["dataset"], run["space"]["dataset_path"])
-    n_epochs = n_epochs or run["space"]["epochs"]
-    path = pathlib.Path(folder) / "final_test.csv"
-
-    jobs = {(trial.id, seed): (trial.config, n_epochs) for trial in trials for seed in range(n_seeds)}
-    found = train_missing("validation", jobs, path, workers)
+def choose(run, trials, path, args):
+    """(trial, epoch) with the highest mean validation accuracy over new seeds."""
+    trials = best_trials(trials, args.best)
+    n_epochs = args.epochs or run["space"]["epochs"]
+    jobs = {(trial.id, seed): (trial.config, n_epochs) for trial in trials for seed in range(args.seeds)}
+    found = train_missing("validation", jobs, path, args.workers)
     print("\nvalidation accuracy: in the run, then mean and standard deviation over new seeds at the best epoch")
     means = {}
     for trial in trials:
-        table = np.array([found[trial.id, seed] for seed in range(n_seeds)])  # (seeds, epochs)
+        table = np.array([found[trial.id, seed] for seed in range(args.seeds)])  # (seeds, epochs)
         epoch = int(table.mean(0).argmax())
         means[trial.id] = table[:, epoch].mean(), epoch + 1
-        spread = table[:, epoch].std(ddof=min(1, n_seeds - 1))
+        spread = table[:, epoch].std(ddof=min(1, args.seeds - 1))
         print(
             f"trial {trial.id:4d}: {-trial.value:.4f}   {means[trial.id][0]:.4f} +- {spread:.4f} at epoch {epoch + 1}"
         )
-    chosen = max(trials, key=lambda trial: means[trial.id][0])
-    epoch = means[chosen.id][1]
-    print(f"\ntrial {chosen.id} is trained on all 60,000 images for {epoch} epochs")
+    chosen = max(means, key=lambda i: means[i][0])
+    return chosen, means[chosen][1]
 
-    def save(weights):
-        about = {"config": chosen.config, "epochs": epoch, "seed": SEED, "weights": weights}
-        torch.save(about, pathlib.Path(folder) / "best.pt")
 
-    jobs = {(chosen.id, seed): (chosen.config, epoch) for seed in range(n_seeds)}
-    found = train_missing("test", jobs, path, workers, save)
-    accuracies = np.array([accuracy for (accuracy,) in found.values()])
-    mean, spread = accuracies.mean(), accuracies.std(ddof=min(1, n_seeds - 1))
+def summary(accuracies):
+    mean, spread = np.mean(accuracies), np.std(accuracies, ddof=min(1, len(accuracies) - 1))
     sampling = math.sqrt(mean * (1 - mean) / 10_000)  # binomial: what another 10,000 images would change
-    if run["space"]["dataset"] == "synthetic":
-        print("STAND-IN DATA: these are generated images, not FashionMNIST")
-    print(
-        f"test accuracy {mean:.4f} +- {spread:.4f} over {n_seeds} seeds (and +- {sampling:.4f} for the choice of images)"
-    )
-    print(
-        f"each: {', '.join(f'{accuracy:.4f}' for accuracy in sorted(accuracies))}; {path}, {path.with_name('best.pt')}"
-    )
+    about = f"over {len(accuracies)} seeds (and +- {sampling:.4f} for the choice of images)"
+    return f"test accuracy {mean:.4f} +- {spread:.4f} {about}"
+
+
+def examine(folder):
+    """(run, trials, {(trial, seed): epoch} of a test that has begun, lock); ValueError when there can be none, or no other."""
+    run, lock, path = load_run(folder), FileLock(folder / ".lock", timeout=0), folder / "final_test.csv"
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(f"{folder}: a run or another final test is using it; wait for its end") from None
+    trials = load(folder)
+    needed = {*domains(config_space), "epochs", "dataset", "dataset_path"}
+    if set(domains(run["space"])) - set(domains(config_space)) or needed - set(run["space"]):
+        objective = run.get("arguments", {}).get("objective")
+        raise ValueError(f"{folder}: expected a run of train/mlp_fashion_mnist.py, got {objective}")
+    if not best_trials(trials, 1):
+        raise ValueError(f"{folder}: no trial has a value; there is nothing to test")
+    tests = recorded(path, "test")
+    begun = {key: epoch for key, of_epoch in tests.items() for epoch in of_epoch}
+    for trial, _ in begun:
+        if not 0 <= trial < len(trials):
+            raise ValueError(f"{path}, column trial: expected one of the {len(trials)} of the run, got {trial}")
+    accuracies = [tests[key][epoch] for key, epoch in begun.items()]
+    if begun and not np.isnan(accuracies).any():
+        raise ValueError(
+            f"{path}: the test images have been measured, trial {trial} at epoch {max(begun.values())}: "
+            f"{summary(accuracies)}; a second look would tune on them: for another test, tune into another folder"
+        )
+    fashion_mnist.prepare(run["space"]["dataset"], run["space"]["dataset_path"])
+    return run, trials, begun, lock
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command.parser("final_test", __doc__)
     add = parser.add_argument
-    add("folder", metavar="DIR", help="the folder of a finished run")
-    add("--best", type=int, default=3, help="how many configurations; default 3")
-    add("--seeds", type=int, default=5)
-    add("--epochs", type=int, help="default: those of the run")
-    add("--workers", type=int, default=4)
+    add("folder", metavar="DIR", type=pathlib.Path, help="the folder of a finished run")
+    add("--best", type=positive_int, default=3, help="how many configurations; default 3")
+    add("--seeds", type=positive_int, default=5)
+    add("--epochs", type=positive_int, help="default: those of the run")
+    add("--workers", type=positive_int, default=4)
     args = parser.parse_args(arguments)
-    for name in ("best", "seeds", "workers"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name}: expected an integer >= 1, got {getattr(args, name)}")
-    try:
-        final_test(args.folder, args.best, args.seeds, args.epochs, args.workers)
-    except ValueError as error:
-        parser.exit(2, f"experiments.final_test: error: {error}\n")
+    path = args.folder / "final_test.csv"
+    with command.checking(parser):
+        run, trials, begun, _lock = examine(args.folder)  # two at once would look twice
+    if begun:
+        print("the test has begun: it goes on as chosen then, whatever --best, --seeds and --epochs are now")
+    else:
+        trial, epoch = choose(run, trials, path, args)
+        begun = {(trial, seed): epoch for seed in range(args.seeds)}
+        command.append_rows(path, COLUMNS, [["test", *key, epoch, math.nan] for key in begun])
+    (trial, _), epoch = next(iter(begun.items()))
+    print(f"\ntrial {trial} is trained on all 60,000 images for {epoch} epochs, with {len(begun)} seeds")
+    config = trials[trial].config
+
+    def save(weights):
+        torch.save({"config": config, "epochs": epoch, "seed": SEED, "weights": weights}, args.folder / "best.pt")
+
+    found = train_missing("test", {key: (config, epoch) for key in begun}, path, args.workers, save)
+    accuracies = [accuracy for (accuracy,) in found.values()]
+    if run["space"]["dataset"] == "synthetic":
+        print("STAND-IN DATA: these are generated images, not FashionMNIST")
+    print(summary(accuracies))
+    each = ", ".join(f"{accuracy:.4f}" for accuracy in sorted(accuracies))
+    print(f"each: {each}; {path}, {args.folder / 'best.pt'}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run("final_test", "trainings that had ended are in final_test.csv: the same command goes on")

@@ -17,12 +17,14 @@ import sys
 import tempfile
 import time
 
+from experiments import command
 from hpo.objective import describe
 from hpo.results import Results
 from hpo.searchers import RandomSearch
 from hpo.status import Status
 from hpo.trial import LocalBackend, warm_up
 from hpo.tuner import Tuner
+from run import natural
 
 OBJECTIVE = """
 import time
@@ -146,8 +148,8 @@ def many_reports(seconds):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trials", type=int, default=10_000, help="of the first part; 0 leaves it out")
+    parser = command.parser("load", __doc__)
+    parser.add_argument("--trials", type=natural, default=10_000, help="of the first part; 0 leaves it out")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each run of the other parts; 0 leaves them out")
     args = parser.parse_args()
     if args.trials:
@@ -158,4 +160,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    command.run("load")

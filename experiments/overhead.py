@@ -5,15 +5,16 @@
 Prints the rate, and where the time of a trial goes: from its start to the objective, in the objective, to its end.
 """
 
-import argparse
 import pathlib
 import tempfile
 
+from experiments import command
 from hpo.objective import describe
 from hpo.results import Results
 from hpo.searchers import RandomSearch
 from hpo.trial import LocalBackend, warm_up
 from hpo.tuner import Tuner
+from run import positive_int
 
 OBJECTIVE = """
 import torch
@@ -29,9 +30,9 @@ def objective(config):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--trials", type=int, default=300)
+    parser = command.parser("overhead", __doc__)
+    parser.add_argument("--workers", type=positive_int, default=4)
+    parser.add_argument("--trials", type=positive_int, default=300)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "report_once.py"
@@ -57,4 +58,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    command.run("overhead")

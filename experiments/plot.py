@@ -4,11 +4,11 @@ python -m experiments.plot results/DIR [PICTURE.png]      default results/DIR/ru
 """
 
 import pathlib
-import sys
 
 import numpy as np
 
-from experiments.curves import read_folder
+from experiments import command
+from experiments.curves import timed_curves
 from hpo.results import load, load_run
 
 COLOURS = {"done": "tab:green", "stopped": "tab:orange", "timeout": "tab:purple", "running": "tab:blue"}
@@ -20,14 +20,15 @@ def plot(folder, path):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    run, trials = load_run(folder), [trial for trial in load(folder) if trial.value is not None]
+    run, trials = load_run(folder), load(folder)
+    curves, trials = timed_curves(folder, run, trials), [trial for trial in trials if trial.value is not None]
     if not trials:
         raise ValueError(f"{folder}: no trial has reported {run['metric']} yet; there is nothing to draw")
     sign = -1.0 if run["mode"] == "max" else 1.0
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), sharey=True)
     reports = sorted(
         (t.started + seconds, loss)
-        for t, curve in zip(trials, read_folder(pathlib.Path(folder)).curves)
+        for t, curve in zip(trials, curves)
         for seconds, loss in zip(curve.seconds.cumsum(), curve.losses)
     )
     times, losses = np.array(reports).T
@@ -40,7 +41,8 @@ def plot(folder, path):
             left.plot(np.array(ended) / 60, values, ".", color=colour, label=f"{len(these)} {status}")
     for trial in trials:
         epochs, losses = np.array(trial.curve).T
-        right.plot(epochs, sign * losses, color=COLOURS[trial.status], lw=0.7, alpha=0.6)
+        marker = "." if len(epochs) == 1 else ""  # a curve of one point is no line
+        right.plot(epochs, sign * losses, color=COLOURS[trial.status], marker=marker, lw=0.7, alpha=0.6)
     best = min(trials, key=lambda trial: trial.value)
     epochs, losses = np.array(best.curve).T
     right.plot(epochs, sign * losses, color="black", lw=1.2, label=f"trial {best.id}: {sign * best.value:.4f}")
@@ -64,22 +66,20 @@ def plot(folder, path):
 
 
 def main(arguments=None):
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if len(arguments) not in (1, 2) or arguments[0].startswith("-"):
-        print("usage: python -m experiments.plot results/DIR [PICTURE.png]", file=sys.stderr)
-        return 2
-    path = pathlib.Path(arguments[1] if len(arguments) > 1 else pathlib.Path(arguments[0]) / "run.png")
+    parser = command.parser("plot", __doc__)
+    parser.add_argument("folder", metavar="DIR", type=pathlib.Path, help="the folder of a run")
+    parser.add_argument("picture", metavar="PICTURE.png", type=pathlib.Path, nargs="?", help="default DIR/run.png")
+    args = parser.parse_args(arguments)
+    picture = args.picture or args.folder / "run.png"
     try:
-        plot(arguments[0], path)
+        with command.checking(parser):
+            if args.picture and (picture.is_dir() or not picture.suffix or not picture.parent.is_dir()):
+                raise ValueError(f"{picture}: expected the picture to write, such as run.png; one run at a time")
+            plot(args.folder, picture)
     except ImportError:
-        print("experiments.plot needs matplotlib: pip install matplotlib", file=sys.stderr)
-        return 1
-    except (ValueError, OSError) as error:
-        print(f"experiments.plot: error: {error}", file=sys.stderr)
-        return 2
-    print(path)
-    return 0
+        raise command.Failed("the picture needs matplotlib: pip install matplotlib") from None
+    print(picture)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run("plot")

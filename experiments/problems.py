@@ -13,7 +13,6 @@ enumeration). Those of mlp7, out_of_memory5, fashion7 and the two kernel problem
 random configurations, then 20 evolution strategies of 2,000 steps each from the best of them.
 """
 
-import argparse
 import functools
 import math
 import pathlib
@@ -22,6 +21,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from experiments import command
 from hpo.space import (
     choice,
     decode,
@@ -39,6 +39,7 @@ from hpo.space import (
     sample,
     uniform,
 )
+from run import positive_int
 
 TABLES = pathlib.Path(__file__).parent / "tables"
 
@@ -629,10 +630,14 @@ def describe(problem, n=300):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", help="default: all")
-    parser.add_argument("--search", type=int, metavar="N", help="look for losses below the optimum, N random starts")
+    parser = command.parser("problems", __doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="default: all")
+    parser.add_argument(
+        "--search", type=positive_int, metavar="N", help="look for losses below the optimum, N random starts"
+    )
     args = parser.parse_args()
+    if unknown := set(args.names) - set(PROBLEMS):
+        parser.error(f"no problem {', '.join(unknown)}; there are {', '.join(PROBLEMS)}")
     print(f"{'problem':<16}{'group':<9}{'half':<7}dim  optimum  median   noise    fail  kinds of parameters")
     for name in args.names or PROBLEMS:
         print(describe(PROBLEMS[name]), flush=True)
@@ -641,4 +646,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    command.run("problems")

@@ -25,6 +25,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, StandardScaler
 from sklearn.svm import SVC
 
+from experiments import command
 from experiments.problems import FASHION7_SPACE, TABLE_SPACES, TABLES
 from hpo.space import encode, sample
 from train import fashion_mnist
@@ -190,4 +191,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    command.run("record_tables")

@@ -9,20 +9,19 @@ experiments/curves.py; how well it predicts held-out curves is printed first). R
 pairs start alike. "Error" is what was observed, 1 - metric where more is better, the best so far.
 """
 
-import argparse
 import csv
-import multiprocessing
 import os
 import pathlib
 import sys
-import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 
 import numpy as np
 
+from experiments import command
 from experiments.curves import Surrogate, quality, read
 from experiments.simulated import MemoryResults, SimulatedBackend, SimulatedTuner
-from run import eta, find_rule, find_searcher, positive_int
+from hpo.searchers import SEARCHERS
+from hpo.stopping import RULES
+from run import eta, find_rule, find_searcher, positive, positive_int
 
 MINUTES = (10, 20, 30, 60, 90, 180)
 COLUMNS = ["method", "repetition", "seconds", "epochs", "error", "trials"]
@@ -57,12 +56,12 @@ def run(surrogate, method, seed, seconds, n_workers):
     method: (searcher, rule), names as on run.py's command line, or (searcher, rule, options of find_rule).
     """
     searcher, rule, *options = method
-    space, history = surrogate.space, History()
-    searcher = find_searcher(searcher)(space, seed, surrogate.max_epochs)
-    backend = SimulatedBackend(surrogate.objective, seed)
+    space, history, backend = surrogate.space, History(), SimulatedBackend(surrogate.objective, seed)
     settings = {"n_workers": n_workers, "seconds": seconds, "max_epochs": surrogate.max_epochs}
-    tuner = SimulatedTuner(space, searcher, backend, history, rule=find_rule(rule, *options), **settings)
-    tuner.run()
+    with command.blaming(f"{searcher} + {rule}, repetition {seed}"):
+        searcher = find_searcher(searcher)(space, seed, surrogate.max_epochs)
+        tuner = SimulatedTuner(space, searcher, backend, history, rule=find_rule(rule, *options), **settings)
+        tuner.run()
     rows = np.array([*history.rows, history.row(backend.now())])
     rows[:, 2] += surrogate.sign < 0  # from a loss of -accuracy to an error
     return rows
@@ -80,24 +79,22 @@ def _run(*arguments):
     return run(_surrogate, *arguments)
 
 
-def run_all(surrogate, methods, n_repetitions, seconds, n_workers, n_processes):
-    """{method's name: [rows of each repetition]}; methods: {name: (searcher, rule)}. Prints progress."""
-    tasks = [(name, i) for i in range(n_repetitions) for name in methods]
-    found, started, told = {}, time.time(), 0.0
-    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))  # a core each
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(n_processes, context, initializer=_receive, initargs=(surrogate,)) as pool:
-        futures = {pool.submit(_run, methods[name], i, seconds, n_workers): (name, i) for name, i in tasks}
-        try:
-            for n, future in enumerate(as_completed(futures), 1):
-                found[futures[future]] = future.result()
-                if time.time() - told > 5 or n == len(tasks):
-                    told, left = time.time(), (time.time() - started) / n * (len(tasks) - n)
-                    print(f"{n}/{len(tasks)} runs, about {left / 60:.1f} min left", file=sys.stderr, flush=True)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return {name: [found[name, i] for i in range(n_repetitions)] for name in methods}
+def run_all(surrogate, about, methods, args):
+    """({method's name: [rows of each repetition]}, title) of methods {name: (searcher, rule, ...)}; prints and saves them."""
+    keys, seconds = [(name, i) for i in range(args.repetitions) for name in methods], 3600 * args.hours
+    calls = {(name, i): (methods[name], i, seconds, args.workers) for name, i in keys}
+    with command.in_processes(_run, calls, args.processes, initializer=_receive, initargs=(surrogate,)) as ended:
+        found = {key: future.result() for key, future in ended}
+    runs = {name: [found[name, i] for i in range(args.repetitions)] for name in methods}
+    for name, of_method in runs.items():
+        if not any(rows[-1, 1] for rows in of_method):
+            raise command.Failed(f"{name}: no trial reports in {args.hours:g} hours; give more --hours")
+    title = f"error, median [quartiles] of {args.repetitions} replayed runs, {args.workers} workers; {about}"
+    print("", *table(runs, args.hours, title), sep="\n")
+    args.results.mkdir(parents=True, exist_ok=True)
+    save(runs, args.results / "runs.csv")
+    print(f"\n{args.results / 'runs.csv'}")
+    return runs, title
 
 
 # ---- What came out ---------------------------------------------------------------------------------------------------
@@ -171,58 +168,50 @@ def plot(runs, path, hours, title=""):
 
 
 # ---- Command line ----------------------------------------------------------------------------------------------------
-def parser(description, default_results):
-    made = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def parser(name, description):
+    made = command.parser(name, description)
     add = made.add_argument
     add("recordings", nargs="+", metavar="FOLDER", help="runs' folders, or files made by experiments.curves")
-    add("--repetitions", type=int, default=20)
-    add("--hours", type=float, default=3.0, help="simulated; default 3")
-    add("--workers", type=int, default=4, help="simulated; default 4")
-    add("--processes", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
-    add("--results", type=pathlib.Path, default=pathlib.Path(default_results), metavar="DIR")
+    add("--repetitions", type=positive_int, default=20)
+    add("--hours", type=positive, help="simulated; default as much training as was recorded, at most 3")
+    add("--workers", type=positive_int, default=4, help="simulated; default 4")
+    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
+    add("--processes", type=positive_int, default=n_cores)
+    add("--eta", type=eta, default=3, metavar="N", help="as in run.py; default 3")
+    add("--results", type=pathlib.Path, default=pathlib.Path(f"results/{name}"), metavar="DIR")
     return made
 
 
-def prepare(paths, show_quality=True):
-    """(Surrogate, description in a line) of recordings; prints what they are and how good the surrogate is."""
-    recording = read(paths)
+def prepare(args, show_quality=True):
+    """(Surrogate, description in a line) of recordings; prints what they are and how good the surrogate is.
+
+    Sets args.hours where they are not given.
+    """
+    command.check_results(args.results)
+    recording = read(args.recordings)
     surrogate = Surrogate(recording)
-    n_whole = sum(curve.epochs[-1] == recording.max_epochs for curve in recording.curves)
-    about = f"{len(recording.curves)} recorded curves, {n_whole} of them to epoch {recording.max_epochs}"
-    print(f"{about}; {recording.machine}")
+    print(f"{recording.about}; {recording.machine}")
     if show_quality:
         print("\n".join(quality(recording)))
     jitter, spread = np.median(surrogate.residual.std(1)), surrogate.level_sd
     between = f"{spread:.1%} of the error from {surrogate.n_repetitions} repetitions" if spread else "none known"
-    print(f"noise: {jitter:.1%} of the error from epoch to epoch, level between repetitions: {between}", flush=True)
-    return surrogate, about
-
-
-def checked(arguments, made):
-    """The parsed arguments; exit code 2 in a line when names or numbers are wrong."""
-    args = made.parse_args(arguments)
-    for name in ("repetitions", "hours", "workers", "processes"):
-        if not getattr(args, name) > 0:
-            made.error(f"--{name}: expected a number > 0, got {getattr(args, name)}")
-    return args
+    print(f"noise: {jitter:.1%} of the error from epoch to epoch, level between repetitions: {between}")
+    if args.hours is None:
+        seconds = [curve.seconds.sum() for curve in recording.curves]
+        args.hours = min(3.0, float(f"{max(sum(seconds) / args.workers, *seconds) / 3600:.2g}"))
+    print(f"{args.repetitions} repetitions of {args.hours:g} hours each, simulated", flush=True)
+    return surrogate, recording.about
 
 
 def main(arguments=None):
-    made = parser(__doc__, "results/replay")
-    made.add_argument("--searcher", action="append", metavar="NAME", help="as in run.py; again for more; default all")
-    made.add_argument("--stopping", action="append", metavar="NAME", help="as in run.py; again for more; default all")
-    made.add_argument(
-        "--first_rung", type=positive_int, action="append", metavar="EPOCH", help="again for more; default 1"
-    )
-    made.add_argument("--eta", type=eta, default=3)
-    made.add_argument("--quick", action="store_true", help="does not check the surrogate")
-    args = checked(arguments, made)
-    from hpo.searchers import SEARCHERS
-    from hpo.stopping import RULES
-
-    try:
+    made = parser("replay", __doc__)
+    add = made.add_argument
+    add("--searcher", action="append", metavar="NAME", help="as in run.py; again for more; default all")
+    add("--stopping", action="append", metavar="NAME", help="as in run.py; again for more; default all")
+    add("--first_rung", type=positive_int, action="append", metavar="EPOCH", help="again for more; default 1")
+    add("--quick", action="store_true", help="does not check the surrogate")
+    args = made.parse_args(arguments)
+    with command.checking(made):
         methods = {}
         for searcher in args.searcher or SEARCHERS:
             for rule in args.stopping or RULES:
@@ -231,17 +220,10 @@ def main(arguments=None):
                     suffix = f" {first}" if len(args.first_rung or []) > 1 else ""
                     names = (name.rpartition("/")[2] for name in (searcher, rule))
                     methods[" + ".join(names) + suffix] = (searcher, rule, first, args.eta)
-        surrogate, about = prepare(args.recordings, not args.quick)
-    except ValueError as error:
-        made.exit(2, f"experiments.replay: error: {error}\n")
-    runs = run_all(surrogate, methods, args.repetitions, 3600 * args.hours, args.workers, args.processes)
-    title = f"error, median [quartiles] of {args.repetitions} replayed runs, {args.workers} workers; {about}"
-    print("", *table(runs, args.hours, title), sep="\n")
-    args.results.mkdir(parents=True, exist_ok=True)
-    save(runs, args.results / "runs.csv")
-    print(f"\n{args.results / 'runs.csv'}")
+        surrogate, about = prepare(args, not args.quick)
+    runs, title = run_all(surrogate, about, methods, args)
     plot(runs, args.results / "replay.png", args.hours, title)
 
 
 if __name__ == "__main__":
-    main()
+    command.run("replay")

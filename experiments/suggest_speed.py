@@ -9,20 +9,21 @@ something new to think about. Each (searcher, n) has a process and a time limit 
 the limit is not asked for larger n. Tellings are part of the time where a peer fits its model in them.
 """
 
-import argparse
 import dataclasses
 import multiprocessing
-import os
 import sys
 import time
 
 import numpy as np
 
-from experiments import peers
+from experiments import command, peers
 from experiments.compare_searchers import searcher_class
 from experiments.problems import PROBLEMS
+from hpo.objective import environment
+from hpo.searchers import SEARCHERS
 from hpo.space import sample
 from hpo.trial import Trial
+from run import positive, positive_int
 
 SIZES = (20, 50, 100, 200, 500, 1000, 2000, 5000)
 N_PENDING = 3
@@ -52,8 +53,10 @@ def ended(trial, problem, rng):
 def collect(name, n, n_suggestions, limit):
     """Seconds of the suggestions made within the limit; a peer's first ones, warming up, are left out."""
     ours, theirs = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("spawn").Process(target=measure, args=(name, n, n_suggestions, limit, theirs))
-    process.start()
+    arguments = (name, n, n_suggestions, limit, theirs)
+    process = multiprocessing.get_context("spawn").Process(target=measure, args=arguments, daemon=True)
+    with environment(1):
+        process.start()
     theirs.close()
     seconds, until = [], time.monotonic() + limit + 30  # to import
     try:
@@ -68,9 +71,7 @@ def collect(name, n, n_suggestions, limit):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command.parser("suggest_speed", __doc__)
     add = parser.add_argument
     add(
         "--searcher",
@@ -78,13 +79,13 @@ def main():
         metavar="NAME",
         help="ours, a peer, or FILE.py:CLASS; again for more; default: all",
     )
-    add("--n", type=int, nargs="+", default=SIZES)
-    add("--suggestions", type=int, default=40)
-    add("--limit", type=float, default=60, metavar="SECONDS", help="per searcher and n; default 60")
+    add("--n", type=positive_int, nargs="+", default=SIZES)
+    add("--suggestions", type=positive_int, default=40)
+    add("--limit", type=positive, default=60, metavar="SECONDS", help="per searcher and n; default 60")
     args = parser.parse_args()
-    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
-    from hpo.searchers import SEARCHERS
-
+    with command.checking(parser):
+        for name in args.searcher or ():
+            searcher_class(name)
     print("median / 95th percentile, milliseconds")
     print(f"{'n':<20}" + "".join(f"{n:>20}" for n in args.n))
     for name in args.searcher or [*reversed(SEARCHERS), *peers.PEERS]:
@@ -103,4 +104,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    command.run("suggest_speed")

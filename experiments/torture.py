@@ -9,7 +9,6 @@ the tuner has printed of an ended trial must be in trials.csv, once. At last the
 trials must have ended with exactly the values of its objective.
 """
 
-import argparse
 import collections
 import csv
 import functools
@@ -30,11 +29,13 @@ import uuid
 import warnings
 
 import hpo.trial
+from experiments import command
 from hpo.results import STATUSES, Results, ResultsError, load
 from hpo.searchers import RandomSearch
 from hpo.space import cast_config, choice, loguniform, randint, uniform
 from hpo.trial import LocalBackend, Trial, warm_up
 from hpo.tuner import Tuner
+from run import natural
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 N_EPOCHS = 4
@@ -448,13 +449,15 @@ def progress(name, n):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=100, help="times that the tuner is killed and resumed")
-    parser.add_argument("--trials", type=int, default=210, help="trials that die in one of seven ways")
-    parser.add_argument("--disks", type=int, default=20, help="runs that meet a full disk")
-    parser.add_argument("--folders", type=int, default=15, help="runs whose folder is deleted, made read-only or moved")
-    parser.add_argument("--fuzz", type=int, default=20_000, help="files damaged")
-    parser.add_argument("--seed", type=int, default=0)
+    parser = command.parser("torture", __doc__)
+    parser.add_argument("--kills", type=natural, default=100, help="times that the tuner is killed and resumed")
+    parser.add_argument("--trials", type=natural, default=210, help="trials that die in one of seven ways")
+    parser.add_argument("--disks", type=natural, default=20, help="runs that meet a full disk")
+    parser.add_argument(
+        "--folders", type=natural, default=15, help="runs whose folder is deleted, made read-only or moved"
+    )
+    parser.add_argument("--fuzz", type=natural, default=20_000, help="files damaged")
+    parser.add_argument("--seed", type=natural, default=0)
     args = parser.parse_args(arguments)
     rng, tallies = random.Random(args.seed), {}
     with tempfile.TemporaryDirectory() as home:
@@ -475,4 +478,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run("torture")

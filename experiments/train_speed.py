@@ -10,7 +10,6 @@
 The three take turns, each repetition going on from the weights of the last, and the table has the medians.
 """
 
-import argparse
 import itertools
 import statistics
 import sys
@@ -20,6 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from experiments import command
+from run import eta as at_least_2
+from run import positive_int
 from train import fashion_mnist, mlp_fashion_mnist
 
 try:
@@ -153,12 +155,12 @@ def print_accuracies(images, labels, n_train, n_epochs, n_seeds):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser("train_speed", __doc__)
     parser.add_argument("--quick", action="store_true", help="a tenth of the images")
     parser.add_argument("--accuracy", action="store_true", help="compare final accuracies, not times")
-    parser.add_argument("--epochs", type=int, default=5, help="for --accuracy (default: 5)")
-    parser.add_argument("--seeds", type=int, default=8, help="for --accuracy, at least 2 (default: 8)")
-    parser.add_argument("--repetitions", type=int, default=5, help="of which the median is shown (default: 5)")
+    parser.add_argument("--epochs", type=positive_int, default=5, help="for --accuracy (default: 5)")
+    parser.add_argument("--seeds", type=at_least_2, default=8, help="for --accuracy, at least 2 (default: 8)")
+    parser.add_argument("--repetitions", type=positive_int, default=5, help="of which the median is shown (default: 5)")
     parser.add_argument("--dataset", default="auto")
     parser.add_argument("--dataset_path", default="data")
     arguments = parser.parse_args()
@@ -175,4 +177,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    command.run("train_speed")

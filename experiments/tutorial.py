@@ -11,8 +11,9 @@ import csv
 
 import numpy as np
 
-from experiments.replay import MINUTES, checked, errors_at, parser, plot, prepare, run_all, save, table
-from run import find_rule, find_searcher
+from experiments import command
+from experiments.replay import MINUTES, errors_at, parser, plot, prepare, run_all
+from run import find_rule, find_searcher, positive_int
 
 
 def paired_difference(first, second, seconds, n_bootstrap=5000):
@@ -25,37 +26,35 @@ def paired_difference(first, second, seconds, n_bootstrap=5000):
     return np.column_stack([np.median(difference, axis=0), low, high])
 
 
+def label(searcher, rule):
+    return searcher if rule == "none" else f"{searcher} + {rule}"
+
+
 def main(arguments=None):
-    made = parser(__doc__, "results/tutorial")
+    made = parser("tutorial", __doc__)
     made.add_argument("--searcher", default="gp", metavar="NAME", help="beside random; default gp")
     made.add_argument("--stopping", default="asha", metavar="NAME", help="beside none; default asha")
-    args = checked(arguments, made)
-    try:
+    made.add_argument("--first_rung", type=positive_int, default=1, metavar="EPOCH", help="as in run.py; default 1")
+    args = made.parse_args(arguments)
+    with command.checking(made):
         find_searcher(args.searcher), find_rule(args.stopping)
-        surrogate, about = prepare(args.recordings)
-    except ValueError as error:
-        made.exit(2, f"experiments.tutorial: error: {error}\n")
+        surrogate, about = prepare(args)
     pairs = [(searcher, rule) for rule in ("none", args.stopping) for searcher in ("random", args.searcher)]
-    methods = {searcher + (f" + {rule}" if rule != "none" else ""): (searcher, rule) for searcher, rule in pairs}
-    runs = run_all(surrogate, methods, args.repetitions, 3600 * args.hours, args.workers, args.processes)
-    title = f"error, median [quartiles] of {args.repetitions} replayed runs, {args.workers} workers; {about}"
-    print("", *table(runs, args.hours, title), sep="\n")
-
+    methods = {label(*pair): (*pair, args.first_rung, args.eta) for pair in pairs}
+    runs, title = run_all(surrogate, about, methods, args)
     minutes = [m for m in MINUTES if m <= 60 * args.hours] or [60 * args.hours]
-    first, second = (f"{searcher} + {args.stopping}" for searcher in (args.searcher, "random"))
+    first, second = (label(searcher, args.stopping) for searcher in (args.searcher, "random"))
     differences = paired_difference(runs[first], runs[second], 60.0 * np.array(minutes))
     print(f"\n{first} minus {second}, paired: median [95% bootstrap interval]")
     for m, (middle, low, high) in zip(minutes, differences):
         print(f"{m:>6g} min {middle:+.4f} [{low:+.4f} {high:+.4f}]")
-    args.results.mkdir(parents=True, exist_ok=True)
-    save(runs, args.results / "runs.csv")
     with open(args.results / "difference.csv", "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["minutes", "median", "low", "high"])
         writer.writerows([m, *(f"{value:.6g}" for value in row)] for m, row in zip(minutes, differences))
-    print(f"\n{args.results / 'runs.csv'}\n{args.results / 'difference.csv'}")
+    print(f"\n{args.results / 'difference.csv'}")
     plot(runs, args.results / "tutorial.png", args.hours, title)
 
 
 if __name__ == "__main__":
-    main()
+    command.run("tutorial")

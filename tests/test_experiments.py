@@ -3,7 +3,8 @@
 import csv
 import itertools
 import math
-from concurrent.futures import Future
+import re
+import time
 
 import numpy as np
 import pytest
@@ -71,8 +72,6 @@ def test_simulated_failures_nan_stops_and_deadline():
 
 
 def test_simulated_trials_are_fast():
-    import time
-
     before = time.perf_counter()
     run(curve, n_trials=500, n_workers=4)
     assert time.perf_counter() - before < 2
@@ -162,58 +161,95 @@ def test_search_optimum_finds_a_known_one():
 
 # ---- The comparison --------------------------------------------------------------------------------------------------
 def compare(tmp_path, capsys, *arguments):
-    compare_searchers.main(["--results", str(tmp_path), "--processes", "1", "--trials", "12", *arguments])
-    return capsys.readouterr().out
+    """(exit code, stdout, stderr) of a comparison with results in tmp_path."""
+    code = compare_searchers.main(["--results", str(tmp_path), "--processes", "1", "--trials", "12", *arguments])
+    return code, *capsys.readouterr()
 
 
 @pytest.fixture
-def in_process(monkeypatch):
-    """The pool's work done here: no processes to start."""
-
-    class Here:
-        def __init__(self, *args, **kwargs):
-            pass
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            pass
-
-        def submit(self, function, *arguments):
-            future = Future()
-            future.set_result(function(*arguments))
-            return future
-
-    monkeypatch.setattr(compare_searchers, "ProcessPoolExecutor", Here)
+def without_plot(in_this_process, monkeypatch):
     monkeypatch.setattr(compare_searchers, "plot", lambda curves, path: None)
 
 
-def test_interrupted_comparison_continues(tmp_path, capsys, in_process):
+def test_interrupted_comparison_continues(tmp_path, capsys, without_plot):
     arguments = ["--searcher", "random", "--problems", "branin2", "ackley5", "--seeds", "3"]
-    text = compare(tmp_path, capsys, *arguments)
-    assert "6/6 runs" in text and "pooled: 2 problems" in text
+    code, out, err = compare(tmp_path, capsys, *arguments)
+    assert code == 0 and err.count("done, about") == 6 and "pooled: 2 problems" in out
+    assert "mean normalised regret [95% bootstrap interval]: 0 the best known loss, 1 the median of random" in out
     path = tmp_path / "random.csv"
-    whole = path.read_text()
-    rows = list(csv.DictReader(whole.splitlines()))
-    assert len(rows) == 6 * 12
+    whole, before = path.read_text(), compare_searchers.read_runs(tmp_path, "random")
+    assert len(list(csv.DictReader(whole.splitlines()))) == 6 * 12
 
     path.write_text("\n".join(whole.splitlines()[: 1 + 4 * 12 + 5]) + "\nrandom,12")  # cut in the middle of a row
-    text = compare(tmp_path, capsys, *arguments)
-    assert "2/2 runs" in text
+    assert compare(tmp_path, capsys, *arguments)[2].count("done, about") == 2
     runs = compare_searchers.read_runs(tmp_path, "random")
-    assert len(runs) == 6
+    assert len(runs) == 6 and len(list(csv.DictReader(path.read_text().splitlines()))) == 6 * 12 + 5
 
     def without_times(rows):
         return [{k: v for k, v in row.items() if k != "suggest_seconds"} for row in rows]
 
     for key, again in runs.items():
-        before = [row for row in rows if tuple(row[column] for column in compare_searchers.KEY) == key]
-        assert without_times(again) == without_times(before)
-    assert "runs" not in compare(tmp_path, capsys, *arguments).split("pooled")[0]  # nothing left to run
+        assert without_times(again) == without_times(before[key])
+    assert compare(tmp_path, capsys, *arguments)[2] == ""  # nothing left to run
 
 
-def test_regret_is_monotone_and_clipped(tmp_path, capsys, in_process):
+SEARCHERS = """
+from hpo.searchers import RandomSearch
+
+class Raises(RandomSearch):
+    def suggest(self, trials):
+        if len(trials) > 3:
+            raise ArithmeticError("my mistake")
+        return super().suggest(trials)
+
+class Refuses(RandomSearch):
+    def __init__(self, space, seed=0, max_epochs=None):
+        raise SystemExit("not today")
+"""
+
+
+@pytest.fixture
+def mine(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(SEARCHERS)
+    return path
+
+
+def test_raising_searcher_is_named_once_and_the_others_keep_their_rows(tmp_path, mine, capsys, without_plot):
+    raising, refusing = f"{mine}:Raises", f"{mine}:Refuses"
+    settings = ["--problems", "branin2", "ackley5", "--seeds", "2", "--searcher", "random"]
+    code, out, err = compare(tmp_path, capsys, *settings, "--searcher", raising, "--searcher", refusing)
+    assert code == 1 and f"no runs yet: {raising}, {refusing}" in out and "random  " in out
+    where, frames = r" on (branin2|ackley5), seed [01]: ", r"\nTraceback .*\n  File \"{}\", line {}, in {}\n"
+    for name, words, frame in (
+        (raising, "Raises.suggest raised ArithmeticError: my mistake", (mine, 7, "suggest")),
+        (refusing, "raised SystemExit: not today", (mine, 12, "__init__")),
+    ):
+        assert re.search(name + where + words + frames.format(*frame), err), err
+    assert err.count("Traceback") == 2 and "hpo/tuner.py" not in err and "compare_searchers.py" not in err
+    assert f"{raising} failed in 4 of its 4 runs" in err
+    assert len(compare_searchers.read_runs(tmp_path, "random")) == 4
+    assert compare(tmp_path, capsys, *settings)[0] == 0
+
+
+def test_results_that_cannot_be_used_are_one_line(tmp_path, capsys, without_plot):
+    (tmp_path / "file").touch()
+    arguments = ["--searcher", "random", "--problems", "branin2", "--seeds", "1"]
+    compare(tmp_path, capsys, *arguments)
+    whole = (tmp_path / "random.csv").read_text()
+    (tmp_path / "random.csv").write_text(whole.replace(",branin2,0,", ",branin2,zero,", 1))
+    for extra, words in (
+        (["--results", str(tmp_path / "file")], "expected a folder to write to"),
+        ([], "random.csv, line 2: expected searcher (str), version (str), problem (str), seed (int), "),
+        (["--seeds", "0"], "argument --seeds: expected an integer >= 1, got '0'"),
+    ):
+        with pytest.raises(SystemExit) as leave:
+            compare(tmp_path, capsys, *arguments, *extra)
+        err = capsys.readouterr().err
+        assert leave.value.code == 2 and words in err and err.count("\n") == 1
+
+
+def test_regret_is_monotone_and_clipped(tmp_path, capsys, without_plot):
     compare(tmp_path, capsys, "--searcher", "random", "--problems", "out_of_memory5", "--seeds", "2")
     for key, rows in compare_searchers.read_runs(tmp_path, "random").items():
         curve = compare_searchers.regrets(rows, key[2], "best")

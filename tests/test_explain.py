@@ -1,6 +1,8 @@
 """A real run with four workers, every suggestion of which is recomputed from its folder in another process."""
 
+import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -45,16 +47,21 @@ def test_every_suggestion_of_a_real_run_is_recomputed_equal(folder):
     assert python("-m", "experiments.explain", folder) == (0, "23 of 23 suggestions are recomputed equal\n", "")
 
 
+def copy_with(folder, other, **arguments):
+    """A copy of a run with other arguments in its run.json."""
+    shutil.copytree(folder, other)
+    run = json.loads((other / "run.json").read_text())
+    run["arguments"] |= arguments
+    (other / "run.json").write_text(json.dumps(run))
+    return other
+
+
 def test_a_changed_row_is_noticed(folder, tmp_path):
-    other = tmp_path / "run"
-    other.mkdir()
-    for path in folder.iterdir():
-        if path.is_file():
-            (other / path.name).write_bytes(path.read_bytes())
-    run_json = other / "run.json"
-    run_json.write_text(run_json.read_text().replace('"seed": 4', '"seed": 5'))
+    other = copy_with(folder, tmp_path / "run", seed=5)
     code, out, _ = python("-m", "experiments.explain", other)
     assert code == 1 and "trial 23: recorded" in out
+    code, out, _ = python("-m", "experiments.explain", other, 23)
+    assert code == 1 and "recomputed: DIFFERENT" in out
 
 
 def test_explanation_shows_prediction_lengthscales_neighbours_and_pending_trials(folder):
@@ -75,6 +82,51 @@ def test_explanation_shows_prediction_lengthscales_neighbours_and_pending_trials
 
 
 def test_wrong_folder_or_trial_is_one_line(folder, tmp_path):
-    for arguments, part in (((tmp_path, 3), "run.json"), ((folder, 99), "no trial 99")):
+    bare = copy_with(folder, tmp_path / "bare")
+    run = json.loads((bare / "run.json").read_text())
+    del run["arguments"]
+    (bare / "run.json").write_text(json.dumps(run))
+    for arguments, part in (
+        ((tmp_path, 3), "run.json"),
+        ((folder, 99), "no trial 99"),
+        ((folder, "x"), "argument trial"),
+        ((bare, 3), "run.json: arguments: expected"),
+        ((bare,), "run.json: arguments: expected"),
+    ):
         code, _, err = python("-m", "experiments.explain", *arguments)
         assert code == 2 and part in err and err.count("\n") == 1
+
+
+SEARCHERS = """
+from hpo.searchers import GPSearch
+
+class Plain:
+    def __init__(self, space, seed=0, max_epochs=None):
+        self.searcher = GPSearch(space, seed, max_epochs)
+
+    def suggest(self, trials):
+        config, origin = self.searcher.suggest(trials)
+        return {name: value for name, value in config.items() if name != "epochs"}, origin  # the tuner adds constants
+
+class Raises(Plain):
+    def suggest(self, trials):
+        raise ArithmeticError("my mistake")
+"""
+
+
+def test_own_searcher_is_recomputed_without_its_model(folder, tmp_path):
+    (tmp_path / "mine.py").write_text(SEARCHERS)
+    other = copy_with(folder, tmp_path / "plain", searcher=f"{tmp_path / 'mine.py'}:Plain")
+    code, out, err = python("-m", "experiments.explain", other, 20)
+    assert (code, err) == (0, "") and "recomputed: equal" in out and "mine.py:Plain has no model to show" in out
+    assert python("-m", "experiments.explain", other) == (0, "23 of 23 suggestions are recomputed equal\n", "")
+
+
+def test_raising_searcher_is_named_with_the_traceback_of_its_own_file(folder, tmp_path):
+    (tmp_path / "mine.py").write_text(SEARCHERS)
+    other = copy_with(folder, tmp_path / "raises", searcher=f"{tmp_path / 'mine.py'}:Raises")
+    for arguments in ((other, 20), (other,)):
+        code, _, err = python("-m", "experiments.explain", *arguments)
+        first, _, place, *_, last = err.splitlines()
+        assert code == 1 and first.endswith("mine.py:Raises: Raises.suggest raised ArithmeticError: my mistake")
+        assert f'"{tmp_path / "mine.py"}", line 14, in suggest' in place and last == "ArithmeticError: my mistake"

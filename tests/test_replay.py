@@ -3,13 +3,13 @@
 import csv
 import importlib.util
 import pathlib
-from concurrent.futures import Future
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
-from experiments import curves, final_test, plot, replay, tutorial
+from experiments import command, curves, final_test, plot, replay, tutorial
 from experiments.curves import Forest, Surrogate, complete, held_out, rank_correlation, repetition_spread
 from experiments.simulated import SimulatedBackend
 from hpo.results import Results, load
@@ -46,25 +46,6 @@ def record(folder, n_trials=60, space=SPACE, objective=training, **settings):
     return tuner.trials
 
 
-class Here:
-    """A pool that works in this process."""
-
-    def __init__(self, *args, initializer=None, initargs=()):
-        if initializer:
-            initializer(*initargs)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        pass
-
-    def submit(self, function, *arguments):
-        future = Future()
-        future.set_result(function(*arguments))
-        return future
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("recorded") / "run"
@@ -90,7 +71,8 @@ def test_folder_is_read_with_its_times(folder, recording):
 
 def test_packed_file_is_small_and_gives_the_same(folder, recording, tmp_path, capsys):
     target = tmp_path / "runs" / "packed.jsonl"
-    assert curves.main([str(folder), str(target)]) == 0 and "curves" in capsys.readouterr().out
+    curves.main([str(folder), str(target)])
+    assert f"{target}: 59 recorded curves, 59 of them to epoch 9; 531 epochs" in capsys.readouterr().out
     assert target.stat().st_size < 300 * len(recording.curves)
     again = curves.read([target])
     assert (again.space, again.metric, again.mode, again.max_epochs) == (SPACE, "accuracy", "max", 9)
@@ -113,18 +95,33 @@ def test_runs_in_the_repository_are_of_the_main_job_and_small():
 def test_what_is_no_recording_is_refused(folder, tmp_path, capsys):
     (tmp_path / "bad.jsonl").write_text('{"space": 1}\n')
     record(tmp_path / "other", 4, {**SPACE, "x": uniform(0, 2)})
+    record(tmp_path / "none", 0)
     for paths, words in (
+        ([tmp_path / "none"], "none: no trial has reported accuracy"),
         ([tmp_path / "bad.jsonl"], "not a file of packed curves"),
         ([tmp_path / "nowhere"], "expected the folder of a run"),
         ([folder, tmp_path / "other"], "its space differs"),
     ):
         with pytest.raises(ValueError, match=words):
             curves.read(paths)
-    assert curves.main([]) == curves.main([str(folder)]) == 2
-    for module in (replay, tutorial):
+    capsys.readouterr()
+    nowhere, target = str(tmp_path / "nowhere"), str(tmp_path / "packed.jsonl")
+    for module, arguments, words in (
+        (curves, [str(folder)], "required: NAME.jsonl"),
+        (curves, [str(folder), str(folder)], "expected the file to write last"),
+        (curves, [str(folder), nowhere, target], "nowhere/run.json"),
+        (replay, [nowhere], "expected the folder of a run"),
+        (replay, [str(folder), "--hours", "-1"], "expected a positive number"),
+        (replay, [str(folder), "--results", str(tmp_path / "bad.jsonl")], "expected a folder to write to"),
+        (tutorial, [nowhere], "expected the folder of a run"),
+        (tutorial, [nowhere, "--eta", "1"], "argument --eta: expected an integer >= 2"),
+        (tutorial, [nowhere, "--first_rung", "0"], "argument --first_rung: expected an integer >= 1"),
+    ):
         with pytest.raises(SystemExit) as leave:
-            module.main([str(tmp_path / "nowhere")])
-        assert leave.value.code == 2 and "expected the folder of a run" in capsys.readouterr().err
+            module.main(arguments)
+        err = capsys.readouterr().err
+        assert leave.value.code == 2 and words in err and err.count("\n") == 1
+    assert not (tmp_path / "packed.jsonl").exists()
 
 
 # ---- The surrogate ------------------------------------------------------------------------------------------------------
@@ -150,7 +147,7 @@ def test_stopped_curve_is_completed_in_parallel_to_the_most_similar():
     done = complete(Z, np.array([4, 4, 2, 1]))
     np.testing.assert_allclose(done, [[4, 3, 2, 1], [9, 9, 9, 9], [4.5, 3.5, 2.5, 1.5], [8, 8, 8, 8]])
     assert Z[2, 2] == 0
-    with pytest.raises(ValueError, match="no curve was recorded to epoch 4"):
+    with pytest.raises(ValueError, match="too few curves were recorded to epoch 4"):
         complete(Z, np.array([3, 3, 2, 1]))
 
 
@@ -191,6 +188,7 @@ def test_stopped_runs_can_be_recorded_too(tmp_path):
     trials = record(tmp_path / "run", rule=asha)
     recording = curves.read([tmp_path / "run"])
     assert sum(trial.status == "stopped" for trial in trials) > 20
+    assert recording.about.endswith(" alone: the ends of most are guessed, record more with --stopping none")
     surrogate = Surrogate(recording, n_trees=50)
     losses = np.array([surrogate.mean(curve.config)[0] for curve in recording.curves])
     true = [-true_accuracy(curve.config, 9) for curve in recording.curves]
@@ -227,11 +225,12 @@ def test_paired_difference_has_the_sign_of_the_better():
     assert high > 0
 
 
-def test_replay_and_tutorial_commands(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(replay, "ProcessPoolExecutor", Here)
-    common = [str(folder), "--hours", "0.5", "--repetitions", "2", "--results", str(tmp_path)]
+def test_replay_and_tutorial_commands(folder, tmp_path, capsys, in_this_process):
+    common = [str(folder), "--repetitions", "2", "--results", str(tmp_path)]
     replay.main([*common, "--searcher", "random", "--stopping", "none", "--stopping", "median", "--quick"])
     out = capsys.readouterr().out
+    seconds = sum(trial.ended - trial.started for trial in load(folder) if trial.value is not None)
+    assert f"2 repetitions of {seconds / 4 / 3600:.2g} hours each" in out  # as much training as was recorded
     assert "random + none" in out and "random + median" in out and "30 min" in out
     with open(tmp_path / "runs.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -239,7 +238,7 @@ def test_replay_and_tutorial_commands(folder, tmp_path, capsys, monkeypatch):
     assert 0 < min(float(row["error"]) for row in rows) < 0.3
     assert not HAS_MATPLOTLIB or (tmp_path / "replay.png").stat().st_size > 5000
 
-    tutorial.main([*common, "--searcher", "random"])
+    tutorial.main([*common, "--hours", "0.5", "--searcher", "random", "--eta", "2", "--first_rung", "3"])
     out = capsys.readouterr().out
     assert "random + asha minus random + asha" in out
     assert "held-out" in out and "epoch 9" in out and "seconds of an epoch" in out
@@ -248,18 +247,65 @@ def test_replay_and_tutorial_commands(folder, tmp_path, capsys, monkeypatch):
     assert not HAS_MATPLOTLIB or (tmp_path / "tutorial.png").stat().st_size > 5000
 
 
+MINE = """
+from hpo.searchers import RandomSearch
+
+class Raises(RandomSearch):
+    def suggest(self, trials):
+        raise ArithmeticError("my mistake")
+
+def rule(trial, trials, max_epochs):
+    return trial.curve[7]
+"""
+
+
+def test_raising_searcher_or_rule_is_named_with_its_own_traceback(folder, tmp_path, in_this_process):
+    mine = tmp_path / "mine.py"
+    mine.write_text(MINE)
+    common = [str(folder), "--repetitions", "1", "--results", str(tmp_path / "out")]
+    for module, arguments, line, frame in (
+        (replay, ["--quick", "--searcher", f"{mine}:Raises"], "Raises.suggest raised ArithmeticError: my mistake", 6),
+        (tutorial, ["--stopping", f"{mine}:rule"], "the stopping rule raised IndexError: list index out of range", 9),
+    ):
+        with pytest.raises(command.Failed) as failure:
+            module.main([*common, *arguments])
+        first, _, place, *_ = str(failure.value).splitlines()
+        assert str(mine) in first and first.endswith(f", repetition 0: {line}")
+        assert place.startswith(f'  File "{mine}", line {frame}, in ')
+    with pytest.raises(command.Failed, match="random . none: no trial reports in 0.001 hours; give more --hours"):
+        replay.main([*common, "--quick", "--searcher", "random", "--hours", "0.001"])
+    assert not (tmp_path / "out").exists()
+
+
 def test_picture_of_a_run(folder, tmp_path, capsys):
     if not HAS_MATPLOTLIB:
-        assert plot.main([str(folder)]) == 1 and "pip install matplotlib" in capsys.readouterr().err
+        with pytest.raises(command.Failed, match="pip install matplotlib"):
+            plot.main([str(folder)])
         return
-    assert plot.main([str(folder), str(tmp_path / "run.png")]) == 0
-    assert (tmp_path / "run.png").stat().st_size > 5000
-    assert plot.main([str(tmp_path)]) == 2 and "expected the folder of a run" in capsys.readouterr().err
+    space = {name: domain for name, domain in SPACE.items() if name != "epochs"}
+    record(tmp_path / "one", 9, space, lambda config, rng: [(1.0, {"accuracy": config["x"]})])  # a report each
+    for run in (folder, tmp_path / "one"):
+        plot.main([str(run), str(tmp_path / "run.png")])
+        assert capsys.readouterr().out == f"{tmp_path / 'run.png'}\n"
+        assert (tmp_path / "run.png").stat().st_size > 5000
+        (tmp_path / "run.png").unlink()
+    for arguments, words in (
+        ([tmp_path], "expected the folder of a run"),
+        ([tmp_path / "nowhere"], f"{tmp_path / 'nowhere'}/run.json: cannot be read"),
+        ([folder, tmp_path / "one"], f"{tmp_path / 'one'}: expected the picture to write"),
+        ([folder, tmp_path / "nowhere"], f"{tmp_path / 'nowhere'}: expected the picture to write"),
+        ([folder, tmp_path / "nowhere" / "a.png"], "a.png: expected the picture to write"),
+        ([folder, tmp_path / "a.png", tmp_path], f"unrecognized arguments: {tmp_path}"),
+    ):
+        with pytest.raises(SystemExit) as leave:
+            plot.main(list(map(str, arguments)))
+        err = capsys.readouterr().err
+        assert leave.value.code == 2 and words in err and err.count("\n") == 1
 
 
 # ---- The final test -----------------------------------------------------------------------------------------------------
 @pytest.fixture
-def small_run(tmp_path, monkeypatch):
+def small_run(tmp_path, monkeypatch, in_this_process):
     """The folder of a run of the MLP's space, and few images to train on."""
     rng = np.random.default_rng(0)
 
@@ -271,7 +317,6 @@ def small_run(tmp_path, monkeypatch):
     monkeypatch.setattr(fashion_mnist, "load", lambda dataset, path: data)
     monkeypatch.setattr(fashion_mnist, "prepare", lambda dataset, path: dataset)
     monkeypatch.setattr(final_test, "N_TRAIN", 500)
-    monkeypatch.setattr(final_test, "ProcessPoolExecutor", Here)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     space = {**mlp_fashion_mnist.config_space, "epochs": 9, "n_units_1": 16, "n_units_2": 16, "dataset": "synthetic"}
     trials = record(tmp_path / "run", 6, space, lambda config, rng: [(1.0, {"accuracy": 1 - config["dropout_1"]})])
@@ -293,7 +338,8 @@ def test_final_test_picks_on_validation_and_keeps_the_weights(small_run, capsys,
     for row in validation:
         means.setdefault((row["trial"], row["epoch"]), []).append(float(row["accuracy"]))
     chosen = max(means, key=lambda key: np.mean(means[key]))
-    tested = [row for row in rows if row["part"] == "test"]
+    announced, tested = ([row for row in rows if row["part"] == "test"][i : i + 2] for i in (0, 2))
+    assert [row["accuracy"] for row in announced] == ["nan", "nan"]
     assert {(row["trial"], row["epoch"]) for row in tested} == {chosen} and {row["seed"] for row in tested} == {
         "0",
         "1",
@@ -306,8 +352,63 @@ def test_final_test_picks_on_validation_and_keeps_the_weights(small_run, capsys,
     assert accuracy == float(next(row["accuracy"] for row in tested if row["seed"] == "0"))
 
     monkeypatch.setattr(final_test, "fit", None)  # nothing is trained, nor tested, twice
-    final_test.main([str(folder), "--seeds", "2", "--epochs", "2", "--best", "2"])
-    assert out.splitlines()[-1] == capsys.readouterr().out.splitlines()[-1]
+    for arguments in (["--seeds", "2", "--epochs", "2", "--best", "2"], ["--seeds", "3"], ["--epochs", "4"]):
+        with pytest.raises(SystemExit) as leave:
+            final_test.main([str(folder), *arguments])
+        err = capsys.readouterr().err
+        assert leave.value.code == 2 and err.count("\n") == 1 and "test images have been measured" in err
+        assert next(line for line in out.splitlines() if line.startswith("test accuracy")) in err
+
+
+def test_final_test_goes_on_with_what_it_had_chosen(small_run, capsys, monkeypatch):
+    """Interrupted in the validation, then in the test: no training that had ended is done again."""
+    folder, fit, calls = small_run[0], final_test.fit, []
+
+    def interrupted_fit(config, seed, threads, n_epochs, on_all=False):
+        if len(calls) in (1, 6):
+            calls.append("interrupted")
+            raise KeyboardInterrupt
+        calls.append((config["dropout_1"], seed, n_epochs, on_all))
+        return fit(config, seed, threads, n_epochs, on_all)
+
+    monkeypatch.setattr(final_test, "fit", interrupted_fit)
+    arguments = [str(folder), "--seeds", "2", "--epochs", "2", "--best", "2"]
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            final_test.main(arguments)
+    capsys.readouterr()
+    final_test.main([*arguments[:3], "--epochs", "9"])  # what else it asks for comes too late
+    out = capsys.readouterr().out
+    assert "the test has begun: it goes on as chosen then" in out and "with 2 seeds" in out and "over 2 seeds" in out
+    trainings = [call for call in calls if call != "interrupted"]
+    assert len(set(trainings)) == len(trainings) == 2 * 2 + 2
+    rows = command.read_rows(folder / "final_test.csv", final_test.COLUMNS)
+    assert len([row for row in rows if row["part"] == "test" and row["accuracy"] >= 0]) == 2
+
+
+def test_final_test_is_refused_while_the_folder_is_in_use(small_run, capsys):
+    with FileLock(small_run[0] / ".lock"), pytest.raises(SystemExit) as leave:
+        final_test.main([str(small_run[0])])
+    assert leave.value.code == 2 and "a run or another final test is using it" in capsys.readouterr().err
+    assert not (small_run[0] / "final_test.csv").exists()
+
+
+def test_damaged_final_test_is_one_line(small_run, capsys):
+    folder = small_run[0]
+    for text, words in (
+        ("part,trial\n", "line 1: expected part, trial, seed, epoch, accuracy"),
+        (
+            "part,trial,seed,epoch,accuracy\ntest,0,0,x,0.5\n",
+            "line 2: expected part (str), trial (int), seed (int), epoch (int), accuracy (float), got 'test,0,0,x,0.5'",
+        ),
+        ("part,trial,seed,epoch,accuracy\ntest,77,0,1,0.5\n", "column trial: expected one of the 6"),
+    ):
+        (folder / "final_test.csv").write_text(text)
+        with pytest.raises(SystemExit) as leave:
+            final_test.main([str(folder)])
+        err = capsys.readouterr().err
+        assert leave.value.code == 2 and words in err and err.count("\n") == 1
+        assert (folder / "final_test.csv").read_text() == text
 
 
 def test_final_test_of_another_problem_is_refused(folder, tmp_path, capsys):
