@@ -125,7 +125,8 @@ class Run:
             command = ["--resume", self.folder]
         else:  # killed before it was made: nothing has begun
             shutil.rmtree(self.folder, ignore_errors=True)
-            command = [self.home / "objective.py", "--results", self.folder, "--set", "fault=none", "--workers", 4]
+            command = [self.home / "objective.py", "--results", self.folder, "--set", "fault=none"]
+            command += ["--stopping", "none", "--workers", 4]  # every trial runs to its last epoch
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "encoding": "utf-8"}
         words = [sys.executable, "run.py", *map(str, command), *map(str, arguments)]
         return subprocess.Popen(words, cwd=ROOT, env=self.environment, **pipes, **options)
