@@ -120,9 +120,9 @@ def blaming(what):
     try:
         yield
     except (Exception, SystemExit) as error:
-        if isinstance(error, RunFailed):  # without the tuner's frame, which called it
+        if isinstance(error, RunFailed):  # its cause has the user's part of the traceback alone
             said, error = " ".join(str(error).split()), error.__cause__
-            own = error.__traceback__.tb_next
+            own = error and error.__traceback__
         else:  # without this frame and our caller's
             said, own = f"raised {one_line(error)}", error.__traceback__.tb_next.tb_next
         lines = [f"{what}: {said}"]

@@ -90,8 +90,8 @@ def test_wrong_folder_or_trial_is_one_line(folder, tmp_path):
         ((tmp_path, 3), "run.json"),
         ((folder, 99), "no trial 99"),
         ((folder, "x"), "argument trial"),
-        ((bare, 3), "run.json: arguments: expected"),
-        ((bare,), "run.json: arguments: expected"),
+        ((bare, 3), "run.json, column arguments: expected"),
+        ((bare,), "run.json, column arguments: expected"),
     ):
         code, _, err = python("-m", "experiments.explain", *arguments)
         assert code == 2 and part in err and err.count("\n") == 1
