@@ -12,9 +12,10 @@ whose leaf it lies. Then
     curve = sum_i w_i smooth_i + residual_j + level        in log loss
 
 smooth_i is a recorded curve without its jitter; residual_j the jitter of one, drawn from the five whose curves are most
-like the sum, with its own size and correlation over the epochs; level ~ N(0, s^2) is what differs between repetitions in whole, s from configurations that were recorded more
-than once. No drawn curve is much better than the best recorded one: record tuned runs too. A curve that was stopped early is completed first with the tail of the most similar one. Seconds for each epoch come
-from a forest of their own in the same way.
+like the sum, with its own size and correlation over the epochs; level ~ N(0, s^2) is what differs between repetitions in
+whole, s from configurations that were recorded more than once. No drawn curve is much better than the best recorded one:
+record tuned runs too. A curve that was stopped early is completed first with the tail of the most similar one. Seconds for
+each epoch come from a forest of their own in the same way.
 """
 
 import csv
