@@ -21,7 +21,7 @@ Notation, after Rasmussen & Williams, Gaussian Processes for Machine Learning (2
 import itertools
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -286,7 +286,7 @@ class Settings:
     """The searcher's numbers; experiments/LOG.md has what decided them."""
 
     n_initial: int = 5  # trials before the model: the start configuration and a low-discrepancy design
-    clip: float = 3.0  # losses worse than the median by so many spreads of the better half count as that
+    n_turns: int = 4  # one suggestion in so many is for the category that has been tried least
     n_fantasies: int = 4  # joint samples at the pending configurations, over which the acquisition is averaged
     n_random: int = 1000  # candidates from all of the space
     n_rounds: int = 4  # of ever smaller mutations of the best candidates
@@ -370,7 +370,7 @@ class GPSearch:
             curves, progress = [[trial.value] for trial in observed], None
         trial_of = np.repeat(np.arange(len(curves)), [len(curve) for curve in curves])
         rung_of = np.concatenate([np.arange(len(curve)) for curve in curves])
-        y, units = standardise(np.concatenate(curves), trial_of, rung_of, settings.clip)
+        y, units = standardise(np.concatenate(curves), trial_of, rung_of, self.encode(observed))
 
         def inputs(trials, rungs):
             X = self.encode(trials)
@@ -443,8 +443,12 @@ class GPSearch:
 
         def score(X):
             free = np.array([row.tobytes() not in taken for row in np.round(X, 9)])
-            return np.where(free, self.score(model, X), -np.inf)
+            scores = np.where(free, self.score(model, X), -np.inf)
+            return scores if column is None else np.where(X[:, column] > 0.5, scores, scores - 1e6)
 
+        column = self.category_in_turn(trials)
+        if column is not None:
+            model = self.with_incumbent_of(column, model, trials)
         if n_configs(self.space) <= self.settings.n_listed:
             X = all_points(self.space)
             return X[np.argsort(-score(X), kind="stable")]
@@ -458,6 +462,24 @@ class GPSearch:
             new = self.mutate(np.repeat(X[top], 6, axis=0), 0.1 * 0.35**i, rng)
             X, scores = np.concatenate([X[top], new]), np.concatenate([scores[top], score(new)])
         return X[np.argsort(-scores, kind="stable")]
+
+    def category_in_turn(self, trials):
+        """The column of the category that trials have had least often, when it is its turn; else None.
+
+        A category that is good at once draws all trials. What they find there, such as that a hyperparameter is of no
+        consequence, the model then believes of the other categories too, after a few poor trials of each.
+        """
+        columns = np.flatnonzero(self.scale < 1)
+        if not len(columns) or (len(trials) + 1) % self.settings.n_turns:
+            return None
+        return columns[self.encode(trials)[:, columns].sum(axis=0).argmin()]
+
+    def with_incumbent_of(self, column, model, trials):
+        """The model with the best of a category's own trials as what is to be improved on, where it has any."""
+        X = self.encode(trials) / self.scale
+        own = X[X[:, column] > 0.5]
+        best = self.predict(model.losses, own)[0].min(axis=0) if len(own) else model.losses.best
+        return replace(model, losses=replace(model.losses, best=best))
 
     def mutate(self, X, size, rng):
         """Each row (m, d) with some of its hyperparameters moved by about `size`, choices drawn anew."""
@@ -485,28 +507,50 @@ def losses_at(rungs, trial):
     return losses + [best] * (len(rungs) - len(losses)) if trial.status == "done" else losses
 
 
-def standardise(losses, trial_of, rung_of, clip):
-    """y (n,) with mean 0 and variance 1, and (centre, unit) such that loss = centre + unit y at the last rung.
+def standardise(losses, trial_of, rung_of, X):
+    """y (n,) in units of how losses vary over the space, and (centre, unit): loss = centre + unit y at the last rung.
 
-    trial_of, rung_of (n,): the trial and the rung of each loss. The first rung is centred at its median, its unit the spread
-    of the better half. Each later one is mapped such that the trials that have come to it keep their median and spread:
-    what all learning curves have in common is gone, and what tells good trials apart keeps its size. Losses far above
-    the median are clipped: that a diverged trial is bad is enough to know.
+    trial_of, rung_of (n,): the trial and the rung of each loss; X (trials, d): their configurations. Of the first rung the
+    mean is 0 and the variance 1, with less weight for trials that crowd: else the unit would shrink as trials come to
+    the optimum, and what has not been tried could not be much better than they are. Each later rung is mapped such that
+    the trials that have come to it keep their median and spread: what all learning curves have in common is gone, and
+    what tells good trials apart keeps its size. High losses are squashed: that a diverged trial is bad is enough to know.
     """
     size = np.abs(losses).max() or 1.0  # squares of 1e300 would overflow
-    y, before, target, unit = losses / size, np.zeros(trial_of.max() + 1), 0.0, None
+    y, before, target = losses / size, np.zeros(len(X)), 0.0
     for rung in range(rung_of.max() + 1):
         here = rung_of == rung
-        trials, centre = trial_of[here], np.median(y[here])
+        trials = trial_of[here]
         if rung == 0:
-            unit = spread(y[here]) or 1.0
+            centre, unit = mean_and_deviation(y[here], 1 / crowding(X[trials]))
         else:
-            target = np.median(before[trials])
+            centre, target = np.median(y[here]), np.median(before[trials])
             if len(trials) >= 5 and spread(y[here]) and spread(before[trials]):
                 unit = spread(y[here]) / spread(before[trials])
-        y[here] = before[trials] = np.minimum(target + (y[here] - centre) / unit, clip)
-    mean, deviation = y.mean(), y.std() or 1.0
-    return (y - mean) / deviation, (size * (centre + unit * (mean - target)), size * unit * deviation)
+        y[here] = before[trials] = squash(target + (y[here] - centre) / unit, 2)
+    return y, (size * (centre - unit * target), size * unit)
+
+
+def crowding(X, width=0.15, n_others=500):
+    """(n,) mean over the rows of X (n, d), at most about n_others of them, of a Gaussian of the distance to each row."""
+    others = X[:: 1 + len(X) // n_others]
+    weights = np.exp(-((distances(X, others) / width) ** 2) / (2 * X.shape[1]))
+    return np.maximum(weights.mean(axis=1), 1 / len(others))  # as of itself alone
+
+
+def mean_and_deviation(y, weights):
+    """Weighted mean and standard deviation of y (n,), high values squashed; the deviation 1 where it would be 0."""
+    order, weights = np.argsort(y, kind="stable"), weights / weights.sum()
+    low, median = (y[order][np.searchsorted(np.cumsum(weights[order]), q - 1e-9)] for q in (0.16, 0.5))
+    unit = (median - low) or y.std() or 1.0
+    z = squash((y - median) / unit, 3)
+    mean = weights @ z
+    return median + unit * mean, unit * math.sqrt(weights @ (z - mean) ** 2) or 1.0
+
+
+def squash(y, limit):
+    """y up to the limit, from there on its logarithm, and all the same beyond limit + 50."""
+    return np.where(y > limit, limit + np.log1p(np.clip(y - limit, 0, 50)), y)
 
 
 def spread(y):

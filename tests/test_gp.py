@@ -187,6 +187,32 @@ def test_beats_random_search_by_a_margin_and_random_search_does_not():
     assert not mean_best(RandomSearch) < limit
 
 
+def test_a_category_that_is_good_at_once_is_no_trap():
+    """One kernel is fair whatever else; the other, with two hyperparameters of its own, better in a fifth of its space."""
+    space = {"kernel": choice(["linear", "rbf"]), **{name: uniform(0, 1) for name in ("C", "gamma", "tol")}}
+
+    def objective(config):
+        if config["kernel"] == "linear":
+            return 0.3 + 0.01 * (config["C"] - 0.5) ** 2
+        return 1 - 0.95 * math.exp(-((config["C"] - 0.8) ** 2 + (config["gamma"] - 0.2) ** 2) / 0.3)
+
+    for seed in (3, 4, 5):
+        trials = run(GPSearch(space, seed), objective, 40, workers=4)
+        assert min(trial.value for trial in trials if trial.value is not None) < 0.06
+
+
+def test_every_fourth_suggestion_is_of_the_category_tried_least():
+    space = {"x": uniform(0, 1), "kind": choice(["a", "b", "c"]), "flag": choice([True, False])}
+    trials = run(GPSearch(space), lambda config: config["x"] + (config["kind"] != "a") + config["flag"], 40)
+    for i in range(7, 40, 4):
+        counts = {v: sum(t.config["kind"] == v for t in trials[:i]) for v in "abc"}
+        counts |= {v: sum(t.config["flag"] is v for t in trials[:i]) for v in (True, False)}
+        least = {value for value, n in counts.items() if n == min(counts.values())}
+        assert least & {trials[i].config["kind"], trials[i].config["flag"]}
+    n_best = sum(trial.config["kind"] == "a" and not trial.config["flag"] for trial in trials)
+    assert n_best >= 20  # the other suggestions go on where it is good
+
+
 @pytest.mark.parametrize("space", [{"n": randint(1, 6), "kind": choice(["a", "b", "c"])}, {"kind": choice(["a", "b"])}])
 def test_finite_space_is_tried_once_each_and_ends(space):
     trials = run(GPSearch(space), lambda config: float(len(config_key(config))), 99, workers=2)
@@ -273,10 +299,31 @@ def test_rungs_are_levelled_and_keep_what_tells_trials_apart():
     first = np.linspace(0.5, 0.9, 10)
     losses = np.concatenate([first, 0.1 + first[:5] / 100])
     trial_of, rung_of = np.array([*range(10), *range(5)]), np.repeat([0, 1], [10, 5])
-    y, (centre, unit) = standardise(losses, trial_of, rung_of, clip=3.0)
-    assert (y.mean(), y.std()) == (pytest.approx(0), pytest.approx(1))
+    y, (centre, unit) = standardise(losses, trial_of, rung_of, np.eye(10))
+    assert (y[:10].mean(), y[:10].std()) == (pytest.approx(0), pytest.approx(1))
     assert y[10:] == pytest.approx(y[:5])
     assert centre + unit * y[10:] == pytest.approx(losses[10:])
+
+
+def test_the_unit_is_that_of_the_space_and_not_of_a_crowd():
+    """A hundred trials in one place, of nearly the same loss, count about as one for the scale of the losses."""
+    rng = np.random.default_rng(0)
+    X = rng.random((30, 2))
+    crowded = np.concatenate([X, 0.5 + 0.01 * rng.random((100, 2))])
+    losses = np.concatenate([X.sum(axis=1), 1 + 0.001 * rng.random(100)])
+
+    def unit(n):
+        return standardise(losses[:n], np.arange(n), np.zeros(n, int), crowded[:n])[1][1]
+
+    assert unit(130) == pytest.approx(unit(30), rel=0.15)
+    assert losses.std() < 0.6 * losses[:30].std()  # what it would be otherwise
+
+
+def test_high_losses_are_squashed_in_order():
+    losses = np.array([0.0, 0.1, 0.2, 0.3, 0.4, 5.0, 1e6, 1e30])
+    y, (centre, unit) = standardise(losses, np.arange(8), np.zeros(8, int), np.eye(8))
+    assert (np.diff(y[:7]) > 0).all() and y[6] == y[7] < 10
+    assert centre + unit * y[:5] == pytest.approx(losses[:5], abs=1e-6)
 
 
 def stopped_run(n, max_epochs, threshold=0.05):
