@@ -346,8 +346,10 @@ def fuzz(home, n, rng):
     folder = write_good_folder(home / "fuzz", rng)
     good = {path: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != ".lock"}
     *_, last = [json.loads(line) for line in good[folder / "configs.jsonl"].splitlines()]
-    # the lines on which others rest, headers included; the last start has no rows yet
-    needed = {"configs.jsonl": last["trial"]} | {f"{name}.csv": 1 + n_seen for name, n_seen in last["seen"].items()}
+    # the lines on which others rest, headers included: starts up to the last that has a report, rows that a start has seen
+    reports = csv.DictReader(good[folder / "reports.csv"].decode().splitlines())
+    needed = {"configs.jsonl": 1 + max(int(row["trial"]) for row in reports)}
+    needed |= {f"{name}.csv": 1 + n_seen for name, n_seen in last["seen"].items()}
     for i in range(n):
         path, kind, first = rng.choice(list(good)), "file damaged", math.inf
         if path.name in needed and rng.random() < 1 / 3:
