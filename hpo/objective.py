@@ -156,7 +156,7 @@ def describe(path, adjust, metric=None, mode=None, prepared=None):
     try:
         found = _receive(connection, process, path)
         metric, mode = metric or found["metric"], mode or found["mode"]
-        if not isinstance(metric, str):
+        if not isinstance(metric, str) or not metric:
             raise ValueError(
                 f"{path}: metric: expected the name of a reported metric, got {metric!r}; or give --metric"
             )
@@ -238,7 +238,8 @@ def _prepare(module, path, given):
     except BaseException as error:  # as above
         raise ValueError(f"{path}: prepare: {one_line(error)}") from error
     if not isinstance(replaced, dict) or set(replaced) - set(given):
-        raise ValueError(f"prepare: expected a dict of some of {', '.join(given)}, got {replaced!r:.200}")
+        some = f"a dict of some of {', '.join(given)}" if given else "an empty dict, as the space has no constants"
+        raise ValueError(f"prepare: expected {some}, got {replaced!r:.200}")
     return replaced
 
 

@@ -638,9 +638,10 @@ def _integer(text):
 
 def _number(text):
     """None for an empty cell."""
-    if text and not _NUMBER.fullmatch(text):
+    value = float(text) if _NUMBER.fullmatch(text) else None
+    if text and (value is None or math.isinf(value) and "Inf" not in text):  # 1e400 was never written
         raise ValueError("a number")
-    return float(text) if text else None
+    return value
 
 
 def _seconds(text):

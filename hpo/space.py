@@ -18,6 +18,7 @@ import sys
 import numpy as np
 
 RESERVED = ("help", "config_json", "trial_seed")  # flags of hpo.objective.run_as_program
+LARGEST_GRID = 100_000  # its values are listed
 LARGEST_INT = 2**44  # beyond, float64 cannot tell neighbouring integers apart on a log scale
 
 
@@ -318,6 +319,8 @@ def _finite(kind, domain, bounds, size):
     size = _plain(size)
     if not _is_finite(size) or size != int(size) or size < 1 or (size == 1) != (low == high):
         raise ValueError(f"{kind} needs an integer size >= 2 (1 when low == high), got size={size!r}")
+    if size > LARGEST_GRID:
+        raise ValueError(f"{kind} needs a size of at most {LARGEST_GRID}, got size={size!r}; uniform and randint have no grid")
     try:
         between = domain(low, high)
     except ValueError as error:

@@ -258,6 +258,8 @@ class Tuner:
 
     # ---- Deadlines and endings ----
     def _seconds_to_wait(self):
+        if not self.running:
+            return 0.0  # nothing can come: the searcher has just said that it has nothing new
         until = min([self.seconds, *(trial.started + self.trial_timeout for trial in self._not_ending())])
         wait = max(0.0, until - self.backend.now())
         if self.show:

@@ -720,6 +720,7 @@ def start_line(**changes):
         ("reports.csv", 2, "0,0,1,0.0,0.5,0.5,", "attempt"),
         ("reports.csv", 2, "0,1,first,0.0,0.5,0.5,", "epoch"),
         ("reports.csv", 2, "0,1,1,0.0,good,0.5,", "accuracy"),
+        ("reports.csv", 2, "0,1,1,0.0,1e400,0.5,", "accuracy"),
         ("reports.csv", 2, "0,1,1,0.0,0.5,0.5,{", "extra"),
         ("reports.csv", 2, "0,1,1,0.0,0.5,0.5,3", "extra"),
         ("reports.csv", 1, "trial,attempt,time,accuracy,loss,extra", "epoch"),

@@ -710,6 +710,7 @@ ERRORS = [
     (lambda: finrange(0, 1, 2.5), ["finrange", "size", "size=2.5"]),
     (lambda: finrange(0, 1, True), ["finrange", "size", "size=True"]),
     (lambda: finrange(0, 1, math.inf), ["finrange", "size", "size=inf"]),
+    (lambda: finrange(0, 1, 10**9), ["finrange", "size", "100000", "size=1000000000"]),
     (lambda: finrange(0, 0, 3), ["finrange", "size", "size=3"]),
     (lambda: finrange(1, 0, 3), ["finrange", "low <= high", "low=1", "high=0"]),
     (lambda: finrange(1, math.nextafter(1, 2), 5), ["finrange", "high - low"]),
