@@ -82,7 +82,19 @@ def explain(folder, trial_id):
     return same
 
 
+def category(space, column):
+    """'name=value' of the category that has this column of the encoded configurations."""
+    for name, domain in domains(space).items():
+        if column < domain.n_dims:
+            return f"{name}={domain.values[column]!r}"
+        column -= domain.n_dims
+
+
 def show_model(run, searcher, model, before, trial):
+    column = searcher.category_in_turn(before)
+    if column is not None:
+        model = searcher.with_incumbent_of(column, model, before)
+        print(f"the turn of {category(run['space'], column)}, tried least, to improve on its own best trial")
     names, losses = [*domains(run["space"]), "(epoch)"], model.losses
     lengthscales, share, signal, noise = losses.process.scales(losses.theta)
     centre, unit = model.units

@@ -286,7 +286,7 @@ class Settings:
     """The searcher's numbers; experiments/LOG.md has what decided them."""
 
     n_initial: int = 5  # trials before the model: the start configuration and a low-discrepancy design
-    n_turns: int = 4  # one suggestion in so many is for the category that has been tried least
+    category_period: int = 4  # of so many suggestions one is for the category that has been tried least
     n_fantasies: int = 4  # joint samples at the pending configurations, over which the acquisition is averaged
     n_random: int = 1000  # candidates from all of the space
     n_rounds: int = 4  # of ever smaller mutations of the best candidates
@@ -470,7 +470,7 @@ class GPSearch:
         consequence, the model then believes of the other categories too, after a few poor trials of each.
         """
         columns = np.flatnonzero(self.scale < 1)
-        if not len(columns) or (len(trials) + 1) % self.settings.n_turns:
+        if not len(columns) or (len(trials) + 1) % self.settings.category_period:
             return None
         return columns[self.encode(trials)[:, columns].sum(axis=0).argmin()]
 

@@ -320,7 +320,9 @@ def _finite(kind, domain, bounds, size):
     if not _is_finite(size) or size != int(size) or size < 1 or (size == 1) != (low == high):
         raise ValueError(f"{kind} needs an integer size >= 2 (1 when low == high), got size={size!r}")
     if size > LARGEST_GRID:
-        raise ValueError(f"{kind} needs a size of at most {LARGEST_GRID}, got size={size!r}; uniform and randint have no grid")
+        raise ValueError(
+            f"{kind} needs a size of at most {LARGEST_GRID}, got size={size!r}; uniform and randint have no grid"
+        )
     try:
         between = domain(low, high)
     except ValueError as error:

@@ -77,6 +77,10 @@ def test_explanation_shows_prediction_lengthscales_neighbours_and_pending_trials
     ):
         assert part in out
     assert out.count("correlation") == 5 + out.count("running  ") and "pending:" in out
+    assert "the turn of" not in out  # which is every fourth
+    out = python("-m", "experiments.explain", folder, 19)[1]
+    kind = json.loads((folder / "configs.jsonl").read_text().splitlines()[19])["config"]["kind"]
+    assert f"the turn of kind={kind!r}, tried least" in out
     assert "a start configuration" in python("-m", "experiments.explain", folder, 0)[1]
     assert "no model was asked" in python("-m", "experiments.explain", folder, 2)[1]
 
