@@ -61,7 +61,7 @@ def parse(arguments=None, prog="run.py"):
         "--stopping",
         default="auto",
         metavar="NAME",
-        help="which trials to end early: none, median, asha, or FILE.py:FUNCTION for your own; default auto: asha where "
+        help="which trials to end early: none, median, asha, halving, or FILE.py:FUNCTION; default auto: halving where "
         "the last epoch is known and reports carry theirs, else none",
     )
     add(
@@ -71,7 +71,7 @@ def parse(arguments=None, prog="run.py"):
         metavar="EPOCH",
         help="the epoch of the first decision to stop; default 1",
     )
-    add("--eta", type=eta, default=3, metavar="N", help="asha goes on with one of N at each rung; default 3")
+    add("--eta", type=eta, default=3, metavar="N", help="asha and halving go on with one of N at each rung; default 3")
     add("--seed", type=natural, default=0, metavar="N", help="same seed, same suggestions and weights; default 0")
     add(
         "--start", metavar="FILE.json", help="configurations to try first, a JSON list; default the middle of the space"
@@ -420,7 +420,7 @@ def find_rule(name, first_rung=1, eta=3):
     """The stopping rule of a name, or of FILE.py:FUNCTION, with its options; None for "none"."""
     from hpo.stopping import RULES, with_options
 
-    known = {"auto": RULES["asha"], **RULES}
+    known = {"auto": RULES["halving"], **RULES}
     rule = known[name] if name in known else from_file("--stopping", name, known, "FUNCTION")
     if rule is not None and (isinstance(rule, type) or not callable(rule)):
         raise ValueError(

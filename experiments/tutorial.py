@@ -33,7 +33,7 @@ def label(searcher, rule):
 def main(arguments=None):
     made = parser("tutorial", __doc__)
     made.add_argument("--searcher", default="gp", metavar="NAME", help="beside random; default gp")
-    made.add_argument("--stopping", default="asha", metavar="NAME", help="beside none; default asha")
+    made.add_argument("--stopping", default="halving", metavar="NAME", help="beside none; default halving")
     made.add_argument("--first_rung", type=positive_int, default=1, metavar="EPOCH", help="as in run.py; default 1")
     args = made.parse_args(arguments)
     with command.checking(made):

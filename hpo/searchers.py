@@ -398,13 +398,14 @@ class GPSearch:
         """(trial, mu, sigma): the trial with the lowest posterior mean of the loss; None while there is no model.
 
         The lowest of many noisy values is lucky; the posterior mean there is what training it again would give. Of trials
-        that were stopped it would be a guess, so they count only where none was done.
+        that were stopped it would be a guess, so those count that have come furthest: the done ones, where there are some.
         """
         model = self.model(trials, np.random.default_rng([self.seed, len(trials)]))
         if model is None:
             return None
         observed = [trial for trial in trials if trial.status != "running" and trial.value is not None]
-        observed = [trial for trial in observed if trial.status == "done"] or observed
+        n_rungs = [len(losses_at(self.rungs, t)) if self.rungs[-1] else t.status == "done" for t in observed]
+        observed = [trial for trial, n in zip(observed, n_rungs) if n == max(n_rungs)]
         mu, sigma = self.predict(model.losses, self.encode(observed) / self.scale)
         i, (centre, unit) = mu.mean(axis=1).argmin(), model.units
         return observed[i], float(centre + unit * mu[i].mean()), float(unit * sigma[i, 0])

@@ -30,7 +30,7 @@ class Status:
     def begin(self, tuner):
         self.warn()
         goal = "maximise" if self.results.mode == "max" else "minimise"
-        rule = self.args.stopping if self.args.stopping != "auto" else "asha" if tuner.rule else "none"
+        rule = self.args.stopping if self.args.stopping != "auto" else "halving" if tuner.rule else "none"
         threads = f"{self.backend.n_threads} thread{'s' if self.backend.n_threads > 1 else ''} each"
         say(
             f"{self.args.objective}: {goal} {self.results.metric} over {len(domains(tuner.space))} hyperparameters, "

@@ -41,17 +41,33 @@ def asha(trial, trials, max_epochs, first_rung=1, eta=3):
     eta of them decide nothing.
     """
     epoch = trial.curve[-1][0]
+    if not first_rung <= epoch < max_epochs or any(e >= last_rung(epoch, first_rung, eta) for e, _ in trial.curve[:-1]):
+        return False  # nothing to decide, or decided at an earlier report
+    return halving(trial, trials, max_epochs, first_rung, eta)
+
+
+def halving(trial, trials, max_epochs, first_rung=1, eta=3):
+    """Successive halving that does not forget: asha's question, asked anew at every report.
+
+    The first to come to a rung go on, as there is nobody to compare them with, and asha trains them to the end. Here a trial
+    goes on for as long as, of all that have come to its last rung up to now, it was among the best 1/eta there.
+    """
+    epoch = trial.curve[-1][0]
     if not first_rung <= epoch < max_epochs:
         return False
-    rung = first_rung
-    while rung * eta <= epoch:
-        rung *= eta
-    if any(e >= rung for e, _ in trial.curve[:-1]):
-        return False  # decided at an earlier report
+    rung = last_rung(epoch, first_rung, eta)
     losses = [loss for other in trials if (loss := loss_at_rung(other, rung, first_rung, eta)) is not None]
     own = loss_at_rung(trial, rung, first_rung, eta)
     n_better = sum(loss < own for loss in losses)
     return len(losses) >= eta and n_better > (len(losses) - 1) / eta
+
+
+def last_rung(epoch, first_rung, eta):
+    """The highest of first_rung * (1, eta, eta^2, ...) that is not above an epoch."""
+    rung = first_rung
+    while rung * eta <= epoch:
+        rung *= eta
+    return rung
 
 
 def loss_at_rung(trial, rung, first_rung, eta):
@@ -69,7 +85,7 @@ def loss_at_rung(trial, rung, first_rung, eta):
     return math.inf if trial.status == "failed" and was_next else None
 
 
-RULES = {"none": None, "median": median, "asha": asha}
+RULES = {"none": None, "median": median, "asha": asha, "halving": halving}
 
 
 def with_options(rule, **options):

@@ -356,6 +356,16 @@ def test_a_stopped_trial_is_not_a_bad_final_value():
     assert abs(GPSearch(space, 0, 27).suggest(trials)[0]["x"] - 0.7) < 0.15
 
 
+def test_where_none_is_done_the_recommended_trial_is_one_that_has_come_furthest():
+    """Ended by Ctrl-C after ten minutes, say: what the model makes of trials that were stopped at once is a guess."""
+    space, trials = {"x": uniform(0, 1), "y": uniform(0, 1), "epochs": 27}, stopped_run(30, 27)
+    for trial in trials:
+        if trial.status == "done":
+            trial.status, trial.curve = "timeout", trial.curve[: 5 if trial.config["y"] < 0.5 else 12]
+    trial, mu, _ = GPSearch(space, 0, 27).recommend(trials)
+    assert trial.n_epochs == 12 and 0 < mu < 0.3
+
+
 def test_complete_trials_are_modelled_by_their_values_alone():
     trials = [trial for trial in stopped_run(40, 27) if trial.status == "done"]
     for i, trial in enumerate(trials):

@@ -198,7 +198,7 @@ def test_trials_are_stopped_by_default_where_epochs_are_known(quick, tmp_path, c
         text = text.replace(old, new)
     quick.write_text(text, encoding="utf-8")
     code, out, err = run(quick, "--trials", 20, "--stopping", "auto", "--results", tmp_path / "run")
-    assert (code, err) == (0, "") and f"stopping {'none' if 'n_steps' in text else 'asha'}" in out
+    assert (code, err) == (0, "") and f"stopping {'none' if 'n_steps' in text else 'halving'}" in out
     n = sum(row["status"] == "stopped" for row in rows(tmp_path / "run" / "trials.csv"))
     assert n >= n_stopped and (n_stopped or not n)
 
@@ -492,7 +492,11 @@ BAD = {
     "folder below a file": (["--results", "{folder}/quick.py/new"], None, "cannot be written"),
     "folder in /proc": (["--results", "/proc/nowhere"], None, "/proc/nowhere"),
     "metric never reported": (["--metric", "auc"], None, "metric auc is never reported, but loss, kind"),
-    "unknown rule": (["--stopping", "foo"], None, "--stopping: expected auto, none, median, asha or FILE.py:FUNCTION"),
+    "unknown rule": (
+        ["--stopping", "foo"],
+        None,
+        "--stopping: expected auto, none, median, asha, halving or FILE.py:FUNCTION",
+    ),
     "rule file missing": (["--stopping", "nowhere.py:mine"], None, "nowhere.py: no such file"),
     "rule missing": (["--stopping", "run.py:mine"], None, "run.py has no function mine"),
     "rule with too few arguments": (

@@ -9,7 +9,7 @@ from experiments.simulated import simulate
 from hpo.results import Results, load
 from hpo.searchers import RandomSearch
 from hpo.space import uniform
-from hpo.stopping import RULES, asha, loss_at_rung, median, with_options
+from hpo.stopping import RULES, asha, halving, loss_at_rung, median, with_options
 from hpo.trial import Trial
 
 
@@ -98,6 +98,22 @@ def test_asha_counts_a_failed_trial_as_worst_where_it_was_going():
     assert asked(asha, [*running, trial(6, [0.1]), trial(7, [0.2]), trial(8, [0.3])])
 
 
+def test_halving_reconsiders_who_came_to_a_rung_first():
+    """A poor trial that met nobody at its rungs is ended once better ones have come there; asha trains it to the end."""
+    first, alone = trial(0, [0.9] * 12), [trial(i, [0.5] * 3, status="stopped") for i in (1, 2, 3)]
+    better = [trial(i, [0.2] * 9) for i in (4, 5, 6)]
+    for n in (1, 3, 9):  # as asha where it is the last to come
+        early = [trial(i, [0.5] * n) for i in range(3)]
+        for loss in (0.4, 0.6):
+            newcomer = trial(3, [loss] * n)
+            assert asked(halving, [*early, newcomer]) is asked(asha, [*early, newcomer]) is (loss == 0.6)
+    assert not halving(first, [first, *alone], 81)  # at rung 9 there is nobody else
+    assert halving(first, [first, *alone, *better], 81) and not asha(first, [first, *alone, *better], 81)
+    good = trial(7, [0.2] * 8 + [0.1] * 3)
+    assert not halving(good, [*better, good], 81)
+    assert not halving(trial(8, [0.9] * 81), [first, *better], 81)  # after the last epoch nothing is left to save
+
+
 # ---- Median -------------------------------------------------------------------------------------------------------------
 def test_median_compares_the_best_so_far_with_the_median_of_running_averages():
     others = [trial(i, [a, b]) for i, (a, b) in enumerate([(1, 0), (2, 1), (3, 2), (4, 3), (9, 4)])]
@@ -126,7 +142,7 @@ def random_trials(rng, n):
     ]
 
 
-@pytest.mark.parametrize("rule", [median, asha])
+@pytest.mark.parametrize("rule", [median, asha, halving])
 def test_rule_is_a_function_of_order_and_curves_alone(rule):
     """The best is never stopped; a change of unit or of order changes nothing; arguments stay as they are."""
     rng, n_stopped = np.random.default_rng(1), 0
@@ -154,7 +170,7 @@ def test_options_go_to_the_rules_that_have_them():
     assert with_options(asha, **options)(trials[-1], trials, 81)
     assert with_options(median, **options)(trials[-1], trials, 81)
     assert with_options(lambda trial, trials, max_epochs: True, **options)(trials[-1], trials, 81)
-    assert set(RULES) == {"none", "median", "asha"} and RULES["none"] is None
+    assert set(RULES) == {"none", "median", "asha", "halving"} and RULES["none"] is None
 
 
 # ---- In a run -----------------------------------------------------------------------------------------------------------
@@ -179,7 +195,7 @@ def test_asha_trains_less_and_finds_the_same():
     assert {trial.n_epochs for trial in halved if trial.status == "stopped"} == {1, 3, 9}
 
 
-@pytest.mark.parametrize("rule", [asha, median])
+@pytest.mark.parametrize("rule", [asha, halving, median])
 def test_every_decision_can_be_recomputed_from_the_folder(tmp_path, rule):
     """Each report in its order, with what had been reported before it."""
     from experiments.simulated import SimulatedBackend
