@@ -240,7 +240,7 @@ def test_replay_and_tutorial_commands(folder, tmp_path, capsys, in_this_process)
 
     tutorial.main([*common, "--hours", "0.5", "--searcher", "random", "--eta", "2", "--first_rung", "3"])
     out = capsys.readouterr().out
-    assert "random + asha minus random + asha" in out
+    assert "random + halving minus random + halving" in out
     assert "held-out" in out and "epoch 9" in out and "seconds of an epoch" in out
     with open(tmp_path / "difference.csv", newline="") as file:
         assert {row["median"] for row in csv.DictReader(file)} == {"0"}  # a method is as good as itself
