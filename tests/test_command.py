@@ -71,7 +71,7 @@ def wait_until(condition, seconds):
 
 
 COMPARE = ["compare_searchers", "--searcher", "SLOW", "--problems", "branin2", "--trials", "9"]
-REPLAY = ["replay", *map(str, FOLDER.glob("runs/*.jsonl")), "--searcher", "SLOW", "--quick"]
+REPLAY = ["replay", str(FOLDER / "runs/random_seed1.jsonl"), "--searcher", "SLOW", "--quick"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for orphans in /proc")

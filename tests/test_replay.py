@@ -265,7 +265,12 @@ def test_raising_searcher_or_rule_is_named_with_its_own_traceback(folder, tmp_pa
     common = [str(folder), "--repetitions", "1", "--results", str(tmp_path / "out")]
     for module, arguments, line, frame in (
         (replay, ["--quick", "--searcher", f"{mine}:Raises"], "Raises.suggest raised ArithmeticError: my mistake", 6),
-        (tutorial, ["--stopping", f"{mine}:rule"], "the stopping rule raised IndexError: list index out of range", 9),
+        (
+            tutorial,
+            ["--searcher", "random", "--stopping", f"{mine}:rule"],
+            "the stopping rule raised IndexError: list index out of range",
+            9,
+        ),
     ):
         with pytest.raises(command.Failed) as failure:
             module.main([*common, *arguments])
