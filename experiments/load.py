@@ -3,7 +3,8 @@
     python -m experiments.load                       10,000 trials, then 64 workers, then reports: some minutes; Linux
     python -m experiments.load --trials 0            without the first part
 
-The tuner's time is its processor time, which other work on the machine changes little. A report's wait is the time from
+The default stopping rule is asked after every report; in the first part it stops trials, in the others its answer is
+ignored. The tuner's time is its processor time, which other work on the machine changes little. A report's wait is the time from
 `report(...)` to the tuner's answer, as the trial sees it.
 """
 
@@ -22,6 +23,7 @@ from hpo.objective import describe
 from hpo.results import Results
 from hpo.searchers import RandomSearch
 from hpo.status import Status
+from hpo.stopping import halving
 from hpo.trial import LocalBackend, warm_up
 from hpo.tuner import Tuner
 from run import natural
@@ -91,7 +93,11 @@ def n_descendants():
     return found
 
 
-def measure(n_workers, n_trials=None, seconds=1e9, every=10**9, constants=None):
+def ask_and_go_on(trial, trials, max_epochs):
+    halving(trial, trials, max_epochs)
+
+
+def measure(n_workers, n_trials=None, seconds=1e9, every=10**9, constants=None, rule=ask_and_go_on):
     """(tuner, seconds, processor seconds of this process, watch, [(time, wait)] of the reports) of one run."""
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
         path = pathlib.Path(folder) / "objective.py"
@@ -102,9 +108,9 @@ def measure(n_workers, n_trials=None, seconds=1e9, every=10**9, constants=None):
         backend = LocalBackend(path, results.folder / "logs", n_workers=n_workers)
         args = argparse.Namespace(objective=path, searcher="random", hours=seconds / 3600)
         watch = Watch(args, backend, results, every=every)
-        tuner = Tuner(
-            problem.space, RandomSearch(problem.space), backend, results, n_workers, seconds, n_trials, show=watch
-        )
+        searcher, limits = RandomSearch(problem.space), {"seconds": seconds, "n_trials": n_trials}
+        rules = {"rule": rule, "max_epochs": problem.space["epochs"]}
+        tuner = Tuner(problem.space, searcher, backend, results, n_workers, **limits, **rules, show=watch)
         before = time.process_time()
         with contextlib.redirect_stdout(nowhere):
             tuner.run()
@@ -116,7 +122,7 @@ def measure(n_workers, n_trials=None, seconds=1e9, every=10**9, constants=None):
 
 def many_trials(n_trials):
     print("trials  ms of tuner per trial  ms per trial  memory MB  most open files  most processes")
-    *_, watch, _ = measure(8, n_trials, every=max(1, n_trials // 10))
+    *_, watch, _ = measure(8, n_trials, every=max(1, n_trials // 10), rule=halving)
     rows = [(0, 0.0, 0.0, 0, 0, 0), *watch.rows]
     for (n0, used0, wall0, *_), (n, used, wall, memory, files, processes) in itertools.pairwise(rows[1:]):
         per = 1000 / (n - n0)

@@ -9,7 +9,7 @@ from experiments.simulated import simulate
 from hpo.results import Results, load
 from hpo.searchers import RandomSearch
 from hpo.space import uniform
-from hpo.stopping import RULES, asha, halving, loss_at_rung, median, with_options
+from hpo.stopping import RECENT, RULES, asha, halving, loss_at_rung, median, with_options
 from hpo.trial import Trial
 
 
@@ -162,6 +162,15 @@ def test_rule_is_a_function_of_order_and_curves_alone(rule):
         this.curve = [(epoch, -99.0) for epoch, _ in this.curve]
         assert not rule(this, trials, 81)
     assert n_stopped >= 5  # or nothing was tested
+
+
+@pytest.mark.parametrize("rule", [median, asha, halving])
+def test_a_decision_looks_back_on_the_recent_trials_alone(rule):
+    """So its time does not grow with the run; the trial itself may have started long before them."""
+    losses = [0.5, *[0.9] * 3 * RECENT, *[0.1] * RECENT]
+    trials = [trial(i, [loss] * 9) for i, loss in enumerate(losses)]
+    assert rule(trials[0], trials, 81)  # three quarters of all are worse, the recent ones better
+    assert not rule(trials[0], trials[:-RECENT], 81)
 
 
 def test_options_go_to_the_rules_that_have_them():
