@@ -86,12 +86,10 @@ def loss_at_rung(trial, rung, first_rung, eta):
     A report that passes several rungs counts at the highest of them. A failed trial counts as the worst at the rung that
     it was on its way to, and as what it had reported at those before.
     """
-    best, reached = math.inf, 0
-    for epoch, loss in trial.curve:
-        best, reached = min(best, loss), max(reached, epoch)
+    for i, (epoch, _) in enumerate(trial.curve):
         if epoch >= rung:
-            return best if epoch < rung * eta else None
-    was_next = rung == first_rung or reached >= rung / eta
+            return min(loss for _, loss in trial.curve[: i + 1]) if epoch < rung * eta else None
+    was_next = rung == first_rung or trial.n_epochs >= rung / eta
     return math.inf if trial.status == "failed" and was_next else None
 
 
