@@ -374,7 +374,7 @@ def adjust(space, args):
 def read_json(flag, path, convert):
     """convert(what a JSON file holds); ValueError names the flag and the file."""
     try:
-        return convert(json.loads(pathlib.Path(path).read_text()))
+        return convert(json.loads(pathlib.Path(path).read_text(), object_pairs_hook=without_repeats))
     except OSError as error:
         reason = f"cannot be read: {error.strerror}; expected a JSON file"
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -382,6 +382,14 @@ def read_json(flag, path, convert):
     except ValueError as error:
         reason = error
     raise ValueError(f"{flag} {path}: {reason}")
+
+
+def without_repeats(pairs):
+    """The dict of a JSON object's (name, value) pairs; ValueError where a name comes twice, as one would be lost."""
+    names = [name for name, _ in pairs]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{repeated[0]!r} comes twice in one object; expected each name once")
+    return dict(pairs)
 
 
 def read_start(path, space):

@@ -478,6 +478,11 @@ BAD = {
         lambda folder: (folder / "space.json").write_text('{"x": 3}'),
         "space.json: config_space: nothing to tune",
     ),
+    "space with a name twice": (
+        ["--space", "{folder}/space.json"],
+        lambda folder: (folder / "space.json").write_text('{"x": {"uniform": [0, 1]}, "y": 1, "x": 2}'),
+        "space.json: 'x' comes twice in one object",
+    ),
     "space nested too deeply": (
         ["--space", "{folder}/space.json"],
         lambda folder: (folder / "space.json").write_text("[" * 100_000),
