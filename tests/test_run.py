@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
@@ -253,7 +254,8 @@ def test_main_job_at_toy_size(tmp_path):
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_signal_ends_the_run_with_rows_and_summary(quick, tmp_path, number, code):
     folder = tmp_path / "run"
-    process = start(quick, "--set", "pause=0.05", "--set", "epochs=1000", "--results", folder)
+    heed = partial(signal.signal, number, signal.SIG_DFL)  # where nohup has run these tests, SIGHUP is ignored
+    process = start(quick, "--set", "pause=0.05", "--set", "epochs=1000", "--results", folder, preexec_fn=heed)
     wait_for_lines(folder / "reports.csv", 12)
     process.send_signal(number)
     out, err = process.communicate(timeout=20)
