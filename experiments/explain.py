@@ -93,7 +93,7 @@ def category(space, column):
 def show_model(run, searcher, model, before, trial):
     column = searcher.category_in_turn(before)
     if column is not None:
-        model = searcher.with_incumbent_of(column, model, before)
+        model = searcher.with_incumbent_of(column, model)
         print(f"the turn of {category(run['space'], column)}, tried least, to improve on its own best trial")
     names, losses = [*domains(run["space"]), "(epoch)"], model.losses
     lengthscales, share, signal, noise = losses.process.scales(losses.theta)

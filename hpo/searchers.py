@@ -300,7 +300,7 @@ class Model:
     """Losses and failures as functions of the encoded configuration; experiments/explain.py prints it.
 
     losses: Posterior of y, where loss = centre + unit y for (centre, unit) = `units`.
-    failures: Posterior of -1 where a trial failed and +1 where it did not; None without failures.
+    failures: Posterior of -1 where a trial failed (see `GPSearch.sound`) and +1 where it did not; None without failures.
     """
 
     losses: Posterior
@@ -357,13 +357,14 @@ class GPSearch:
         settings, last = self.settings, self.rungs[-1]
         ended = [trial for trial in trials if trial.status != "running"]
         running = [trial for trial in trials if trial.status == "running"]
-        observed = [trial for trial in ended if trial.value is not None]
+        sound = self.sound(trials)
+        observed = [trial for trial in sound if trial.status != "running"]
         if len(trials) < settings.n_initial or len(observed) < 2:
             return None
         if last and any(trial.status != "done" and trial.n_epochs < last for trial in observed):
             # trials that were stopped say less than their values: the epoch is an input, with a row for each rung that
             # a trial has come to, and predictions are for the last (Klein et al. 2020, 2003.10865)
-            observed += [trial for trial in running if trial.curve]
+            observed = sound
             curves = [losses_at(self.rungs, trial) for trial in observed]
             progress = np.log(self.rungs) / math.log(last)
         else:
@@ -387,10 +388,11 @@ class GPSearch:
             settings.n_fantasies,
             rng,
         )
-        if all(trial.value is not None for trial in ended):
+        not_failed = {trial.id for trial in sound}
+        if all(trial.id in not_failed for trial in ended):
             return Model(losses, None, units)
         kept = [ended[i] for i in rng.permutation(len(ended))[: settings.n_rows]]
-        X, y = self.encode(kept), np.array([-1.0 if trial.value is None else 1.0 for trial in kept])
+        X, y = self.encode(kept), np.array([1.0 if trial.id in not_failed else -1.0 for trial in kept])
         theta = self.process(X[: settings.n_fit], y[: settings.n_fit]).fit()
         return Model(losses, self.process(X, y).posterior(theta, X), units)
 
@@ -403,12 +405,17 @@ class GPSearch:
         model = self.model(trials, np.random.default_rng([self.seed, len(trials)]))
         if model is None:
             return None
-        observed = [trial for trial in trials if trial.status != "running" and trial.value is not None]
+        observed = [trial for trial in self.sound(trials) if trial.status != "running"]
         n_rungs = [len(losses_at(self.rungs, t)) if self.rungs[-1] else t.status == "done" for t in observed]
         observed = [trial for trial, n in zip(observed, n_rungs) if n == max(n_rungs)]
         mu, sigma = self.predict(model.losses, self.encode(observed) / self.scale)
         i, (centre, unit) = mu.mean(axis=1).argmin(), model.units
         return observed[i], float(centre + unit * mu[i].mean()), float(unit * sigma[i, 0])
+
+    def sound(self, trials):
+        """The trials whose losses the model learns from; those that have ended and are not among them count as failed."""
+        valued = [trial for trial in trials if trial.value is not None]
+        return [trial for trial, is_sound in zip(valued, in_proportion(valued, self.encode(valued))) if is_sound]
 
     def process(self, X, y):
         groups = self.groups if X.shape[1] == len(self.groups) else np.append(self.groups, self.groups[-1] + 1)
@@ -449,7 +456,7 @@ class GPSearch:
 
         column = self.category_in_turn(trials)
         if column is not None:
-            model = self.with_incumbent_of(column, model, trials)
+            model = self.with_incumbent_of(column, model)
         if n_configs(self.space) <= self.settings.n_listed:
             X = all_points(self.space)
             return X[np.argsort(-score(X), kind="stable")]
@@ -475,9 +482,9 @@ class GPSearch:
             return None
         return columns[self.encode(trials)[:, columns].sum(axis=0).argmin()]
 
-    def with_incumbent_of(self, column, model, trials):
+    def with_incumbent_of(self, column, model):
         """The model with the best of a category's own trials as what is to be improved on, where it has any."""
-        X = self.encode(trials) / self.scale
+        X = model.losses.X[:, : len(self.scale)] / self.scale
         own = X[X[:, column] > 0.5]
         best = self.predict(model.losses, own)[0].min(axis=0) if len(own) else model.losses.best
         return replace(model, losses=replace(model.losses, best=best))
@@ -498,6 +505,23 @@ def all_points(space):
     return np.hstack([part[i] for part, i in zip(parts, indices)])
 
 
+def in_proportion(trials, X, factor=20, n_first=20):
+    """Which (n,) of the trials, at X (n, d), have losses that tell more than that they are bad; the others count as failed.
+
+    A diverged trial may report a number far above all others, and any: it would set the scale of the losses, and its
+    randomness pass for their noise. Out of proportion is what is `factor` times as far from the best third of the first
+    trials as that is from the best of them. Each is weighted by how lonely it is, and later ones are left out: trials that
+    crowd at the optimum would make all others outliers.
+    """
+    values = np.array([trial.value for trial in trials])
+    if len(values) < 5:
+        return np.ones(len(values), bool)
+    values = values / (np.abs(values).max() or 1.0)  # differences of 1e308 would overflow
+    first = values[:n_first]
+    low, third = first.min(), weighted_quantile(first, 1 / crowding(X[:n_first]), 1 / 3)
+    return (values - third <= factor * (third - low)) | (third == low)
+
+
 def losses_at(rungs, trial):
     """The lowest losses of a trial up to each of the epochs `rungs` that it has come to; all of them when it is done."""
     best, losses = math.inf, []
@@ -515,7 +539,7 @@ def standardise(losses, trial_of, rung_of, X):
     mean is 0 and the variance 1, with less weight for trials that crowd: else the unit would shrink as trials come to
     the optimum, and what has not been tried could not be much better than they are. Each later rung is mapped such that
     the trials that have come to it keep their median and spread: what all learning curves have in common is gone, and
-    what tells good trials apart keeps its size. High losses are squashed: that a diverged trial is bad is enough to know.
+    what tells good trials apart keeps its size. High losses are squashed: how bad a bad trial is matters little.
     """
     size = np.abs(losses).max() or 1.0  # squares of 1e300 would overflow
     y, before, target = losses / size, np.zeros(len(X)), 0.0
@@ -541,12 +565,17 @@ def crowding(X, width=0.15, n_others=500):
 
 def mean_and_deviation(y, weights):
     """Weighted mean and standard deviation of y (n,), high values squashed; the deviation 1 where it would be 0."""
-    order, weights = np.argsort(y, kind="stable"), weights / weights.sum()
-    low, median = (y[order][np.searchsorted(np.cumsum(weights[order]), q - 1e-9)] for q in (0.16, 0.5))
-    unit = (median - low) or y.std() or 1.0
+    weights, median = weights / weights.sum(), weighted_quantile(y, weights, 0.5)
+    unit = (median - weighted_quantile(y, weights, 0.16)) or y.std() or 1.0
     z = squash((y - median) / unit, 3)
     mean = weights @ z
     return median + unit * mean, unit * math.sqrt(weights @ (z - mean) ** 2) or 1.0
+
+
+def weighted_quantile(y, weights, q):
+    """The lowest of y (n,) with a share q of the weights on it and below."""
+    order = np.argsort(y, kind="stable")
+    return y[order][np.searchsorted(np.cumsum(weights[order]), (q - 1e-9) * weights.sum())]
 
 
 def squash(y, limit):

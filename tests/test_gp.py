@@ -11,6 +11,7 @@ from hpo.searchers import (
     Prior,
     RandomSearch,
     append_rows,
+    in_proportion,
     inverse_of_lower,
     log_h,
     losses_at,
@@ -226,6 +227,37 @@ def test_failing_region_is_avoided():
 
     trials = run(GPSearch({"x": uniform(0, 1), "y": uniform(0, 1)}), objective, 40)
     assert sum(trial.config["x"] > 0.5 for trial in trials[20:]) <= 6  # 10 by chance
+
+
+def test_a_loss_out_of_proportion_says_as_much_as_a_failure():
+    """Diverged trials that report anything from 100 to 1e6: what is suggested is what would be if they had failed."""
+    rng = np.random.default_rng(0)
+    sound, diverged = [], []
+    for i in range(24):
+        config = sample(SPACE, rng)
+        loss = bowl(config) if i % 3 else 10 ** rng.uniform(2, 6)
+        sound.append(Trial(i, config, "random", status="done" if i % 3 else "failed", curve=[(1, bowl(config))]))
+        diverged.append(Trial(i, config, "random", status="done", curve=[(1, loss)]))
+    assert GPSearch(SPACE).suggest(diverged) == GPSearch(SPACE).suggest(sound)
+    assert GPSearch(SPACE).recommend(diverged)[0].id % 3
+
+
+def test_proportion_is_that_of_the_space_and_not_of_a_crowd():
+    def kept(losses, X):
+        trials = [Trial(i, {}, "random", status="done", curve=[(1, float(loss))]) for i, loss in enumerate(losses)]
+        return np.flatnonzero(in_proportion(trials, X)).tolist()
+
+    rng = np.random.default_rng(0)
+    X = np.concatenate([rng.random((8, 2)), 0.5 + 0.01 * rng.random((212, 2)), rng.random((2, 2))])
+    losses = np.concatenate([np.linspace(1, 2, 8), 1 + 1e-6 * np.arange(212), [3, 1e5]])
+    sound = list(range(221))
+    assert kept(losses, X) == sound
+    assert not set(range(1, 8)) & set(kept(losses, np.zeros_like(X)))  # without the weights
+    for scale, shift in ((1e-300, 0), (1e300, 0), (1, 1)):
+        assert kept(scale * losses + shift, X) == sound
+    assert kept(-losses, X) == list(range(222))  # nothing is out of proportion because it is good
+    assert kept([], X[:0]) == [] and kept([1, 2, 1e9], X[:3]) == [0, 1, 2]
+    assert kept([3, 3, 3, 3, 1e9], X[:5]) == [0, 1, 2, 3, 4]
 
 
 AWKWARD = {
