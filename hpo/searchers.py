@@ -509,17 +509,17 @@ def in_proportion(trials, X, factor=20, n_first=20):
     """Which (n,) of the trials, at X (n, d), have losses that tell more than that they are bad; the others count as failed.
 
     A diverged trial may report a number far above all others, and any: it would set the scale of the losses, and its
-    randomness pass for their noise. Out of proportion is what is `factor` times as far from the best third of the first
-    trials as that is from the best of them. Each is weighted by how lonely it is, and later ones are left out: trials that
-    crowd at the optimum would make all others outliers.
+    randomness pass for their noise. Out of proportion is what is `factor` times as far from the lower two fifths of the
+    first losses as those reach. Each is weighted by how lonely its trial is, and later ones are left out: trials that crowd
+    at the optimum would make all others outliers.
     """
     values = np.array([trial.value for trial in trials])
-    if len(values) < 5:
+    if len(values) < 8:  # a few may be close by chance
         return np.ones(len(values), bool)
     values = values / (np.abs(values).max() or 1.0)  # differences of 1e308 would overflow
     first = values[:n_first]
-    low, third = first.min(), weighted_quantile(first, 1 / crowding(X[:n_first]), 1 / 3)
-    return (values - third <= factor * (third - low)) | (third == low)
+    low, high = first.min(), weighted_quantile(first, 1 / crowding(X[:n_first]), 0.4)
+    return (values - high <= factor * (high - low)) | (high == low)
 
 
 def losses_at(rungs, trial):
