@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import pathlib
+from functools import partial
 
 import numpy as np
 import pytest
@@ -225,6 +226,13 @@ def test_paired_difference_has_the_sign_of_the_better():
     assert high > 0
 
 
+@pytest.fixture
+def small_forests(monkeypatch):
+    """Twenty trees instead of 200, which take seconds to grow."""
+    monkeypatch.setattr(replay, "Surrogate", partial(Surrogate, n_trees=20))
+
+
+@pytest.mark.usefixtures("small_forests")
 def test_replay_and_tutorial_commands(folder, tmp_path, capsys, in_this_process):
     common = [str(folder), "--repetitions", "2", "--results", str(tmp_path)]
     replay.main([*common, "--searcher", "random", "--stopping", "none", "--stopping", "median", "--quick"])
@@ -259,6 +267,7 @@ def rule(trial, trials, max_epochs):
 """
 
 
+@pytest.mark.usefixtures("small_forests")
 def test_raising_searcher_or_rule_is_named_with_its_own_traceback(folder, tmp_path, in_this_process, monkeypatch):
     monkeypatch.setattr(replay, "quality", lambda recording: [])  # seconds, and tested elsewhere
     mine = tmp_path / "mine.py"
