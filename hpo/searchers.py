@@ -510,14 +510,14 @@ def in_proportion(trials, X, factor=20, n_first=20):
 
     A diverged trial may report a number far above all others, and any: it would set the scale of the losses, and its
     randomness pass for their noise. Out of proportion is what is `factor` times as far from the lower two fifths of the
-    first losses as those reach. Each is weighted by how lonely its trial is, and later ones are left out: trials that crowd
-    at the optimum would make all others outliers.
+    first trials' losses as those reach. Each is weighted by how lonely it is, and later ones are left out: trials that crowd
+    at the optimum would make all others outliers. Those losses are of first reports, as a stopped trial may have no more.
     """
-    values = np.array([trial.value for trial in trials])
+    values = np.array([[trial.value, trial.curve[0][1]] for trial in trials])
     if len(values) < 8:  # a few may be close by chance
         return np.ones(len(values), bool)
     values = values / (np.abs(values).max() or 1.0)  # differences of 1e308 would overflow
-    first = values[:n_first]
+    values, first = values[:, 0], values[:n_first, 1]
     low, high = first.min(), weighted_quantile(first, 1 / crowding(X[:n_first]), 0.4)
     return (values - high <= factor * (high - low)) | (high == low)
 

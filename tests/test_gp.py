@@ -257,7 +257,14 @@ def test_proportion_is_that_of_the_space_and_not_of_a_crowd():
         assert kept(scale * losses + shift, X) == sound
     assert kept(-losses, X) == list(range(222))  # nothing is out of proportion because it is good
     assert kept([], X[:0]) == [] and kept([1, 2, 1e9], X[:3]) == [0, 1, 2]
-    assert kept([3, 3, 3, 3, 1e9], X[:5]) == [0, 1, 2, 3, 4]
+    assert kept([3] * 9 + [1e9], X[:10]) == list(range(10))
+
+
+def test_a_trial_that_was_stopped_early_is_not_out_of_proportion():
+    """Twelve are done, their losses a thousandth of what they were at the first epoch, at which the others were stopped."""
+    curves = [[(1, 1 + i / 10), (27, (1 + i / 10) / 1000)][: 2 if i < 12 else 1] for i in range(20)]
+    trials = [Trial(i, {}, "random", status="done" if i < 12 else "stopped", curve=c) for i, c in enumerate(curves)]
+    assert in_proportion(trials, np.random.default_rng(0).random((20, 2))).all()
 
 
 AWKWARD = {
