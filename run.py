@@ -1,9 +1,8 @@
 """Tunes an objective file: python run.py --hours 3 --workers 4. See --help and README.md."""
 
 import argparse
+import contextlib
 import dataclasses
-import inspect
-import json
 import math
 import os
 import pathlib
@@ -22,6 +21,7 @@ ENDING_SIGNALS = [signal.SIGINT, signal.SIGTERM]
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
     ENDING_SIGNALS.append(signal.SIGHUP)
 BUDGET = ("hours", "trials", "workers", "trial_timeout")  # what a resumed run may change
+FILES = ("objective", "searcher", "stopping")  # what may name a file, as seen from where the run began
 
 
 # ---- Command line -------------------------------------------------------------------------------------------------------
@@ -36,7 +36,7 @@ def parse(arguments=None, prog="run.py"):
         allow_abbrev=False,
         description="Tunes the hyperparameters of an objective file; everything goes to CSV files in a new folder, from "
         "which --resume goes on.",
-        epilog="Exit codes: 0 finished, 1 failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM.",
+        epilog="Exit codes: 0 finished, 1 failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM, 129 a closed terminal.",
     )
     parser.add_argument(
         "objective",
@@ -139,25 +139,39 @@ def main(arguments=None):
     parser, args = parse(arguments)
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"  # the tuner's numpy must not compete with the trials; hpo.trial gives them their share
-    for number in ENDING_SIGNALS:
-        signal.signal(number, lambda number, frame: sys.exit(128 + number))
+    early = []  # signals that have come before there was a run to end
+
+    def on_early_signal(number, frame):
+        early.append(number)
+        raise KeyboardInterrupt
+
     for name in ("stdout", "stderr"):  # a closed one, or one without Unicode, must not end the run
         stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115 (for the whole run)
         stream.reconfigure(errors="backslashreplace")
         setattr(sys, name, stream)
-    warnings.showwarning = lambda message, *_: print(f"{parser.prog}: warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: warn(f"{parser.prog}: warning: {message}")
     try:
+        for number in ENDING_SIGNALS:
+            signal.signal(number, on_early_signal)
         if args.resume is None:
             tuner = build(args)
         elif (tuner := resume(given_arguments(parser, arguments))) is None:
             return 0  # the run has finished
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
+    except KeyboardInterrupt:
+        return 128 + early[0]
     return run(parser, tuner)
+
+
+def warn(text):
+    with contextlib.suppress(OSError, ValueError):  # nobody reads stderr any more: no reason to end a run
+        print(text, file=sys.stderr)
 
 
 def build(args, results=None):
     """The Tuner of a new run, or of the one in `results`; ValueError for bad input, and then nothing has been written."""
+    from hpo.arguments import adjust, cast_start, check_arguments, find_rule, find_searcher, last_epoch, read_start
     from hpo.objective import describe, import_error
     from hpo.results import Results, check_new
     from hpo.status import STAND_IN, Status, say
@@ -174,7 +188,7 @@ def build(args, results=None):
     rule = find_rule(args.stopping, args.first_rung, args.eta)
     warm_up(args.objective, args.workers)
     if results is None:
-        problem = describe(args.objective, lambda space: adjust(space, args), args.metric, args.mode)
+        problem = describe(args.objective, lambda space: adjust(space, args.space, args.set), args.metric, args.mode)
     else:
         problem = describe_again(args, results)
     if results is None and not args.results:
@@ -200,11 +214,13 @@ def build(args, results=None):
     used = {name: value for name, value in vars(args).items() if value not in (None, math.inf)}
     if results is None:
         start = read_start(args.start, problem.space) if args.start else None
-        settings = {"arguments": used, "prepared": problem.prepared, "start": start}
+        settings = {"arguments": used, "directory": os.getcwd(), "prepared": problem.prepared, "start": start}
         results = Results.create(folder, problem.space, problem.metric, problem.mode, settings)
     else:
-        path = results.folder / "run.json"
-        start = read_json("--resume", path, lambda run: cast_start(run.get("start"), problem.space))
+        try:
+            start = cast_start(results.run.get("start"), problem.space)
+        except ValueError as error:
+            raise ValueError(f"{results.folder / 'run.json'}: start: {error}") from None
         results.begin_session(used)
     logs = results.folder / "logs"
     backend = LocalBackend(args.objective, logs, args.seed, args.workers, problem.n_gpus, results.clock)
@@ -231,14 +247,15 @@ def run(parser, tuner):
     from hpo.results import WriteError
     from hpo.tuner import ReportsUnusable, RunFailed
 
-    signals = []
+    signals = []  # (number, time) of the first
 
     def on_signal(number, frame):
-        if signals:  # the second time: at once
+        if signals and time.monotonic() - signals[0][1] > 1:  # the second time: at once
             tuner.backend.kill_all_at_once()
             os._exit(128 + number)
-        signals.append(number)
-        tuner.interrupt(f"interrupted by {signal.Signals(number).name}")
+        if not signals:  # a closing terminal and `timeout` send theirs twice in a moment
+            signals.append((number, time.monotonic()))
+            tuner.interrupt(f"interrupted by {signal.Signals(number).name}")
 
     for number in ENDING_SIGNALS:
         signal.signal(number, on_signal)
@@ -256,7 +273,11 @@ def run(parser, tuner):
         parser.exit(1, f"{parser.prog}: failed: {error}\n")
     tuner.show.summary(tuner, reason)
     tuner.results.close()
-    return 128 + signals[0] if signals else 0
+    if not signals:
+        return 0
+    for number in ENDING_SIGNALS:  # all is written; Python would put back the default, which is another exit code
+        signal.signal(number, signal.SIG_IGN)
+    return 128 + signals[0][0]
 
 
 # ---- A run that goes on -------------------------------------------------------------------------------------------------
@@ -294,27 +315,42 @@ def earlier_arguments(results):
         if name != "objective":
             words += [f"--{name}={item}" for item in (value if isinstance(value, list) else [value])]
     words += ["--", str(results.run["arguments"].get("objective", DEFAULT_OBJECTIVE))]
-    return parse(words, f"{results.folder / 'run.json'}: arguments")[1]
+    args, began_in = parse(words, f"{results.folder / 'run.json'}: arguments")[1], results.run["directory"]
+    for name in FILES if began_in != os.getcwd() else ():
+        there = os.path.join(began_in, getattr(args, name))
+        if os.path.exists(split_name(there)[0]):  # else the run has been moved, with its files
+            setattr(args, name, there)
+    return args
+
+
+def split_name(name):
+    """(path, attribute) of FILE.py:NAME; (name, "") of any other."""
+    path, _, attribute = name.rpartition(":")
+    return (path, attribute) if path.endswith(".py") else (name, "")
 
 
 def check_same(name, value, args, results):
     """None; ValueError when an argument given to a resumed run is not the run's own."""
+    from hpo.arguments import adjust, read_start
     from hpo.space import config_key
 
     own, flag = getattr(args, name), "OBJECTIVE" if name == "objective" else f"--{name}"
     if name in ("metric", "mode"):
         own = getattr(results, name)
-    elif name == "objective" and os.path.exists(value):
-        if not os.path.exists(own) or os.path.samefile(own, value):  # the run was moved, or another way to write it
-            own = args.objective = value
+    elif name in FILES and os.path.exists(split_name(value)[0]):
+        (path, attribute), (own_path, own_attribute) = split_name(value), split_name(own)
+        is_same = not os.path.exists(own_path) or os.path.samefile(own_path, path)  # moved, or written in another way
+        if is_same and attribute == own_attribute:
+            own = value
+            setattr(args, name, value)
     elif name == "start":
         value, own = read_start(value, results.space), results.run.get("start")
     elif name == "space":
-        space = adjust(None, argparse.Namespace(space=value, set=args.set)) | results.run["prepared"]
+        space = adjust(None, value, args.set) | results.run["prepared"]
         return check_space_same(space, results, f"--space {value} has")
     elif name == "set":
         for assignment in set(value) - set(own):
-            space = adjust(results.space, argparse.Namespace(space=None, set=[assignment]))
+            space = adjust(results.space, None, [assignment])
             check_space_same(space, results, f"--set {assignment} makes it")
         return
     if config_key(value) != config_key(own):
@@ -325,6 +361,7 @@ def check_same(name, value, args, results):
 
 def describe_again(args, results):
     """The Problem of a run that goes on; ValueError when the objective file no longer is what it was."""
+    from hpo.arguments import adjust
     from hpo.objective import describe
 
     if not os.path.exists(args.objective):
@@ -333,7 +370,7 @@ def describe_again(args, results):
         )
 
     def adjusted(space):
-        return results.space if args.space else adjust(space, args)
+        return results.space if args.space else adjust(space, args.space, args.set)
 
     problem = describe(args.objective, adjusted, args.metric, args.mode, results.run["prepared"])
     for name in ("metric", "mode"):
@@ -349,122 +386,6 @@ def check_space_same(space, results, what):
         own, other = (repr(s[name]) if name in s else "nothing" for s in (results.space, space))
         if own != other:
             raise ValueError(f"{name}: {results.folder} has {own}, {what} {other}; a resumed run keeps its space")
-
-
-# ---- What the arguments name --------------------------------------------------------------------------------------------
-def adjust(space, args):
-    """The space of the run: the file's, or that of --space, with every --set applied."""
-    from hpo.space import domains, set_value, space_from_json
-
-    if args.space:
-        space = read_json("--space", args.space, space_from_json)
-    for assignment in args.set:
-        name, equals, text = assignment.partition("=")
-        try:
-            if not equals:
-                raise ValueError("expected NAME=VALUE")
-            space = set_value(space, name.strip(), text)
-            if not domains(space):
-                raise ValueError("nothing is left to tune; to train one configuration, use python -m hpo.objective")
-        except ValueError as error:
-            raise ValueError(f"--set {assignment}: {error}") from None
-    return space
-
-
-def read_json(flag, path, convert):
-    """convert(what a JSON file holds); ValueError names the flag and the file."""
-    try:
-        return convert(json.loads(pathlib.Path(path).read_text(), object_pairs_hook=without_repeats))
-    except OSError as error:
-        reason = f"cannot be read: {error.strerror}; expected a JSON file"
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        reason = f"is not JSON: {error}"
-    except ValueError as error:
-        reason = error
-    raise ValueError(f"{flag} {path}: {reason}")
-
-
-def without_repeats(pairs):
-    """The dict of a JSON object's (name, value) pairs; ValueError where a name comes twice, as one would be lost."""
-    names = [name for name, _ in pairs]
-    if repeated := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"{repeated[0]!r} comes twice in one object; expected each name once")
-    return dict(pairs)
-
-
-def read_start(path, space):
-    return read_json("--start", path, lambda configs: cast_start(configs, space))
-
-
-def cast_start(configs, space):
-    from hpo.space import cast_config
-
-    configs = configs if configs is None or isinstance(configs, list) else [configs]
-    return configs and [cast_config(space, config) for config in configs]
-
-
-def last_epoch(space, name):
-    epochs = space.get(name)
-    if name in space and (type(epochs) is not int or epochs < 1):
-        raise ValueError(f"{name}: expected the last epoch, a constant integer >= 1, got {epochs!r}")
-    if name not in space and name != "epochs":
-        raise ValueError(f"--epochs_name {name}: no such name in the space; it has {', '.join(space)}")
-    return epochs
-
-
-def find_searcher(name):
-    """The searcher class of a name, or of FILE.py:CLASS."""
-    from hpo.searchers import SEARCHERS
-
-    if name in SEARCHERS:
-        return SEARCHERS[name]
-    found = from_file("--searcher", name, SEARCHERS, "CLASS")
-    if not callable(getattr(found, "suggest", None)):
-        raise ValueError(f"--searcher {name}: expected a class with a method suggest(trials), got {found!r:.100}")
-    return found
-
-
-def find_rule(name, first_rung=1, eta=3):
-    """The stopping rule of a name, or of FILE.py:FUNCTION, with its options; None for "none"."""
-    from hpo.stopping import RULES, with_options
-
-    known = {"auto": RULES["halving"], **RULES}
-    rule = known[name] if name in known else from_file("--stopping", name, known, "FUNCTION")
-    if rule is not None and (isinstance(rule, type) or not callable(rule)):
-        raise ValueError(
-            f"--stopping {name}: expected a function (trial, trials, max_epochs) -> bool, got {rule!r:.100}"
-        )
-    if rule:
-        rule = with_options(rule, first_rung=first_rung, eta=eta)
-        check_arguments(f"--stopping {name}", rule, "trial", "trials", "max_epochs")
-    return rule
-
-
-def check_arguments(what, function, *names):
-    """None; ValueError when a function of the user's cannot be called with these positional arguments."""
-    got = inspect.signature(function)
-    try:
-        got.bind(*names)
-    except TypeError:
-        raise ValueError(f"{what}: expected the arguments ({', '.join(names)}), got {got}") from None
-
-
-def from_file(flag, name, known, kind):
-    """What a Python file defines under a name, of FILE.py:NAME."""
-    path, colon, attribute = name.rpartition(":")
-    if not colon or not path.endswith(".py"):
-        raise ValueError(f"{flag}: expected {', '.join(known)} or FILE.py:{kind}, got {name!r}")
-    from hpo.objective import import_error, load_module
-
-    if not pathlib.Path(path).is_file():
-        raise ValueError(f"{flag} {name}: {path}: no such file")
-    try:
-        module = load_module(path)
-    except Exception as error:  # whatever the user's file raises becomes one line
-        raise ValueError(f"{flag}: {import_error(error, path)}") from error
-    if not hasattr(module, attribute):
-        raise ValueError(f"{flag} {name}: {path} has no {kind.lower()} {attribute}")
-    return getattr(module, attribute)
 
 
 def first_unused(folder):

@@ -17,7 +17,7 @@ Intervals: 95%, bootstrap over the runs of each problem; differences to the firs
 import functools
 import hashlib
 import inspect
-import os
+import math
 import pathlib
 import sys
 import zlib
@@ -28,9 +28,11 @@ import numpy as np
 from experiments import command, peers
 from experiments.problems import PROBLEMS
 from experiments.simulated import simulate
+from hpo.arguments import find_searcher
 from hpo.searchers import SEARCHERS
 from hpo.space import sample
-from run import find_searcher, positive_int
+from hpo.trial import n_threads
+from run import positive_int
 
 COLUMNS = {"searcher": str, "version": str, "problem": str, "seed": int, "workers": int, "trials": int, "trial": int}
 KEY = list(COLUMNS)[:6]
@@ -49,11 +51,11 @@ def searcher_class(name):
     return peers.PEERS[name] if name in peers.PEERS else find_searcher(name)
 
 
-def version(name):
+def version_of(name):
     """The peer's version, or a hash of the files that define our searcher: results are kept as long as it stands."""
     if name in peers.PEERS:
         return peers.version(name)
-    classes = [kind for kind in searcher_class(name).__mro__ if kind is not object]
+    classes = [kind for kind in searcher_class(name).__mro__ if kind.__module__ != "builtins"]
     files = dict.fromkeys(inspect.getsourcefile(kind) for kind in classes)
     return hashlib.sha1(b"".join(pathlib.Path(path).read_bytes() for path in files)).hexdigest()[:10]
 
@@ -69,6 +71,8 @@ def run(name, version, problem_name, seed, n_workers, n_trials):
     noise_seed = zlib.crc32(problem_name.encode()) + seed
     with command.blaming(f"{name} on {problem_name}, seed {seed}"):
         searcher = searcher_class(name)(problem.space, seed=seed)
+        if version != version_of(name):
+            raise RuntimeError("its file has changed since the comparison began; run it again")
         settings = {"n_workers": n_workers, "n_trials": n_trials, "start": getattr(searcher, "start", None)}
         trials = simulate(searcher, problem.space, objective, noise_seed, **settings)
     rows, best, chosen, lowest = [], np.inf, np.inf, np.inf
@@ -136,12 +140,17 @@ def load(folder, tasks, column="best"):
 
 
 def mean_and_interval(values, n_bootstrap=2000):
-    """(mean, low, high) of {(problem, seed): number}: mean over problems of the mean over seeds."""
+    """(mean, low, high) of {(problem, seed): number}: mean over problems of the mean over seeds; NaN where one has one seed.
+
+    Resampling n runs makes their variance (n - 1)/n of what it should be, which is set right (Efron 1982, section 5.3).
+    """
     rng, means = np.random.default_rng(0), []
     for problem in sorted({problem for problem, _ in values}):
         numbers = np.array([value for key, value in sorted(values.items()) if key[0] == problem])
-        resampled = numbers[rng.integers(len(numbers), size=(n_bootstrap, len(numbers)))].mean(axis=1)
-        means.append(np.append(resampled, numbers.mean()))
+        n, mean = len(numbers), numbers.mean()
+        resampled = numbers[rng.integers(n, size=(n_bootstrap, n))].mean(axis=1)
+        widened = mean + (resampled - mean) * math.sqrt(n / (n - 1)) if n > 1 else np.full(n_bootstrap, math.nan)
+        means.append(np.append(widened, mean))
     overall = np.mean(means, axis=0)
     return overall[-1], *np.quantile(overall[:-1], (0.025, 0.975))
 
@@ -157,7 +166,7 @@ def ranks(curves, keys, at):
 def table(curves, chosen, seconds, title):
     """Lines of text: mean normalised regret [interval] at each number of trials, rank, seconds per suggestion."""
     n_trials = min(len(curve) for runs in curves.values() for curve in runs.values())
-    at = [n for n in AT if n <= n_trials] or [n_trials]
+    at = sorted({*(n for n in AT if n <= n_trials), n_trials})
     common = sorted(set.intersection(*(set(runs) for runs in curves.values())))
     rank = ranks(curves, common, at[-1]) if common else {}
     heads = "".join(f"{f'{n} trials':>23}" for n in at)
@@ -269,11 +278,7 @@ def parse(arguments=None):
     add("--workers", type=positive_int, default=4, help="simulated; default 4")
     add("--sequential", action="store_true", help="one worker")
     add("--quick", action="store_true", help="4 seeds: two searchers of ours in under 3 minutes on 2 cores")
-    add(
-        "--processes",
-        type=positive_int,
-        default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2,
-    )
+    add("--processes", type=positive_int, default=n_threads(1), help="default: one for each core")
     add("--results", type=pathlib.Path, default=pathlib.Path("results/compare"), metavar="DIR")
     add("--table", action="store_true", help="run nothing, print what there is")
     args = parser.parse_args(arguments)
@@ -300,7 +305,7 @@ def main(arguments=None):
     with command.checking(parser):
         command.check_results(args.results)
         recorded = {name: recorded_version(args.results, name) for name in names}
-        versions = recorded | {name: version(name) for name in names if name not in missing}
+        versions = recorded | {name: version_of(name) for name in names if name not in missing}
     for name, why in missing.items():
         print(why + (": its recorded results are shown" if versions[name] else ""), file=sys.stderr)
     settings = (args.workers, args.trials)

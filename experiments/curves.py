@@ -20,14 +20,15 @@ each epoch come from a forest of their own in the same way.
 
 import csv
 import json
+import math
 import pathlib
 from dataclasses import dataclass
 
 import numpy as np
 
 from experiments import command
-from hpo.results import ResultsError, load, load_run, report_column
-from hpo.space import config_key, domains, encode, space_from_json, space_to_json
+from hpo.results import SIGN, ResultsError, load, load_run, report_column
+from hpo.space import config_key, constants, domains, encode, space_from_json, space_to_json
 
 SMOOTH = 0.12  # width of the smoothing in ln(epoch): at epoch 81 about 10 epochs either way, before epoch 5 none
 N_ALIKE = 5  # curves whose jitter a new one may have
@@ -58,7 +59,7 @@ class Recording:
 
     @property
     def sign(self):
-        return -1.0 if self.mode == "max" else 1.0
+        return SIGN[self.mode]
 
     @property
     def about(self):
@@ -78,13 +79,33 @@ def read(paths):
                 raise ValueError(
                     f"{path}: {name} is {getattr(other, name)!r}, but {getattr(first, name)!r} in {paths[0]}"
                 )
-        if domains(other.space) != domains(first.space):
+        if domains(other.space) != domains(first.space) or same_data(other.space) != same_data(first.space):
             raise ValueError(f"{path}: its space differs from that of {paths[0]}; give runs of one problem")
         if not other.curves:
             raise ValueError(f"{path}: no trial has reported {other.metric}; there is nothing to replay")
     machines = dict.fromkeys(other.machine for other in recordings)
-    curves = [curve for other in recordings for curve in other.curves]
+    curves = distinct(curve for other in recordings for curve in other.curves)
     return Recording(first.space, first.metric, first.mode, first.max_epochs, curves, "; ".join(machines))
+
+
+def distinct(curves):
+    """The curves, each training once: a run may be given as a folder and packed, and start as another with its seed did."""
+    found = {}
+    for curve in curves:
+        alike = found.setdefault(config_key(curve.config), [])
+        for i, other in enumerate(alike):
+            n = min(len(curve.losses), len(other.losses))
+            if np.allclose(curve.losses[:n], other.losses[:n], rtol=1e-5, atol=0):
+                alike[i] = max(curve, other, key=lambda c: len(c.losses))
+                break
+        else:
+            alike.append(curve)
+    return [curve for alike in found.values() for curve in alike]
+
+
+def same_data(space):
+    """The constants that must be equal: all but where something lies."""
+    return {name: value for name, value in constants(space).items() if not name.endswith("_path")}
 
 
 def read_folder(folder):
@@ -103,7 +124,9 @@ def timed_curves(folder, run, trials):
     times = [{} for _ in trials]
     with open(pathlib.Path(folder) / "reports.csv", newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            i = int(row["trial"])
+            i = int(row["trial"]) if row["time"] else math.inf  # a torn last line
+            if i >= len(trials):  # it has come since the trials were read
+                continue
             if int(row["attempt"]) == trials[i].attempt and row[report_column(run["metric"])]:
                 times[i][int(row["epoch"])] = float(row["time"])
     curves = []
@@ -120,7 +143,7 @@ def read_packed(path):
     """Recording of a file that `pack` wrote."""
     try:
         head, *lines = [json.loads(line) for line in path.read_text().splitlines()]
-        space, sign = space_from_json(head["space"]), -1.0 if head["mode"] == "max" else 1.0
+        space, sign = space_from_json(head["space"]), SIGN[head["mode"]]
         curves = [
             Curve(
                 {**space, **line["config"]},
@@ -156,27 +179,20 @@ def pack(recording, path):
 class Forest:
     """Extremely randomised trees on X (n, d) and Y (n, q); `weights` is what it is for."""
 
-    def __init__(self, X, Y, rng, n_trees=200, min_leaf=1):
-        self.X, self.Y, self.min_leaf = X, (Y - Y.mean(0)) / (Y.std(0) + 1e-12), min_leaf
-        self.feature, self.threshold, self.children, self.members = [], [], [], []
-        self.roots = np.array([self._grow(np.arange(len(X)), rng) for _ in range(n_trees)])
+    def __init__(self, X, Y, rng, n_trees=200):
+        self.X, self.Y = X, (Y - Y.mean(0)) / (Y.std(0) + 1e-12)
+        self.feature, self.threshold, self.children = [], [], []
+        self.leaf_of = np.zeros((n_trees, len(X)), int)  # the node of each tree in which each row ends
+        self.roots = np.array([self._grow(np.arange(len(X)), tree, rng) for tree in range(n_trees)])
         self.feature, self.threshold = np.array(self.feature), np.array(self.threshold)
         self.children = np.array(self.children)
-        self.leaves = np.zeros((len(self.members), len(X)))  # rows of leaves sum to 1
-        for node, rows in enumerate(self.members):
-            if rows is not None:
-                self.leaves[node, rows] = 1 / len(rows)
 
-    def _grow(self, rows, rng):
+    def _grow(self, rows, tree, rng):
         """Index of a new node that holds the rows; every feature is tried at one random threshold, the best is taken."""
         node = len(self.feature)
-        for values, empty in (
-            (self.feature, 0),
-            (self.threshold, 0.0),
-            (self.children, (node, node)),
-            (self.members, rows),
-        ):
+        for values, empty in ((self.feature, 0), (self.threshold, 0.0), (self.children, (node, node))):
             values.append(empty)
+        self.leaf_of[tree, rows] = node
         X, Y, n = self.X[rows], self.Y[rows], len(rows)
         thresholds = rng.uniform(X.min(0), X.max(0))
         left = X <= thresholds  # (n, d)
@@ -184,11 +200,11 @@ class Forest:
         total, part = Y.sum(0), left.T @ Y  # (q,), (d, q)
         # by so much the split lowers the sum of squares; 0 where all rows lie on one side
         gain = ((part - total * n_left[:, None] / n) ** 2).sum(1) * n / (n_left * (n - n_left) + 1e-12)
-        gain[np.minimum(n_left, n - n_left) < self.min_leaf] = 0
+        gain[np.minimum(n_left, n - n_left) == 0] = 0
         k = gain.argmax()
         if gain[k] > 1e-12:
-            self.members[node], self.feature[node], self.threshold[node] = None, k, thresholds[k]
-            self.children[node] = (self._grow(rows[left[:, k]], rng), self._grow(rows[~left[:, k]], rng))
+            self.feature[node], self.threshold[node] = k, thresholds[k]
+            self.children[node] = (self._grow(rows[left[:, k]], tree, rng), self._grow(rows[~left[:, k]], tree, rng))
         return node
 
     def weights(self, x):
@@ -198,7 +214,8 @@ class Forest:
             right = x[self.feature[node]] > self.threshold[node]
             below = self.children[node, right.astype(int)]
             if np.array_equal(below, node):
-                return self.leaves[node].mean(0)
+                same = self.leaf_of == node[:, None]
+                return (same / same.sum(1, keepdims=True)).mean(0)
             node = below
 
 
@@ -323,6 +340,8 @@ def quality(recording, n_folds=5):
     ]
     for epoch in [epoch for epoch in CHECKED if epoch <= recording.max_epochs]:
         known = [i for i, curve in enumerate(recording.curves) if epoch in curve.epochs]
+        if not known:
+            continue
         true = np.array([recording.curves[i].losses[recording.curves[i].epochs == epoch][0] for i in known])
         guess = losses[known, epoch - 1]
         third = true <= np.quantile(true, 1 / 3)
@@ -340,11 +359,13 @@ def quality(recording, n_folds=5):
 def main(arguments=None):
     parser = command.parser("curves", __doc__)
     parser.add_argument("sources", nargs="+", metavar="DIR", help="runs' folders, or packed files")
-    parser.add_argument("target", type=pathlib.Path, metavar="NAME.jsonl", help="the packed file, written anew")
+    parser.add_argument("target", type=pathlib.Path, metavar="NAME.jsonl", help="the packed file, a new one")
     args = parser.parse_args(arguments)
     with command.checking(parser):
         if args.target.suffix != ".jsonl":
             raise ValueError(f"{args.target}: expected the file to write last, NAME.jsonl")
+        if args.target.exists():  # a recording may be hours of work
+            raise ValueError(f"{args.target}: exists; expected a new file to write, last")
         recording = read(args.sources)
     pack(recording, args.target)
     n_epochs = sum(len(curve.epochs) for curve in recording.curves)

@@ -19,10 +19,11 @@ import numpy as np
 
 from experiments import command
 from experiments.simulated import MemoryResults, SimulatedBackend, SimulatedTuner
+from hpo.arguments import find_searcher, last_epoch
 from hpo.results import ResultsError, load, load_before, load_run
 from hpo.searchers import GPSearch, Model
 from hpo.space import domains, encode, snap
-from run import earlier_arguments, find_searcher, last_epoch
+from run import earlier_arguments
 
 N_NEAREST = 5
 
@@ -78,7 +79,8 @@ def explain(folder, trial_id):
     if isinstance(model, Model):
         show_model(run, searcher, model, before, trial)
     else:
-        print("no model was asked" if isinstance(searcher, GPSearch) else f"{args.searcher} has no model to show")
+        is_gp = isinstance(searcher, GPSearch)
+        print(f"origin {trial.origin}: not the model's choice" if is_gp else f"{args.searcher} has no model to show")
     return same
 
 
@@ -111,8 +113,13 @@ def show_model(run, searcher, model, before, trial):
     others = searcher.score(model, snap(run["space"], rng.random((2000, x.shape[1]))))
     mu, sigma = searcher.predict(losses, x)
     score = searcher.score(model, x)[0]
-    print(f"\nprediction there: {sign * (centre + unit * mu.mean()):.5g} +- {unit * sigma[0, 0]:.2g}, ", end="")
-    print(f"incumbent {sign * (centre + unit * losses.best.mean()):.5g} (lowest posterior mean)")
+    print(
+        f"\nprediction there: {sign * (centre + unit * mu.mean()):.5g} +- {unit * np.hypot(sigma[0, 0], mu.std()):.2g}, ",
+        end="",
+    )
+    print(
+        f"to be improved on: {sign * (centre + unit * losses.best.mean()):.5g}, what pending trials may find included"
+    )
     print(f"acquisition {score:.3f}; random configurations: median {np.median(others):.3f}, best {others.max():.3f}")
     if model.failures:
         mu, sigma = searcher.predict(model.failures, x)

@@ -26,7 +26,7 @@ from hpo.results import load, load_run
 from hpo.space import config_key, domains
 from hpo.trial import n_threads
 from run import positive_int
-from train import fashion_mnist
+from train import fashion_mnist, mlp_fashion_mnist
 from train.mlp_fashion_mnist import N_TRAIN, Adam, build, config_space, train, validate
 
 COLUMNS = {"part": str, "trial": int, "seed": int, "epoch": int, "accuracy": float}
@@ -128,8 +128,11 @@ def examine(folder):
         raise ValueError(f"{folder}: a run or another final test is using it; wait for its end") from None
     trials = load(folder)
     needed = {*domains(config_space), "epochs", "dataset", "dataset_path"}
-    if set(domains(run["space"])) - set(domains(config_space)) or needed - set(run["space"]):
-        objective = run.get("arguments", {}).get("objective")
+    objective = pathlib.Path(run["directory"], run["arguments"].get("objective", ""))
+    is_ours = not objective.is_file() or objective.samefile(
+        mlp_fashion_mnist.__file__
+    )  # it is the one that is trained here
+    if set(domains(run["space"])) - set(domains(config_space)) or needed - set(run["space"]) or not is_ours:
         raise ValueError(f"{folder}: expected a run of train/mlp_fashion_mnist.py, got {objective}")
     if not best_trials(trials, 1):
         raise ValueError(f"{folder}: no trial has a value; there is nothing to test")

@@ -156,7 +156,7 @@ def many_reports(seconds):
 def main():
     parser = command.parser("load", __doc__)
     parser.add_argument("--trials", type=natural, default=10_000, help="of the first part; 0 leaves it out")
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each run of the other parts; 0 leaves them out")
+    parser.add_argument("--seconds", type=natural, default=8, help="of each run of the other parts; 0 leaves them out")
     args = parser.parse_args()
     if args.trials:
         many_trials(args.trials)

@@ -10,7 +10,6 @@ pairs start alike. "Error" is what was observed, 1 - metric where more is better
 """
 
 import csv
-import os
 import pathlib
 import sys
 
@@ -19,9 +18,11 @@ import numpy as np
 from experiments import command
 from experiments.curves import Surrogate, quality, read
 from experiments.simulated import MemoryResults, SimulatedBackend, SimulatedTuner
+from hpo.arguments import find_rule, find_searcher
 from hpo.searchers import SEARCHERS
 from hpo.stopping import RULES
-from run import eta, find_rule, find_searcher, positive, positive_int
+from hpo.trial import n_threads
+from run import eta, positive, positive_int
 
 MINUTES = (10, 20, 30, 60, 90, 180)
 COLUMNS = ["method", "repetition", "seconds", "epochs", "error", "trials"]
@@ -56,7 +57,8 @@ def run(surrogate, method, seed, seconds, n_workers):
     method: (searcher, rule), names as on run.py's command line, or (searcher, rule, options of find_rule).
     """
     searcher, rule, *options = method
-    space, history, backend = surrogate.space, History(), SimulatedBackend(surrogate.objective, seed)
+    # a stream of noise that is not the searcher's
+    space, history, backend = surrogate.space, History(), SimulatedBackend(surrogate.objective, 2**32 + seed)
     settings = {"n_workers": n_workers, "seconds": seconds, "max_epochs": surrogate.max_epochs}
     with command.blaming(f"{searcher} + {rule}, repetition {seed}"):
         searcher = find_searcher(searcher)(space, seed, surrogate.max_epochs)
@@ -175,8 +177,7 @@ def parser(name, description):
     add("--repetitions", type=positive_int, default=20)
     add("--hours", type=positive, help="simulated; default as much training as was recorded, at most 3")
     add("--workers", type=positive_int, default=4, help="simulated; default 4")
-    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
-    add("--processes", type=positive_int, default=n_cores)
+    add("--processes", type=positive_int, default=n_threads(1), help="default: one for each core")
     add("--eta", type=eta, default=3, metavar="N", help="as in run.py; default 3")
     add("--results", type=pathlib.Path, default=pathlib.Path(f"results/{name}"), metavar="DIR")
     return made
@@ -218,8 +219,9 @@ def main(arguments=None):
                 for first in args.first_rung or [1]:
                     find_searcher(searcher), find_rule(rule)
                     suffix = f" {first}" if len(args.first_rung or []) > 1 else ""
-                    names = (name.rpartition("/")[2] for name in (searcher, rule))
-                    methods[" + ".join(names) + suffix] = (searcher, rule, first, args.eta)
+                    short = " + ".join(name.rpartition("/")[2] for name in (searcher, rule)) + suffix
+                    name = short if short not in methods else f"{searcher} + {rule}{suffix}"
+                    methods[name] = (searcher, rule, first, args.eta)
         surrogate, about = prepare(args, not args.quick)
     runs, title = run_all(surrogate, about, methods, args)
     plot(runs, args.results / "replay.png", args.hours, title)

@@ -11,7 +11,6 @@ the limit is not asked for larger n. Tellings are part of the time where a peer 
 
 import dataclasses
 import multiprocessing
-import sys
 import time
 
 import numpy as np
@@ -51,23 +50,23 @@ def ended(trial, problem, rng):
 
 
 def collect(name, n, n_suggestions, limit):
-    """Seconds of the suggestions made within the limit; a peer's first ones, warming up, are left out."""
+    """(seconds of the suggestions made within the limit, or why there are none); a peer's first ones, warming up, are left out."""
     ours, theirs = multiprocessing.Pipe(duplex=False)
     arguments = (name, n, n_suggestions, limit, theirs)
     process = multiprocessing.get_context("spawn").Process(target=measure, args=arguments, daemon=True)
     with environment(1):
         process.start()
     theirs.close()
-    seconds, until = [], time.monotonic() + limit + 30  # to import
+    seconds, why, until = [], f"> {limit:g} s", time.monotonic() + limit + 30  # to import
     try:
         while ours.poll(max(0.0, until - time.monotonic())) and (value := ours.recv()) is not None:
             seconds.append(value)
     except EOFError:
-        print(f"{name} failed at n = {n}", file=sys.stderr)
+        why = "failed"
     process.kill()
     process.join()
     # its first suggestion is told everything at once, and SMAC makes its initial design whatever it is told
-    return seconds[max(1, len(seconds) // 2 if name in peers.PEERS else 1) :]
+    return seconds[max(1, len(seconds) // 2 if name in peers.PEERS else 1) :] or why
 
 
 def main():
@@ -95,8 +94,8 @@ def main():
         print(f"{name[-19:]:<20}", end="", flush=True)
         for n in args.n:
             seconds = collect(name, n, args.suggestions, args.limit)
-            if not seconds:
-                print(f"{f'> {args.limit:g} s':>20}", end="", flush=True)
+            if isinstance(seconds, str):
+                print(f"{seconds:>20}", end="", flush=True)
                 break
             median, p95 = 1000 * np.quantile(seconds, (0.5, 0.95))
             print(f"{f'{median:.3g} / {p95:.3g}':>20}", end="", flush=True)

@@ -20,8 +20,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from experiments import command
-from run import eta as at_least_2
-from run import positive_int
+from run import positive_int, whole
 from train import fashion_mnist, mlp_fashion_mnist
 
 try:
@@ -159,9 +158,9 @@ def main():
     parser.add_argument("--quick", action="store_true", help="a tenth of the images")
     parser.add_argument("--accuracy", action="store_true", help="compare final accuracies, not times")
     parser.add_argument("--epochs", type=positive_int, default=5, help="for --accuracy (default: 5)")
-    parser.add_argument("--seeds", type=at_least_2, default=8, help="for --accuracy, at least 2 (default: 8)")
+    parser.add_argument("--seeds", type=whole(2), default=8, help="for --accuracy, at least 2 (default: 8)")
     parser.add_argument("--repetitions", type=positive_int, default=5, help="of which the median is shown (default: 5)")
-    parser.add_argument("--dataset", default="auto")
+    parser.add_argument("--dataset", default="auto", choices=fashion_mnist.CHOICES)
     parser.add_argument("--dataset_path", default="data")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

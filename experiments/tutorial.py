@@ -13,17 +13,24 @@ import numpy as np
 
 from experiments import command
 from experiments.replay import MINUTES, errors_at, parser, plot, prepare, run_all
-from run import find_rule, find_searcher, positive_int
+from hpo.arguments import find_rule, find_searcher
+from run import positive_int
 
 
 def paired_difference(first, second, seconds, n_bootstrap=5000):
-    """(len(seconds), 3): median over the repetitions of the error of `first` minus that of `second`, 95% interval."""
-    difference = errors_at(first, seconds) - errors_at(second, seconds)  # (repetitions, times)
-    difference = difference[~np.isnan(difference).any(axis=1)]
-    rng = np.random.default_rng(0)
-    resampled = difference[rng.integers(len(difference), size=(n_bootstrap, len(difference)))]
-    low, high = np.quantile(np.median(resampled, axis=1), (0.025, 0.975), axis=0)
-    return np.column_stack([np.median(difference, axis=0), low, high])
+    """[(median over the repetitions of the error of `first` minus that of `second`, 95% interval, pairs)] at `seconds`.
+
+    Pairs of which one has no result yet are left out.
+    """
+    rng, found = np.random.default_rng(0), []
+    for column in (errors_at(first, seconds) - errors_at(second, seconds)).T:
+        pairs = column[~np.isnan(column)]
+        resampled = (
+            np.median(pairs[rng.integers(len(pairs), size=(n_bootstrap, len(pairs)))], axis=1) if len(pairs) else []
+        )
+        interval = np.quantile(resampled, (0.025, 0.975)) if len(pairs) else (np.nan, np.nan)
+        found.append((np.median(pairs) if len(pairs) else np.nan, *interval, len(pairs)))
+    return found
 
 
 def label(searcher, rule):
@@ -46,11 +53,11 @@ def main(arguments=None):
     first, second = (label(searcher, args.stopping) for searcher in (args.searcher, "random"))
     differences = paired_difference(runs[first], runs[second], 60.0 * np.array(minutes))
     print(f"\n{first} minus {second}, paired: median [95% bootstrap interval]")
-    for m, (middle, low, high) in zip(minutes, differences):
-        print(f"{m:>6g} min {middle:+.4f} [{low:+.4f} {high:+.4f}]")
+    for m, (middle, low, high, n) in zip(minutes, differences):
+        print(f"{m:>6g} min {middle:+.4f} [{low:+.4f} {high:+.4f}], {n} pairs")
     with open(args.results / "difference.csv", "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["minutes", "median", "low", "high"])
+        writer.writerow(["minutes", "median", "low", "high", "pairs"])
         writer.writerows([m, *(f"{value:.6g}" for value in row)] for m, row in zip(minutes, differences))
     print(f"\n{args.results / 'difference.csv'}")
     plot(runs, args.results / "tutorial.png", args.hours, title)

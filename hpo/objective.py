@@ -21,7 +21,6 @@ import random
 import shlex
 import signal
 import sys
-import sysconfig
 import traceback
 import types
 from dataclasses import dataclass
@@ -92,7 +91,7 @@ def _is_installed(package):
         return True
     spec = importlib.util.find_spec(package)
     places = [*(spec.submodule_search_locations or []), spec.origin or ""] if spec else []
-    return any(str(place).startswith(sysconfig.get_path(kind)) for place in places for kind in ("purelib", "platlib"))
+    return any({"site-packages", "dist-packages"} & set(pathlib.Path(place).parts) for place in places)
 
 
 @contextlib.contextmanager
@@ -130,9 +129,13 @@ def own_session(dies_with_parent=True):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, see prctl(2)
 
 
-def kill_session(pid, number=SIGKILL):
-    """Sends a signal to a process that has called `own_session`, and to all that it has started."""
-    for send in (getattr(os, "killpg", os.kill), os.kill):  # before its setsid the group does not exist yet
+def kill_session(pid, number=SIGKILL, is_gone=False):
+    """Sends a signal to a process that has called `own_session`, and to all that it has started.
+
+    is_gone: to these alone, as the process is no more and its number may be another's.
+    """
+    before_setsid = [] if is_gone else [os.kill]  # when there is no group yet
+    for send in [getattr(os, "killpg", os.kill), *before_setsid]:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             return send(pid, number)
 
@@ -207,12 +210,20 @@ def _describe_process(connection, path):
         connection.send_bytes(json.dumps(found, default=repr).encode())
         given = json.loads(connection.recv_bytes())
         replaced = {} if given is None else _prepare(module, path, given)
-        torch = sys.modules.get("torch")
-        answer = {"constants": replaced, "n_gpus": torch.cuda.device_count() if torch else 0}
+        answer = {"constants": replaced, "n_gpus": n_gpus()}
     except ValueError as error:
         text = str(error) if str(error).startswith(path) else f"{path}: {error}"
         answer = {"error": text}
     connection.send_bytes(json.dumps(answer).encode())
+
+
+def n_gpus():
+    """How many GPUs the trials can share: as torch says, where the objective file has imported it."""
+    if "torch" in sys.modules:
+        return sys.modules["torch"].cuda.device_count()
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+    return len(list(pathlib.Path("/dev").glob("nvidia[0-9]*")))
 
 
 def _load_checked(path):

@@ -364,7 +364,7 @@ def load_run(folder):
     try:
         run = json.loads(path.read_text())
         if isinstance(run, dict):
-            run = {"prepared": {}, "sessions": [], **run}  # which may be missing
+            run = {"directory": "", "prepared": {}, "sessions": [], **run}  # which may be missing
         _check_fields(path, run, RUN_FIELDS)
         return {**run, "space": space_from_json(run["space"])}
     except OSError as error:
@@ -601,6 +601,7 @@ RUN_FIELDS = {
     "metric": _TEXT,
     "mode": (lambda value: isinstance(value, str) and value in SIGN, "max or min"),
     "arguments": _OBJECT,
+    "directory": _TEXT,  # in which it began
     "prepared": _OBJECT,
     "sessions": (lambda value: isinstance(value, list), "a list"),
 }

@@ -299,7 +299,7 @@ class Settings:
 class Model:
     """Losses and failures as functions of the encoded configuration; experiments/explain.py prints it.
 
-    losses: Posterior of y, where loss = centre + unit y for (centre, unit) = `units`.
+    losses: Posterior of y, where loss = centre + unit y for (centre, unit) = `units`, but for high ones (`squash`).
     failures: Posterior of -1 where a trial failed (see `GPSearch.sound`) and +1 where it did not; None without failures.
     """
 
@@ -313,6 +313,8 @@ class GPSearch:
 
     Failures have a process of their own (Gelbart et al. 2014, 1403.5607, weigh improvement by feasibility likewise): as
     the worst of losses they would be a cliff that no lengthscale fits, often close to the optimum.
+
+    acquisition: a logarithm, the highest is suggested; averaged over the fantasies, times the probability of no failure.
     """
 
     correlation = staticmethod(matern52)
@@ -355,13 +357,14 @@ class GPSearch:
     def model(self, trials, rng):
         """What the trials say; None while they are too few, or fewer than two of them have a loss."""
         settings, last = self.settings, self.rungs[-1]
-        ended = [trial for trial in trials if trial.status != "running"]
+        # one that the run's end has cut off before it reported says nothing
+        ended = [t for t in trials if t.status != "running" and (t.curve or t.error != "deadline")]
         running = [trial for trial in trials if trial.status == "running"]
         sound = self.sound(trials)
         observed = [trial for trial in sound if trial.status != "running"]
         if len(trials) < settings.n_initial or len(observed) < 2:
             return None
-        if last and any(trial.status != "done" and trial.n_epochs < last for trial in observed):
+        if (last or 1) > 1 and any(trial.status != "done" and trial.n_epochs < last for trial in observed):
             # trials that were stopped say less than their values: the epoch is an input, with a row for each rung that
             # a trial has come to, and predictions are for the last (Klein et al. 2020, 2003.10865)
             observed = sound
@@ -391,9 +394,11 @@ class GPSearch:
         not_failed = {trial.id for trial in sound}
         if all(trial.id in not_failed for trial in ended):
             return Model(losses, None, units)
-        kept = [ended[i] for i in rng.permutation(len(ended))[: settings.n_rows]]
-        X, y = self.encode(kept), np.array([1.0 if trial.id in not_failed else -1.0 for trial in kept])
-        theta = self.process(X[: settings.n_fit], y[: settings.n_fit]).fit()
+        y = np.array([1.0 if trial.id in not_failed else -1.0 for trial in ended])
+        kept = best_and_random(y, settings.n_rows, rng)  # failures first: they may be few
+        X, y = self.encode([ended[i] for i in kept]), y[kept]
+        fit = best_and_random(y, settings.n_fit, rng)
+        theta = self.process(X[fit], y[fit]).fit()
         return Model(losses, self.process(X, y).posterior(theta, X), units)
 
     def recommend(self, trials):
@@ -410,7 +415,7 @@ class GPSearch:
         observed = [trial for trial, n in zip(observed, n_rungs) if n == max(n_rungs)]
         mu, sigma = self.predict(model.losses, self.encode(observed) / self.scale)
         i, (centre, unit) = mu.mean(axis=1).argmin(), model.units
-        return observed[i], float(centre + unit * mu[i].mean()), float(unit * sigma[i, 0])
+        return observed[i], float(centre + unit * mu[i].mean()), float(unit * np.hypot(sigma[i, 0], mu[i].std()))
 
     def sound(self, trials):
         """The trials whose losses the model learns from; those that have ended and are not among them count as failed."""
@@ -527,7 +532,9 @@ def losses_at(rungs, trial):
     best, losses = math.inf, []
     for epoch, loss in trial.curve:
         best = min(best, loss)
-        while len(losses) < len(rungs) and epoch >= rungs[len(losses)]:
+        while len(losses) < len(rungs) and (
+            epoch >= rungs[len(losses)] or not losses
+        ):  # its first is of the first rung
             losses.append(best)
     return losses + [best] * (len(rungs) - len(losses)) if trial.status == "done" else losses
 

@@ -195,7 +195,7 @@ class Choice(Domain):
         return self.values[int(np.argmax(x))]
 
     def snap(self, X):
-        return np.eye(self.n_dims)[X.argmax(1)]
+        return (X.argmax(1)[:, None] == np.arange(self.n_dims)).astype(float)  # no n_dims x n_dims array
 
     def cast(self, value):
         return _cast_listed(self, value)

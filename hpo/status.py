@@ -115,6 +115,8 @@ class Status:
 
     def say_config(self, trial):
         say(json.dumps(trial.config))
+        if self.args.space:
+            return  # the program below has the file's own space
         seed, n_threads = trial_seed(self.backend.seed, trial.id), self.backend.n_threads
         say("train it again with")
         say("  " + command_line(self.args.objective, trial.config, seed, n_threads))

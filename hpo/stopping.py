@@ -66,6 +66,8 @@ def halving(trial, trials, max_epochs, first_rung=1, eta=3):
         return False
     rung = last_rung(epoch, first_rung, eta)
     own = loss_at_rung(trial, rung, first_rung, eta)
+    if own is None:
+        return False  # its epochs go backwards, past a rung at which it does not count
     found = [loss_at_rung(other, rung, first_rung, eta) for other in others_than(trial, trials)]
     losses = [loss for loss in found if loss is not None]
     n_better = sum(loss < own for loss in losses)

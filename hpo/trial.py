@@ -99,11 +99,10 @@ class LocalBackend:
     """One process per trial on this machine: start, wait, answer, kill, now."""
 
     def __init__(self, objective, log_folder, seed=0, n_workers=1, n_gpus=0, clock=0.0):
-        warm_up(objective, n_workers)
+        self.preloaded = warm_up(objective, n_workers)
         self.objective, self.log_folder, self.seed = str(objective), pathlib.Path(log_folder), seed
         self.n_threads = n_threads(n_workers)
         self.devices = visible_gpus(n_gpus)
-        self.preloaded = preloadable_modules(objective) if sys.platform == "linux" else []
         self.running = {}  # trial id -> _Process
         self.unstarted = []  # Ends of trials for which there was no process to be had
         self.zero = time.monotonic() - clock
@@ -140,14 +139,15 @@ class LocalBackend:
         if self.wake_reader in ready:
             self.wake_reader.recv_bytes()
         for i, process in list(self.running.items()):
-            process.step()
             is_gone = process.sentinel in ready
+            if not is_gone:
+                process.step()
             if is_gone or process.connection in ready:
                 events += [Report(i, *report) for report in process.read()]
             if is_gone:
+                del self.running[i]
                 events.append(End(i, *process.close()))
                 self._tell_guard(b"-%d" % process.pid)
-                del self.running[i]
         return events
 
     @property
@@ -176,9 +176,10 @@ class LocalBackend:
         try:
             self.guard.send_bytes(message)
         except OSError:  # somebody has killed it
-            self.guard = _start_guard()
-            for process in self.processes:
-                self.guard.send_bytes(b"+%d" % process.pid)
+            with contextlib.suppress(OSError, EOFError):  # no process to be had: the next trial tries again
+                self.guard = _start_guard()
+                for process in self.processes:
+                    self.guard.send_bytes(b"+%d" % process.pid)
 
 
 def _start_guard():
@@ -229,6 +230,7 @@ class _Process:
         self.entered = None  # time.monotonic() when the objective was called
         self.outcome = None  # (finished, error, traceback), told by the process
         self.steps = []  # [(time, signal)] of a termination under way
+        self.signalled = math.inf  # time.monotonic() of its first signal
 
     def handles(self):
         return [self.sentinel, self.connection] if self.open else [self.sentinel]
@@ -251,7 +253,8 @@ class _Process:
                 for name in message["missing"]:
                     warnings.warn(f"{name} could not be preloaded: trials start slowly", stacklevel=2)
             else:
-                self.outcome = tuple(message["end"])
+                finished, *outcome, ended = message["end"]
+                self.outcome = (finished and ended < self.signalled, *outcome)  # else its handler of SIGTERM returned
                 self.terminate(GRACE_SECONDS)
         return reports
 
@@ -273,26 +276,30 @@ class _Process:
         return self.steps[0][0] if self.steps else math.inf
 
     def step(self):
-        while self.steps and self.steps[0][0] <= time.monotonic():
+        while self.steps and self.steps[0][0] <= (now := time.monotonic()):
+            self.signalled = min(self.signalled, now)
             kill_session(self.pid, self.steps.pop(0)[1])
 
     def close(self):
         """(finished, error, traceback, busy_seconds) of an ended process; kills what is left of its group."""
         ended = time.monotonic()
         self.process.join()
-        kill_session(self.pid)
+        kill_session(self.pid, is_gone=True)
         code = self.process.exitcode
         self.process.close()
         self.connection.close()
         busy_seconds = None if self.entered is None else ended - self.entered
         if self.outcome is None:
-            self.outcome = (code == 0, exit_reason(code), "")
+            self.outcome = (code == 0 and self.signalled == math.inf, exit_reason(code), "")
         return *self.outcome, busy_seconds
 
 
 def n_threads(n_workers):
-    """Threads of one trial: the usable cores shared out among the workers."""
+    """Threads of one trial: the usable cores, at most a container's share, divided among the workers."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # no such limit, or "max"
+        microseconds, period = pathlib.Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, math.ceil(int(microseconds) / int(period)))
     return max(1, cores // n_workers)
 
 
@@ -316,15 +323,17 @@ def process_context():
 
 
 def warm_up(path, n_workers):
-    """Starts the fork server, which imports the objective file's libraries while the tuner goes on."""
-    if sys.platform == "linux":
-        try:
-            modules = preloadable_modules(path)
-        except (OSError, SyntaxError, ValueError):
-            return  # `describe` says what is wrong with the file
-        with environment(n_threads(n_workers)):
-            process_context().set_forkserver_preload(modules)
-            multiprocessing.forkserver.ensure_running()
+    """Starts the fork server, which imports the objective file's libraries while the tuner goes on; returns their names."""
+    if sys.platform != "linux":
+        return []
+    try:
+        modules = preloadable_modules(path)
+    except (OSError, SyntaxError, ValueError):
+        return []  # `describe` says what is wrong with the file
+    with environment(n_threads(n_workers)):
+        process_context().set_forkserver_preload(modules)
+        multiprocessing.forkserver.ensure_running()
+    return modules
 
 
 def _trial_process(connection, path, config, seed, n_threads, device, log_path, preloaded):
@@ -353,7 +362,7 @@ def _trial_process(connection, path, config, seed, n_threads, device, log_path, 
         text = _traceback(error, path)
         print(text, file=sys.stderr, flush=True)
         outcome = False, one_line(error), text
-    connection.send_bytes(json.dumps({"end": outcome}).encode())
+    connection.send_bytes(json.dumps({"end": [*outcome, time.monotonic()]}).encode())
 
 
 def _print_to(path):

@@ -67,6 +67,7 @@ class Tuner:
         self.trials = list(trials)
         self.copies, self.changed = [], set(range(len(self.trials)))  # see `_copies`; ids whose copy is out of date
         self.unended = [trial for trial in self.trials if is_unended(trial)]  # to be started again
+        self.earlier = {trial.id for trial in self.trials} - {trial.id for trial in self.unended}  # done with
         self.began = backend.now()  # this session
         self.running = {}  # trial id -> Trial
         self.ended_by_us = {}  # trial id -> (status, reason)
@@ -74,6 +75,7 @@ class Tuner:
         self.events = []  # Reports and Ends not handled yet
         self.without_metric = None  # a report that lacked the metric
         self.metric_seen = any(trial.curve for trial in self.trials)
+        self.works = any(trial.status in ("done", "stopped") for trial in self.trials)
         self.n_unentered = 0  # trials in a row that failed before the objective was entered
         self.interrupted = None  # reason, set by `interrupt`
         self.exhausted = False  # the searcher has nothing new
@@ -220,7 +222,9 @@ class Tuner:
         del self.running[trial.id]
         trial.ended = self.backend.now()
         self.busy_seconds += end.busy_seconds or 0.0
-        status, reason = self.ended_by_us.get(trial.id, ("", ""))
+        # a signal to all of the run's processes ends the trials too, some before we have come to it
+        by_signal = ("timeout", self.interrupted) if self.interrupted else ("", "")
+        status, reason = self.ended_by_us.get(trial.id, by_signal)
         if status in ("failed", "stopped") or (status == "timeout" and not end.finished):
             trial.status, trial.error = status, reason
         elif end.finished and trial.curve:
@@ -245,10 +249,13 @@ class Tuner:
             raise RunFailed(
                 f"the last {self.n_unentered} trials could not even load the objective file:\n{trial.error}"
             )
-        n = min(enough, self.n_trials, len(self.trials) if self.exhausted else math.inf)
-        first = self.trials[: int(n)]
-        has_failed = len(first) == n and all(t.status == "failed" for t in first)
-        if has_failed and not any(t.curve and t.status != "failed" for t in self.trials[n:]):
+        self.works = self.works or trial.status in ("done", "stopped")
+        if self.works:
+            return
+        own = [t for t in self.trials if t.id not in self.earlier]  # the objective may have been mended since
+        n = max(1, min(enough, self.n_trials - len(self.earlier), len(own) if self.exhausted else math.inf))
+        has_failed = len(own) >= n and all(t.status == "failed" for t in own[:n])
+        if has_failed and not any(t.curve and t.status != "failed" for t in self.trials):
             what = "the only trial" if n == 1 else f"all of the first {n} trials"
             text = (end.traceback if trial.error == end.error else "") or trial.error
             raise RunFailed(

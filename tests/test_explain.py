@@ -82,7 +82,7 @@ def test_explanation_shows_prediction_lengthscales_neighbours_and_pending_trials
     kind = json.loads((folder / "configs.jsonl").read_text().splitlines()[19])["config"]["kind"]
     assert f"the turn of kind={kind!r}, tried least" in out
     assert "a start configuration" in python("-m", "experiments.explain", folder, 0)[1]
-    assert "no model was asked" in python("-m", "experiments.explain", folder, 2)[1]
+    assert "not the model's choice" in python("-m", "experiments.explain", folder, 2)[1]
 
 
 def test_wrong_folder_or_trial_is_one_line(folder, tmp_path):

@@ -1,6 +1,7 @@
 """GPSearch: its mathematics against oracles, and what a user relies on."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -315,6 +316,32 @@ def test_a_grid_is_searched_by_the_model_to_its_end(caplog):
     assert {(trial.config["a"], trial.config["b"]) for trial in best} <= {
         (a, b) for a in range(17, 24) for b in range(27, 34)
     }
+
+
+def test_a_trial_that_the_deadline_has_cut_off_before_it_reported_has_not_failed():
+    space = {"x": uniform(0, 1)}
+    trials = run(GPSearch(space), lambda config: config["x"], 12)
+    ends = [("timeout", "deadline"), ("timeout", "--trial_timeout 5"), ("failed", "too bad")]
+    for (status, error), is_failure in zip(ends, (False, True, True)):
+        cut = replace(trials[-1], id=12, status=status, error=error, curve=[])
+        model = GPSearch(space).model([*trials, cut], np.random.default_rng(0))
+        assert (model.failures is not None) == is_failure
+
+
+def test_few_failures_among_many_trials_are_all_remembered():
+    rng, space = np.random.default_rng(0), {"x": uniform(0, 1)}
+    xs = np.concatenate([[0.9, 0.91], 0.8 * rng.random(1200)])
+    trials = [Trial(i, {"x": x}, "random", status="done", curve=[(1, (x - 0.8) ** 2)]) for i, x in enumerate(xs)]
+    trials[:2] = [replace(trial, status="failed", curve=[]) for trial in trials[:2]]
+    model = GPSearch(space).model(trials, rng)
+    assert (model.failures.process.y == -1).sum() == 2
+
+
+def test_epochs_from_zero_and_a_single_epoch_can_be_modelled():
+    space = {"x": uniform(0, 1)}
+    for max_epochs in (1, 9):
+        cut = [Trial(i, {"x": i / 8}, "random", status="timeout", curve=[(0, 1.0 + i)]) for i in range(8)]
+        assert GPSearch(space, max_epochs=max_epochs).suggest(cut)[1] == "model"
 
 
 def test_random_fallback_says_so(caplog, monkeypatch):

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import json
 import pathlib
 from functools import partial
 
@@ -82,7 +83,20 @@ def test_packed_file_is_small_and_gives_the_same(folder, recording, tmp_path, ca
         np.testing.assert_allclose(back.losses, curve.losses, rtol=1e-5)
         np.testing.assert_allclose(back.seconds, curve.seconds, rtol=1e-2)
     both = curves.read([folder, target])
-    assert len(both.curves) == 2 * len(recording.curves)
+    assert len(both.curves) == len(recording.curves)  # each training counts once
+    with pytest.raises(SystemExit):
+        curves.main([str(folder), str(target)])
+    assert "packed.jsonl: exists" in capsys.readouterr().err and curves.read([target]).about == again.about
+
+
+def test_training_that_is_recorded_twice_counts_once_and_a_repetition_of_its_own():
+    def curve(x, *losses):
+        return curves.Curve({"x": x}, np.arange(1, len(losses) + 1), np.array(losses), np.ones(len(losses)))
+
+    found = curves.distinct(
+        [curve(1, 0.5, 0.4), curve(2, 0.5), curve(1, 0.5, 0.4, 0.3), curve(1, 0.5, 0.41), curve(1, 0.5)]
+    )
+    assert [(c.config["x"], *c.losses) for c in found] == [(1, 0.5, 0.4, 0.3), (1, 0.5, 0.41), (2, 0.5)]
 
 
 def test_runs_in_the_repository_are_of_the_main_job_and_small():
@@ -96,12 +110,14 @@ def test_runs_in_the_repository_are_of_the_main_job_and_small():
 def test_what_is_no_recording_is_refused(folder, tmp_path, capsys):
     (tmp_path / "bad.jsonl").write_text('{"space": 1}\n')
     record(tmp_path / "other", 4, {**SPACE, "x": uniform(0, 2)})
+    record(tmp_path / "stand-in", 4, {**SPACE, "dataset": "synthetic"})
     record(tmp_path / "none", 0)
     for paths, words in (
         ([tmp_path / "none"], "none: no trial has reported accuracy"),
         ([tmp_path / "bad.jsonl"], "not a file of packed curves"),
         ([tmp_path / "nowhere"], "expected the folder of a run"),
         ([folder, tmp_path / "other"], "its space differs"),
+        ([folder, tmp_path / "stand-in"], "its space differs"),
     ):
         with pytest.raises(ValueError, match=words):
             curves.read(paths)
@@ -220,10 +236,16 @@ def test_paired_difference_has_the_sign_of_the_better():
     rng = np.random.default_rng(0)
     second = [np.array([[0.0, 1, 0.2 + 0.05 * rng.normal(), 1]]) for _ in range(20)]
     first = [rows - [0, 0, 0.01 + 0.002 * rng.normal(), 0] for rows in second]
-    ((middle, low, high),) = tutorial.paired_difference(first, second, [60.0])
-    assert middle == pytest.approx(-0.01, abs=0.002) and -0.015 < low < middle < high < 0
-    ((_, low, high),) = tutorial.paired_difference(first[::-1], second, [60.0])  # pairs torn apart
+    ((middle, low, high, n),) = tutorial.paired_difference(first, second, [60.0])
+    assert middle == pytest.approx(-0.01, abs=0.002) and -0.015 < low < middle < high < 0 and n == 20
+    ((_, low, high, _),) = tutorial.paired_difference(first[::-1], second, [60.0])  # pairs torn apart
     assert high > 0
+
+
+def test_pairs_without_a_result_yet_are_left_out_of_that_time_alone():
+    first = [np.array([[seconds, 1, 0.25, 1]]) for seconds in (0.0, 90.0)]
+    found = tutorial.paired_difference(first, [np.array([[0.0, 1, 0.5, 1]])] * 2, [30.0, 60.0, 120.0])
+    assert [(middle, n) for middle, *_, n in found] == [(-0.25, 1), (-0.25, 1), (-0.25, 2)]
 
 
 @pytest.fixture
@@ -424,6 +446,17 @@ def test_damaged_final_test_is_one_line(small_run, capsys):
         err = capsys.readouterr().err
         assert leave.value.code == 2 and words in err and err.count("\n") == 1
         assert (folder / "final_test.csv").read_text() == text
+
+
+def test_final_test_of_another_network_is_refused(small_run, tmp_path, capsys):
+    """It would train ours, and call it theirs."""
+    (tmp_path / "mine.py").write_text("")
+    run = json.loads((small_run[0] / "run.json").read_text())
+    run["arguments"]["objective"] = str(tmp_path / "mine.py")
+    (small_run[0] / "run.json").write_text(json.dumps(run))
+    with pytest.raises(SystemExit) as leave:
+        final_test.main([str(small_run[0])])
+    assert leave.value.code == 2 and "expected a run of train/mlp_fashion_mnist.py, got" in capsys.readouterr().err
 
 
 def test_final_test_of_another_problem_is_refused(folder, tmp_path, capsys):

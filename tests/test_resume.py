@@ -40,7 +40,7 @@ def objective(config):
 def start(*arguments, **options):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
     stopping = [] if {"--stopping", "--resume"} & set(arguments) else ["--stopping", "none"]  # trials run to their end
-    return subprocess.Popen([sys.executable, "run.py", *map(str, arguments), *stopping], **{**pipes, **options})
+    return subprocess.Popen([sys.executable, ROOT / "run.py", *map(str, arguments), *stopping], **{**pipes, **options})
 
 
 def run(*arguments, timeout=60, **options):
@@ -359,6 +359,25 @@ def test_objective_file_that_has_changed_is_named(finished, tmp_path, old, new, 
     words = words.replace("DIR", str(tmp_path / "run")).replace("FILE", str(path))
     assert code == 2 and words in err and len(err.splitlines()) == 1
     assert run_json.read_bytes() == before and len(starts(tmp_path / "run")) == 3
+
+
+def test_run_goes_on_from_anywhere_with_the_files_that_it_began_with(tmp_path):
+    """And not with others of the same names that lie where it is resumed."""
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    searcher = "from hpo.searchers import RandomSearch\nclass Mine(RandomSearch): pass"
+    for folder, objective in ((here, OBJECTIVE), (elsewhere, OBJECTIVE.replace("-config", "+config"))):
+        folder.mkdir()
+        (folder / "objective.py").write_text(objective, encoding="utf-8")
+        (folder / "mine.py").write_text(searcher, encoding="utf-8")
+    named = ["objective.py", "--searcher", "mine.py:Mine", "--workers", 1]
+    assert run(*named, "--trials", 2, "--results", "run", cwd=here)[0] == 0
+    code, _, err = run("--resume", here / "run", "--trials", 4, cwd=elsewhere)
+    assert (code, err) == (0, "") and len(load(here / "run")) == 4
+    assert all(trial.value > 0 for trial in load(here / "run") if trial.status == "done")  # losses: minus the score
+    same = ["../here/objective.py", "--searcher", "../here/mine.py:Mine"]
+    assert run(*same, "--resume", here / "run", cwd=elsewhere)[0] == 0
+    code, _, err = run(*named[:3], "--resume", here / "run", cwd=elsewhere)
+    assert code == 2 and "OBJECTIVE: " in err and "a resumed run keeps its own" in err
 
 
 def test_folder_that_was_moved_goes_on_with_the_objective_given(finished, tmp_path):

@@ -266,6 +266,21 @@ def test_signal_ends_the_run_with_rows_and_summary(quick, tmp_path, number, code
     assert "best loss" in out and str(folder / "reports.csv") in out
 
 
+def test_signal_to_all_processes_twice_ends_the_run_in_order_too(quick, tmp_path):
+    """As `timeout` sends it: to its child, then to the group."""
+    folder = tmp_path / "run"
+    arguments = ["--set", "pause=0.05", "--set", "epochs=1000", "--results", folder]
+    process = start(quick, *arguments, start_new_session=True)
+    wait_for_lines(folder / "reports.csv", 12)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=20)
+    found = rows(folder / "trials.csv")
+    assert (process.returncode, err, len(found)) == (143, "", 4)
+    assert {(row["status"], row["error"]) for row in found} == {("timeout", "interrupted by SIGTERM")}
+
+
 def wait_for_lines(path, n, seconds=30):
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -427,6 +442,16 @@ BAD = {
     "unknown searcher": (["--searcher", "foo"], None, "--searcher: expected random"),
     "searcher file missing": (["--searcher", "nowhere.py:Mine"], None, "nowhere.py"),
     "searcher class missing": (["--searcher", "run.py:Mine"], None, "no class Mine"),
+    "searcher an object": (
+        ["--searcher", "{folder}/mine.py:mine"],
+        lambda folder: (folder / "mine.py").write_text("class A:\n    def suggest(self, trials): pass\n\nmine = A()"),
+        "mine.py:mine: expected a class with a method suggest(trials), got <",
+    ),
+    "searcher file that exits": (
+        ["--searcher", "{folder}/mine.py:Mine"],
+        lambda folder: (folder / "mine.py").write_text("import sys\nsys.exit(0)"),
+        "mine.py, line 2: SystemExit: 0",
+    ),
     "no such file": (["nowhere.py"], None, "nowhere.py: no such file"),
     "no Python file": (["README.md"], None, "README.md: is no Python file; expected a .py file with config_space"),
     "no objective": ([], objective_file(lambda s: s.replace("def objective", "def other")), "no function objective"),
@@ -461,6 +486,11 @@ BAD = {
     ),
     "epochs a word": (["--set", "epochs=many"], None, "epochs: expected a value of type int as 3 is, got 'many'"),
     "no epochs": (["--set", "epochs=0"], None, "epochs: expected the last epoch"),
+    "tuned epochs": (
+        ["--stopping", "asha"],
+        objective_file(lambda s: s.replace('"epochs": 3', '"epochs": randint(1, 3)')),
+        "--stopping asha: needs the last epoch",
+    ),
     "epochs_name": (["--epochs_name", "steps"], None, "--epochs_name steps: no such name"),
     "set unknown": (["--set", "bogus=1"], None, "--set bogus=1: bogus: no such name in the space; it has x, rate"),
     "set outside": (["--set", "n=10"], None, "n: expected a value of randint(1, 9), got '10'"),

@@ -1,6 +1,7 @@
 """hpo/stopping.py: cases worked out by hand, and properties that hold whatever the curves."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -112,6 +113,12 @@ def test_halving_reconsiders_who_came_to_a_rung_first():
     good = trial(7, [0.2] * 8 + [0.1] * 3)
     assert not halving(good, [*better, good], 81)
     assert not halving(trial(8, [0.9] * 81), [first, *better], 81)  # after the last epoch nothing is left to save
+
+
+def test_halving_of_a_trial_whose_epochs_go_backwards_decides_nothing():
+    others = [trial(i, [0.1] * 9) for i in range(4)]
+    back = replace(trial(4, []), curve=[(10, 0.9), (20, 0.9), (5, 0.9)])
+    assert not halving(back, [*others, back], 81)
 
 
 # ---- Median -------------------------------------------------------------------------------------------------------------

@@ -39,6 +39,8 @@ def objective(config):
     elif fault == "child": subprocess.Popen(["sleep", "600"]); report(y=1.0)
     elif fault == "sleep": report(y=1.0); time.sleep(600)
     elif fault == "ignore SIGTERM": signal.signal(signal.SIGTERM, signal.SIG_IGN); report(y=1.0); time.sleep(600)
+    elif fault == "exit on SIGTERM":
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); report(y=1.0); time.sleep(600)
     elif fault == "swallow StopTrial":
         for _ in range(3):
             try: report(y=1.0)
@@ -141,6 +143,17 @@ def test_kill_ends_a_sleeping_trial_at_once(backend):
     backend.kill(trial)
     (end,) = wait_for(backend, End)
     assert time.monotonic() - before < 3 and end.error == "the process was killed by SIGTERM"
+
+
+def test_killed_trial_that_leaves_in_order_has_not_finished(backend):
+    trial = Trial(0, {"fault": "exit on SIGTERM"}, "test")
+    backend.start(trial)
+    wait_for(backend, Report)
+    backend.answer(trial, True)
+    time.sleep(0.1)
+    backend.kill(trial)
+    (end,) = wait_for(backend, End)
+    assert not end.finished
 
 
 def test_kill_ends_a_trial_that_ignores_sigterm(backend, monkeypatch):

@@ -264,6 +264,16 @@ def test_interrupt_ends_the_run(make):
     assert tuner.trials[0].n_epochs == 4 and tuner.backend.time == 4.5 + KILL_SECONDS
 
 
+def test_trials_that_the_same_signal_ends_are_cut_off_and_have_not_failed(make):
+    """A signal to all processes of a run, as `timeout` and a closing terminal send it, reaches the trials too."""
+    tuner = make([(1.0, {"epoch": 1, "loss": 0.5}), (3.5, "the process was killed by SIGTERM")])
+    tuner.backend.calls.append((4.5, lambda: tuner.interrupt("interrupted by SIGTERM")))
+    assert tuner.run() == "interrupted by SIGTERM"
+    check_ended(tuner)
+    assert {(trial.status, trial.error) for trial in tuner.trials} == {("timeout", "interrupted by SIGTERM")}
+    assert all(is_unended(trial) for trial in tuner.trials)
+
+
 def test_interrupt_before_the_run_starts_nothing(make):
     tuner = make(GOOD)
     tuner.interrupt("early")
@@ -382,12 +392,12 @@ def cut(tuner, n, how):
         return True
 
 
-def resumed(make, tuner, **settings):
+def resumed(make, tuner, scripts=None, **settings):
     """A tuner that goes on in the folder of one that is gone."""
     tuner.results.close()
     results = Results.open(tuner.results.folder)
     results.begin_session({})
-    return make(MIXED, results=results, n_trials=9, **settings)
+    return make(scripts or MIXED, results=results, n_trials=9, **settings)
 
 
 @pytest.mark.parametrize("how", ["killed", "interrupted"])
@@ -623,6 +633,19 @@ def test_first_trials_that_fail_in_different_ways_end_the_run(make):
     with pytest.raises(RunFailed, match="first 3 trials"):
         tuner.run()
     check_ended(tuner)
+
+
+def test_trials_that_failed_before_the_objective_was_mended_do_not_end_the_next_session(make):
+    first = make(CRASH, n_workers=1, n_trials=9)
+    with pytest.raises(RunFailed):
+        first.run()
+    second = resumed(make, first, [GOOD] * 3 + [CRASH] + [GOOD], n_workers=1)
+    assert second.run() == "trials" and statuses(second) == ["failed"] * 4 + ["done"] * 5
+    third = make(CRASH, n_workers=1, n_trials=9, folder="other")
+    with pytest.raises(RunFailed):
+        third.run()
+    with pytest.raises(RunFailed, match="all of the first 3 trials failed"):  # nothing has been mended
+        resumed(make, third, CRASH, n_workers=1).run()
 
 
 @pytest.mark.parametrize("n_workers", [1, 2, 4])
