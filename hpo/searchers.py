@@ -34,7 +34,6 @@ from hpo.space import (
     domains,
     encode,
     n_configs,
-    n_dims,
     sample,
     snap,
 )
@@ -285,7 +284,7 @@ def log_expected_improvement(mu, sigma, best):
 class Settings:
     """The searcher's numbers; experiments/LOG.md has what decided them."""
 
-    n_initial: int = 5  # trials before the model: the start configuration and a low-discrepancy design
+    n_initial: int = 5  # trials before the model: the start configuration and a space-filling design
     category_period: int = 4  # of so many suggestions one is for the category that has been tried least
     n_fantasies: int = 4  # joint samples at the pending configurations, over which the acquisition is averaged
     n_random: int = 1000  # candidates from all of the space
@@ -309,7 +308,7 @@ class Model:
 
 
 class GPSearch:
-    """Gaussian-process optimisation: after a low-discrepancy design, the maximum of log expected improvement.
+    """Gaussian-process optimisation: after a Latin hypercube, the maximum of log expected improvement.
 
     Failures have a process of their own (Gelbart et al. 2014, 1403.5607, weigh improvement by feasibility likewise): as
     the worst of losses they would be a cliff that no lengthscale fits, often close to the optimum.
@@ -347,12 +346,19 @@ class GPSearch:
         return RandomSearch(self.space, self.seed).suggest(trials)
 
     def initial_point(self, i):
-        """Point i (d,) of an additive recurrence, the R-sequence of Roberts (2018), shifted by the seed."""
-        d, phi = n_dims(self.space), 2.0
-        for _ in range(60):
-            phi = (1 + phi) ** (1 / (d + 1))  # the root of phi^(d+1) = phi + 1
-        shift = np.random.default_rng(self.seed).random(d)
-        return (shift + (i + 1) * phi ** -np.arange(1.0, d + 1)) % 1
+        """Point i (d,) of Latin hypercubes (McKay, Beckman and Conover 1979) of n_initial points, the first in the middle.
+
+        In its place is the start configuration, so that the others are where it is not: of each range each has a part
+        of its own, and of the values of a choice one that has not been, while there is one.
+        """
+        n, columns = self.settings.n_initial, []
+        rng = np.random.default_rng([self.seed, i // n, 1])
+        for domain in domains(self.space).values():
+            parts, middle = (domain.n_dims, 0) if isinstance(domain, Choice) else (n, n // 2)
+            order = np.append(middle, rng.permutation(np.delete(np.arange(parts), middle)))
+            part, place = order[i % n % parts], rng.random(n)[i % n]
+            columns += list(np.arange(parts) == part) if isinstance(domain, Choice) else [(part + place) / n]
+        return np.array(columns, float)
 
     def model(self, trials, rng):
         """What the trials say; None while they are too few, or fewer than two of them have a loss."""
@@ -374,7 +380,7 @@ class GPSearch:
             curves, progress = [[trial.value] for trial in observed], None
         trial_of = np.repeat(np.arange(len(curves)), [len(curve) for curve in curves])
         rung_of = np.concatenate([np.arange(len(curve)) for curve in curves])
-        y, units = standardise(np.concatenate(curves), trial_of, rung_of, self.encode(observed))
+        y, units = standardise(np.concatenate(curves), trial_of, rung_of, self.places(observed))
 
         def inputs(trials, rungs):
             X = self.encode(trials)
@@ -420,7 +426,7 @@ class GPSearch:
     def sound(self, trials):
         """The trials whose losses the model learns from; those that have ended and are not among them count as failed."""
         valued = [trial for trial in trials if trial.value is not None]
-        return [trial for trial, is_sound in zip(valued, in_proportion(valued, self.encode(valued))) if is_sound]
+        return [trial for trial, is_sound in zip(valued, in_proportion(valued, self.places(valued))) if is_sound]
 
     def process(self, X, y):
         groups = self.groups if X.shape[1] == len(self.groups) else np.append(self.groups, self.groups[-1] + 1)
@@ -430,6 +436,10 @@ class GPSearch:
         """(n, d): the configurations of trials, at the kernel's scale."""
         X = [encode(self.space, trial.config) for trial in trials]
         return np.array(X).reshape(-1, len(self.scale)) * self.scale
+
+    def places(self, trials):
+        """(n, d): the configurations of trials; their squared distances are means over the hyperparameters."""
+        return self.encode(trials) / math.sqrt(self.groups[-1] + 1)
 
     def at_last_epoch(self, posterior, X):
         """Rows X (m, d) at the kernel's scale as inputs of a posterior, which may have the epoch as one more."""
@@ -466,7 +476,10 @@ class GPSearch:
             X = all_points(self.space)
             return X[np.argsort(-score(X), kind="stable")]
         rows = model.losses.process
-        best = rows.X[np.argsort(rows.y, kind="stable")[:5], : len(self.scale)] / self.scale
+        best = rows.X[np.argsort(rows.y, kind="stable"), : len(self.scale)] / self.scale
+        if column is not None and (best[:, column] > 0.5).any():
+            best = best[best[:, column] > 0.5]
+        best = np.array(list({row.tobytes(): row for row in best}.values()))[:5]  # of different trials
         X = snap(self.space, rng.random((self.settings.n_random, len(self.scale))))
         X = np.concatenate([X, self.mutate(np.repeat(best, 50, axis=0), 0.1, rng)])
         scores = score(X)
@@ -485,7 +498,8 @@ class GPSearch:
         columns = np.flatnonzero(self.scale < 1)
         if not len(columns) or (len(trials) + 1) % self.settings.category_period:
             return None
-        return columns[self.encode(trials)[:, columns].sum(axis=0).argmin()]
+        share = np.bincount(self.groups)[self.groups[columns]]  # of a choice of k values each should have 1/k
+        return columns[(share * self.encode(trials)[:, columns].sum(axis=0)).argmin()]
 
     def with_incumbent_of(self, column, model):
         """The model with the best of a category's own trials as what is to be improved on, where it has any."""
@@ -542,7 +556,7 @@ def losses_at(rungs, trial):
 def standardise(losses, trial_of, rung_of, X):
     """y (n,) in units of how losses vary over the space, and (centre, unit): loss = centre + unit y at the last rung.
 
-    trial_of, rung_of (n,): the trial and the rung of each loss; X (trials, d): their configurations. Of the first rung the
+    trial_of, rung_of (n,): the trial and the rung of each loss; X (trials, d): their places. Of the first rung the
     mean is 0 and the variance 1, with less weight for trials that crowd: else the unit would shrink as trials come to
     the optimum, and what has not been tried could not be much better than they are. Each later rung is mapped such that
     the trials that have come to it keep their median and spread: what all learning curves have in common is gone, and
@@ -564,9 +578,12 @@ def standardise(losses, trial_of, rung_of, X):
 
 
 def crowding(X, width=0.15, n_others=500):
-    """(n,) mean over the rows of X (n, d), at most about n_others of them, of a Gaussian of the distance to each row."""
+    """(n,) mean over the rows of X (n, d), as of `GPSearch.places`, of a Gaussian of the distance to each row.
+
+    Of the rows at most about n_others are looked at.
+    """
     others = X[:: 1 + len(X) // n_others]
-    weights = np.exp(-((distances(X, others) / width) ** 2) / (2 * X.shape[1]))
+    weights = np.exp(-((distances(X, others) / width) ** 2) / 2)
     return np.maximum(weights.mean(axis=1), 1 / len(others))  # as of itself alone
 
 

@@ -19,7 +19,7 @@ from hpo.searchers import (
     matern52,
     standardise,
 )
-from hpo.space import choice, config_key, encode, lograndint, loguniform, ordinal, randint, sample, uniform
+from hpo.space import choice, config_key, decode, encode, lograndint, loguniform, ordinal, randint, sample, uniform
 from hpo.trial import Trial
 
 SPACE = {"x": uniform(0, 1), "lr": loguniform(1e-4, 1), "n": randint(1, 9), "kind": choice(["a", "b"]), "epochs": 3}
@@ -207,12 +207,30 @@ def test_every_fourth_suggestion_is_of_the_category_tried_least():
     space = {"x": uniform(0, 1), "kind": choice(["a", "b", "c"]), "flag": choice([True, False])}
     trials = run(GPSearch(space), lambda config: config["x"] + (config["kind"] != "a") + config["flag"], 40)
     for i in range(7, 40, 4):
-        counts = {v: sum(t.config["kind"] == v for t in trials[:i]) for v in "abc"}
-        counts |= {v: sum(t.config["flag"] is v for t in trials[:i]) for v in (True, False)}
+        # of k values each should have 1/k
+        counts = {v: 3 * sum(t.config["kind"] == v for t in trials[:i]) for v in "abc"}
+        counts |= {v: 2 * sum(t.config["flag"] is v for t in trials[:i]) for v in (True, False)}
         least = {value for value, n in counts.items() if n == min(counts.values())}
         assert least & {trials[i].config["kind"], trials[i].config["flag"]}
     n_best = sum(trial.config["kind"] == "a" and not trial.config["flag"] for trial in trials)
     assert n_best >= 20  # the other suggestions go on where it is good
+
+
+@pytest.mark.parametrize("seed", [0, 1, 7])
+def test_initial_points_and_the_middle_share_out_every_range_and_choice(seed):
+    space = {
+        **{f"x{i}": uniform(0, 1) for i in range(12)},
+        "kind": choice(["a", "b", "c"]),
+        "many": choice(list(range(9))),
+    }
+    searcher, n = GPSearch(space, seed), 5
+    for block in (0, n):
+        configs = [decode(space, searcher.initial_point(i)) for i in range(block, block + n)]
+        for i in range(12):
+            assert sorted(int(n * config[f"x{i}"]) for config in configs) == list(range(n))
+        assert configs[0]["kind"] == "a" and {config["kind"] for config in configs[:3]} == set("abc")
+        assert len({config["many"] for config in configs}) == n
+        assert all(abs(configs[0][f"x{i}"] - 0.5) <= 0.1 for i in range(12))
 
 
 @pytest.mark.parametrize("space", [{"n": randint(1, 6), "kind": choice(["a", "b", "c"])}, {"kind": choice(["a", "b"])}])
