@@ -546,9 +546,8 @@ def losses_at(rungs, trial):
     best, losses = math.inf, []
     for epoch, loss in trial.curve:
         best = min(best, loss)
-        while len(losses) < len(rungs) and (
-            epoch >= rungs[len(losses)] or not losses
-        ):  # its first is of the first rung
+        # the first report is of the first rung, whatever its epoch: some count from 0
+        while len(losses) < len(rungs) and (not losses or epoch >= rungs[len(losses)]):
             losses.append(best)
     return losses + [best] * (len(rungs) - len(losses)) if trial.status == "done" else losses
 

@@ -134,38 +134,31 @@ def test_stopped_trial_reports_no_more_even_when_it_swallows_everything(backend)
     assert len(reports) == 1 and end.finished
 
 
-def test_kill_ends_a_sleeping_trial_at_once(backend):
-    trial = Trial(0, {"fault": "sleep"}, "test")
-    backend.start(trial)
-    wait_for(backend, Report)
-    backend.answer(trial, True)
-    before = time.monotonic()
-    backend.kill(trial)
-    (end,) = wait_for(backend, End)
-    assert time.monotonic() - before < 3 and end.error == "the process was killed by SIGTERM"
-
-
-def test_killed_trial_that_leaves_in_order_has_not_finished(backend):
-    trial = Trial(0, {"fault": "exit on SIGTERM"}, "test")
+def killed(backend, fault):
+    """The End of a trial that is killed once it has reported."""
+    trial = Trial(0, {"fault": fault}, "test")
     backend.start(trial)
     wait_for(backend, Report)
     backend.answer(trial, True)
     time.sleep(0.1)
     backend.kill(trial)
     (end,) = wait_for(backend, End)
-    assert not end.finished
+    return end
+
+
+def test_kill_ends_a_sleeping_trial_at_once(backend):
+    before = time.monotonic()
+    end = killed(backend, "sleep")
+    assert time.monotonic() - before < 4 and end.error == "the process was killed by SIGTERM"
+
+
+def test_killed_trial_that_leaves_in_order_has_not_finished(backend):
+    assert not killed(backend, "exit on SIGTERM").finished
 
 
 def test_kill_ends_a_trial_that_ignores_sigterm(backend, monkeypatch):
     monkeypatch.setattr("hpo.trial.TERM_SECONDS", 0.3)
-    trial = Trial(0, {"fault": "ignore SIGTERM"}, "test")
-    backend.start(trial)
-    wait_for(backend, Report)
-    backend.answer(trial, True)
-    time.sleep(0.1)
-    backend.kill(trial)
-    (end,) = wait_for(backend, End)
-    assert end.error.startswith("the process was killed by SIGKILL")
+    assert killed(backend, "ignore SIGTERM").error.startswith("the process was killed by SIGKILL")
 
 
 def wait_for(backend, kind, seconds=30):
