@@ -125,6 +125,10 @@ def show_model(run, searcher, model, before, trial):
         mu, sigma = searcher.predict(model.failures, x)
         print(f"failures: predicted {mu[0, 0]:.2f} +- {sigma[0, 0]:.2f}, where 1 is none and -1 is failure")
 
+    if model.costs:
+        mu, sigma = searcher.predict(model.costs, x)
+        print(f"seconds per epoch: predicted {math.exp(mu[0, 0]):.3g}, within a factor of {math.exp(sigma[0, 0]):.2g}")
+
     here, there = (searcher.at_last_epoch(losses, X) for X in (x * searcher.scale, searcher.encode(before)))
     k = losses.process.kernel(losses.theta, here, there)[0] - losses.process.prior.mean_variance
     correlation = k / signal

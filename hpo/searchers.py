@@ -286,6 +286,7 @@ class Settings:
 
     n_initial: int = 5  # trials before the model: the start configuration and a space-filling design
     category_period: int = 4  # of so many suggestions one is for the category that has been tried least
+    cost_power: float = 1.0  # of the seconds per epoch that improvement is divided by; 0: time is of no matter
     n_fantasies: int = 4  # joint samples at the pending configurations, over which the acquisition is averaged
     n_random: int = 1000  # candidates from all of the space
     n_rounds: int = 4  # of ever smaller mutations of the best candidates
@@ -296,14 +297,16 @@ class Settings:
 
 @dataclass(frozen=True)
 class Model:
-    """Losses and failures as functions of the encoded configuration; experiments/explain.py prints it.
+    """Losses, failures and costs as functions of the encoded configuration; experiments/explain.py prints it.
 
     losses: Posterior of y, where loss = centre + unit y for (centre, unit) = `units`, but for high ones (`squash`).
     failures: Posterior of -1 where a trial failed (see `GPSearch.sound`) and +1 where it did not; None without failures.
+    costs: Posterior of ln(seconds per epoch); None where `GPSearch.costs` says so.
     """
 
     losses: Posterior
     failures: Posterior | None
+    costs: Posterior | None
     units: tuple
 
 
@@ -311,9 +314,11 @@ class GPSearch:
     """Gaussian-process optimisation: after a Latin hypercube, the maximum of log expected improvement.
 
     Failures have a process of their own (Gelbart et al. 2014, 1403.5607, weigh improvement by feasibility likewise): as
-    the worst of losses they would be a cliff that no lengthscale fits, often close to the optimum.
+    the worst of losses they would be a cliff that no lengthscale fits, often close to the optimum. Where the time of an epoch
+    is known, improvement counts per second (Snoek et al. 2012, 1206.2944, section 3.2), as it is time that a run has.
 
-    acquisition: a logarithm, the highest is suggested; averaged over the fantasies, times the probability of no failure.
+    acquisition: a logarithm, the highest is suggested; averaged over the fantasies, times the probability of no failure,
+        divided by the seconds of an epoch (for one that is no logarithm set cost_power to 0).
     """
 
     correlation = staticmethod(matern52)
@@ -397,15 +402,32 @@ class GPSearch:
             settings.n_fantasies,
             rng,
         )
-        not_failed = {trial.id for trial in sound}
+        return Model(losses, self.failures(ended, sound, rng), self.costs(ended, running), units)
+
+    def failures(self, ended, sound, rng):
+        """Posterior of -1 where an ended trial failed, +1 where it is sound; None when all are."""
+        settings, not_failed = self.settings, {trial.id for trial in sound}
         if all(trial.id in not_failed for trial in ended):
-            return Model(losses, None, units)
+            return None
         y = np.array([1.0 if trial.id in not_failed else -1.0 for trial in ended])
         kept = best_and_random(y, settings.n_rows, rng)  # failures first: they may be few
         X, y = self.encode([ended[i] for i in kept]), y[kept]
         fit = best_and_random(y, settings.n_fit, rng)
         theta = self.process(X[fit], y[fit]).fit()
-        return Model(losses, self.process(X, y).posterior(theta, X), units)
+        return self.process(X, y).posterior(theta, X)
+
+    def costs(self, ended, running):
+        """Posterior of ln(seconds per epoch) given the last trials; None before three of them, and where no trial runs.
+
+        So a run with one worker comes out the same again, whatever the machine does; the order in which several end is
+        another every time.
+        """
+        timed = [trial for trial in ended if trial.n_epochs > 0 and trial.ended and trial.ended > trial.started]
+        timed = timed[-self.settings.n_fit :]
+        if self.rungs[-1] is None or not self.settings.cost_power or not running or len(timed) < 3:
+            return None
+        X, y = self.encode(timed), np.log([(trial.ended - trial.started) / trial.n_epochs for trial in timed])
+        return self.process(X, y).posterior(self.process(X, y).fit(), X)
 
     def recommend(self, trials):
         """(trial, mu, sigma): the trial with the lowest posterior mean of the loss; None while there is no model.
@@ -450,13 +472,15 @@ class GPSearch:
         return posterior.predict(self.at_last_epoch(posterior, X * self.scale))
 
     def score(self, model, X):
-        """ln of the expected improvement (m,) at the points X (m, d) in [0, 1], times the probability of no failure."""
+        """ln of the expected improvement (m,) at the points X (m, d) in [0, 1], times the probability of no failure, per second."""
         mu, sigma = self.predict(model.losses, X)
         scores = np.logaddexp.reduce(self.acquisition(mu, sigma, model.losses.best), axis=1) - math.log(mu.shape[1])
         if model.failures:
             mu, sigma = self.predict(model.failures, X)
             z = (mu / np.sqrt(sigma**2 + math.exp(model.failures.theta[-1])))[:, 0]
             scores = scores - np.logaddexp(0, -1.702 * z)  # ln Phi(z), within 0.01 of Phi
+        if model.costs:
+            scores = scores - self.settings.cost_power * self.predict(model.costs, X)[0][:, 0]
         return scores
 
     def candidates(self, model, trials, rng):

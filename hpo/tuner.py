@@ -101,6 +101,9 @@ class Tuner:
             raise self.failure
         return reason
 
+    def _now(self):
+        return round(self.backend.now(), 3)  # as the folder has it, from which a suggestion is recomputed
+
     def _reason_to_end(self):
         if self.interrupted:
             return self.interrupted
@@ -119,7 +122,7 @@ class Tuner:
             return False
         if self.unended:  # the same id, so the same seed; what it reported counts no more
             last, fresh = self.unended[0], {"status": "running", "curve": [], "error": "", "ended": None}
-            self._start(replace(last, **fresh, attempt=last.attempt + 1, started=self.backend.now()), None)
+            self._start(replace(last, **fresh, attempt=last.attempt + 1, started=self._now()), None)
             del self.unended[0]
             return True
         if self.exhausted or len(self.trials) >= self.n_trials:
@@ -131,7 +134,7 @@ class Tuner:
             return False
         config, origin = suggestion
         seconds = time.perf_counter() - before
-        trial = Trial(len(self.trials), config, origin, started=self.backend.now(), suggest_seconds=seconds)
+        trial = Trial(len(self.trials), config, origin, started=self._now(), suggest_seconds=seconds)
         self._start(trial, seen)
         return True
 
@@ -220,7 +223,7 @@ class Tuner:
 
     def _handle_end(self, trial, end):
         del self.running[trial.id]
-        trial.ended = self.backend.now()
+        trial.ended = self._now()
         self.busy_seconds += end.busy_seconds or 0.0
         # a signal to all of the run's processes ends the trials too, some before we have come to it
         by_signal = ("timeout", self.interrupted) if self.interrupted else ("", "")
@@ -295,7 +298,7 @@ class Tuner:
                 self.failure = self.failure or error
         for trial in self.unended:
             if trial.status == "running":  # its session died, and this one has not come to start it again
-                trial.status, trial.error, trial.ended = "timeout", reason, self.backend.now()
+                trial.status, trial.error, trial.ended = "timeout", reason, self._now()
                 try:
                     self.results.append_trial(trial)
                 except WriteError as error:

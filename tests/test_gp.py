@@ -11,6 +11,7 @@ from hpo.searchers import (
     GPSearch,
     Prior,
     RandomSearch,
+    Settings,
     append_rows,
     in_proportion,
     inverse_of_lower,
@@ -438,6 +439,48 @@ def test_a_stopped_trial_is_not_a_bad_final_value():
     final = (0.45 - 0.7) ** 2 + 1 / 27
     assert predicted[27] == pytest.approx(final, abs=0.01) and predicted[None] > 1  # (no epochs: the value, 1.1)
     assert abs(GPSearch(space, 0, 27).suggest(trials)[0]["x"] - 0.7) < 0.15
+
+
+def timed_run(max_epochs=9):
+    """Trials of a bowl in y, each epoch of which takes 10^(2x) seconds; the last is pending."""
+    rng, trials = np.random.default_rng(0), []
+    for i in range(20):
+        config = {"x": float(rng.random()), "y": float(rng.random()), "epochs": max_epochs}
+        curve = [(e, (config["y"] - 0.7) ** 2 + 1 / e) for e in range(1, max_epochs + 1)]
+        trials.append(Trial(i, config, "random", status="done", curve=curve, started=float(i)))
+        trials[-1].ended = i + max_epochs * 10 ** (2 * config["x"])
+    trials[-1] = replace(trials[-1], status="running", curve=[], ended=None)
+    return trials
+
+
+def test_improvement_counts_per_second_while_other_trials_run():
+    space, trials, epochs = {"x": uniform(0, 1), "y": uniform(0, 1), "epochs": 9}, timed_run(), 9
+
+    class Timeless(GPSearch):
+        settings = Settings(cost_power=0.0)
+
+    x = [GPSearch(space, seed, epochs).suggest(trials)[0]["x"] for seed in range(8)]
+    timeless = [Timeless(space, seed, epochs).suggest(trials)[0]["x"] for seed in range(8)]
+    assert max(x) < 0.2
+    assert max(timeless) > 0.6
+    # predicted seconds are those that were measured
+    searcher = GPSearch(space, 0, epochs)
+    costs = searcher.model(trials, np.random.default_rng(0)).costs
+    mu, sigma = searcher.predict(costs, np.array([[0.5, 0.5], [0.9, 0.3]]))
+    assert np.exp(mu[:, 0]) == pytest.approx([10, 10**1.8], rel=0.1) and sigma.max() < 0.3
+
+
+def test_times_are_of_no_matter_where_a_run_must_come_out_the_same():
+    """With one worker, where the resource is not known, and before there are times."""
+    space, trials = {"x": uniform(0, 1), "y": uniform(0, 1), "epochs": 9}, timed_run()
+    slower = [replace(trial, ended=trial.ended and trial.ended + 50) for trial in trials]
+    assert GPSearch(space, 0, 9).suggest(trials) != GPSearch(space, 0, 9).suggest(slower)
+    assert GPSearch(space, 0, 9).suggest(trials[:-1]) == GPSearch(space, 0, 9).suggest(slower[:-1])
+    assert GPSearch(space, 0, None).suggest(trials) == GPSearch(space, 0, None).suggest(slower)
+    unknown = [replace(trial, ended=None) for trial in trials]
+    assert GPSearch(space, 0, 9).model(unknown, np.random.default_rng(0)).costs is None
+    odd = [replace(trial, started=0.0, ended=0.0, curve=[(0, 1.0)]) for trial in trials[:-1]] + trials[-1:]
+    assert GPSearch(space, 0, 9).suggest(odd)[1] == "model"
 
 
 def test_where_none_is_done_the_recommended_trial_is_one_that_has_come_furthest():

@@ -56,7 +56,7 @@ class Backend:
         return self.time
 
     def start(self, trial):
-        assert trial.id not in self.started and trial.started == self.time
+        assert trial.id not in self.started and trial.started == round(self.time, 3)
         self.started.append(trial.id)
         self.left[trial.id] = list(self.scripts[min(trial.id, len(self.scripts) - 1)])
         self._step(trial.id)
