@@ -129,7 +129,7 @@ def show_model(run, searcher, model, before, trial):
         mu, sigma = searcher.predict(model.costs, x)
         print(f"seconds per epoch: predicted {math.exp(mu[0, 0]):.3g}, within a factor of {math.exp(sigma[0, 0]):.2g}")
 
-    here, there = (searcher.at_last_epoch(losses, X) for X in (x * searcher.scale, searcher.encode(before)))
+    here, there = (searcher.at_epoch(losses, X) for X in (x * searcher.scale, searcher.encode(before)))
     k = losses.process.kernel(losses.theta, here, there)[0] - losses.process.prior.mean_variance
     correlation = k / signal
     for title, chosen in (

@@ -432,16 +432,16 @@ class GPSearch:
     def recommend(self, trials):
         """(trial, mu, sigma): the trial with the lowest posterior mean of the loss; None while there is no model.
 
-        The lowest of many noisy values is lucky; the posterior mean there is what training it again would give. Of trials
-        that were stopped it would be a guess, so those count that have come furthest: the done ones, where there are some.
+        The lowest of many noisy values is lucky; the posterior mean is what training it again as far would give. Those
+        count that have come furthest: the done ones, where there are some. How others would go on would be a guess.
         """
         model = self.model(trials, np.random.default_rng([self.seed, len(trials)]))
         if model is None:
             return None
         observed = [trial for trial in self.sound(trials) if trial.status != "running"]
         n_rungs = [len(losses_at(self.rungs, t)) if self.rungs[-1] else t.status == "done" for t in observed]
-        observed = [trial for trial, n in zip(observed, n_rungs) if n == max(n_rungs)]
-        mu, sigma = self.predict(model.losses, self.encode(observed) / self.scale)
+        observed, epoch = [trial for trial, n in zip(observed, n_rungs) if n == max(n_rungs)], self.rungs[max(n_rungs) - 1]
+        mu, sigma = self.predict(model.losses, self.encode(observed) / self.scale, epoch)
         i, (centre, unit) = mu.mean(axis=1).argmin(), model.units
         return observed[i], float(centre + unit * mu[i].mean()), float(unit * np.hypot(sigma[i, 0], mu[i].std()))
 
@@ -463,13 +463,15 @@ class GPSearch:
         """(n, d): the configurations of trials; their squared distances are means over the hyperparameters."""
         return self.encode(trials) / math.sqrt(self.groups[-1] + 1)
 
-    def at_last_epoch(self, posterior, X):
-        """Rows X (m, d) at the kernel's scale as inputs of a posterior, which may have the epoch as one more."""
-        return X if posterior.X.shape[1] == X.shape[1] else np.column_stack([X, np.ones(len(X))])
+    def at_epoch(self, posterior, X, epoch=None):
+        """Rows X (m, d) at the kernel's scale as inputs of a posterior, which may have the epoch (None: the last) too."""
+        if posterior.X.shape[1] == X.shape[1]:
+            return X
+        return np.column_stack([X, np.full(len(X), math.log(epoch or self.rungs[-1]) / math.log(self.rungs[-1]))])
 
-    def predict(self, posterior, X):
-        """mu (m, f), sigma (m, 1) at the points X (m, d) in [0, 1]."""
-        return posterior.predict(self.at_last_epoch(posterior, X * self.scale))
+    def predict(self, posterior, X, epoch=None):
+        """mu (m, f), sigma (m, 1) at the points X (m, d) in [0, 1] and an epoch, by default the last."""
+        return posterior.predict(self.at_epoch(posterior, X * self.scale, epoch))
 
     def score(self, model, X):
         """ln of the expected improvement (m,) at the points X (m, d) in [0, 1], times the probability of no failure, per second."""
