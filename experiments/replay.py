@@ -12,6 +12,7 @@ pairs start alike. "Error" is what was observed, 1 - metric where more is better
 import csv
 import pathlib
 import sys
+import textwrap
 
 import numpy as np
 
@@ -162,7 +163,7 @@ def plot(runs, path, hours, title=""):
     axes[0].set_ylim(top=top)
     axes[0].set_ylabel("lowest validation error so far: median, quartiles")
     axes[0].legend()
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(textwrap.fill(title, 140), fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)

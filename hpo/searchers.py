@@ -440,7 +440,10 @@ class GPSearch:
             return None
         observed = [trial for trial in self.sound(trials) if trial.status != "running"]
         n_rungs = [len(losses_at(self.rungs, t)) if self.rungs[-1] else t.status == "done" for t in observed]
-        observed, epoch = [trial for trial, n in zip(observed, n_rungs) if n == max(n_rungs)], self.rungs[max(n_rungs) - 1]
+        observed, epoch = (
+            [trial for trial, n in zip(observed, n_rungs) if n == max(n_rungs)],
+            self.rungs[max(n_rungs) - 1],
+        )
         mu, sigma = self.predict(model.losses, self.encode(observed) / self.scale, epoch)
         i, (centre, unit) = mu.mean(axis=1).argmin(), model.units
         return observed[i], float(centre + unit * mu[i].mean()), float(unit * np.hypot(sigma[i, 0], mu[i].std()))

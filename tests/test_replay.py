@@ -60,6 +60,11 @@ def recording(folder):
     return curves.read([folder])
 
 
+@pytest.fixture(scope="module")
+def surrogate(recording):
+    return Surrogate(recording, n_trees=60)
+
+
 # ---- Recordings ---------------------------------------------------------------------------------------------------------
 def test_folder_is_read_with_its_times(folder, recording):
     trials = [trial for trial in load(folder) if trial.status != "failed"]
@@ -175,7 +180,7 @@ def test_spread_between_repetitions_is_that_of_their_levels():
 
 
 def test_surrogate_predicts_held_out_curves_and_not_shuffled_ones(recording):
-    losses, seconds = held_out(recording, 3, n_trees=40)
+    losses, seconds = held_out(recording, 3, n_trees=25)
     true = np.array([curve.losses for curve in recording.curves])
     assert rank_correlation(losses[:, -1], true[:, -1]) > 0.8
     assert np.abs(losses - true).mean() < 0.5 * np.abs(true - np.median(true, 0)).mean() + 0.02
@@ -185,11 +190,10 @@ def test_surrogate_predicts_held_out_curves_and_not_shuffled_ones(recording):
     configs = [recording.curves[i].config for i in rng.permutation(len(true))]
     shuffled = [curves.Curve(c, old.epochs, old.losses, old.seconds) for c, old in zip(configs, recording.curves)]
     part = curves.Recording(SPACE, "accuracy", "max", 9, shuffled)
-    assert rank_correlation(held_out(part, 3, n_trees=40)[0][:, -1], true[:, -1]) < 0.4
+    assert rank_correlation(held_out(part, 3, n_trees=25)[0][:, -1], true[:, -1]) < 0.4
 
 
-def test_surrogate_draws_curves_with_the_noise_of_the_recorded(recording):
-    surrogate = Surrogate(recording)
+def test_surrogate_draws_curves_with_the_noise_of_the_recorded(surrogate):
     config = {**SPACE, "x": 0.35, "rate": 0.01, "kind": "b"}
     drawn, seconds = np.transpose([surrogate.sample(config, np.random.default_rng(i)) for i in range(200)], (1, 0, 2))
     mean, mean_seconds = surrogate.mean(config)
@@ -213,8 +217,7 @@ def test_stopped_runs_can_be_recorded_too(tmp_path):
 
 
 # ---- Replay -------------------------------------------------------------------------------------------------------------
-def test_replayed_run_is_deterministic_and_counts_epochs(recording):
-    surrogate = Surrogate(recording)
+def test_replayed_run_is_deterministic_and_counts_epochs(surrogate):
     runs = [replay.run(surrogate, ("random", "asha"), seed, 1800, 4) for seed in (0, 0, 1)]
     assert np.array_equal(runs[0], runs[1]) and not np.array_equal(runs[0][:5], runs[2][:5])
     for rows in runs:
@@ -250,8 +253,9 @@ def test_pairs_without_a_result_yet_are_left_out_of_that_time_alone():
 
 @pytest.fixture
 def small_forests(monkeypatch):
-    """Twenty trees instead of 200, which take seconds to grow."""
-    monkeypatch.setattr(replay, "Surrogate", partial(Surrogate, n_trees=20))
+    """Ten trees instead of 200, which take seconds to grow."""
+    monkeypatch.setattr(replay, "Surrogate", partial(Surrogate, n_trees=10))
+    monkeypatch.setattr(curves, "held_out", partial(held_out, n_trees=10))
 
 
 @pytest.mark.usefixtures("small_forests")
