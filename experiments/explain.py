@@ -21,7 +21,7 @@ from experiments import command
 from experiments.simulated import MemoryResults, SimulatedBackend, SimulatedTuner
 from hpo.arguments import find_searcher, last_epoch
 from hpo.results import ResultsError, load, load_before, load_run
-from hpo.searchers import GPSearch, Model
+from hpo.searchers import GPSearch, Model, cost_features
 from hpo.space import domains, encode, snap
 from run import earlier_arguments
 
@@ -125,9 +125,8 @@ def show_model(run, searcher, model, before, trial):
         mu, sigma = searcher.predict(model.failures, x)
         print(f"failures: predicted {mu[0, 0]:.2f} +- {sigma[0, 0]:.2f}, where 1 is none and -1 is failure")
 
-    if model.costs:
-        mu, sigma = searcher.predict(model.costs, x)
-        print(f"seconds per epoch: predicted {math.exp(mu[0, 0]):.3g}, within a factor of {math.exp(sigma[0, 0]):.2g}")
+    if model.costs is not None:
+        print(f"seconds per epoch: predicted {math.exp((cost_features(x) @ model.costs)[0]):.3g}")
 
     here, there = (searcher.at_epoch(losses, X) for X in (x * searcher.scale, searcher.encode(before)))
     k = losses.process.kernel(losses.theta, here, there)[0] - losses.process.prior.mean_variance

@@ -4,7 +4,7 @@
     python -m experiments.suggest_speed --searcher gp --searcher ax --n 100 1000
 
 The space is the running example's, the seven parameters of a multilayer perceptron; the trials are random
-configurations with the losses of the problem mlp7. Each suggestion is followed by its result, so that there is
+configurations with the losses of the problem mlp7 after one epoch, and times. Each suggestion is followed by its result, so that there is
 something new to think about. Each (searcher, n) has a process and a time limit of its own; a searcher that runs into
 the limit is not asked for larger n. Tellings are part of the time where a peer fits its model in them.
 """
@@ -31,7 +31,7 @@ N_PENDING = 3
 def measure(name, n, n_suggestions, limit, connection):
     """Sends the seconds of each suggestion, as they come."""
     problem, rng = PROBLEMS["mlp7"], np.random.default_rng(0)
-    searcher, started = searcher_class(name)(problem.space, seed=0), time.perf_counter()
+    searcher, started = searcher_class(name)(problem.space, seed=0, max_epochs=1), time.perf_counter()
     trials = [ended(Trial(i, sample(problem.space, rng), "random"), problem, rng) for i in range(n)]
     trials += [Trial(n + i, sample(problem.space, rng), "random") for i in range(N_PENDING)]
     while time.perf_counter() - started < limit and n_suggestions > 0:

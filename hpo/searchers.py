@@ -301,12 +301,12 @@ class Model:
 
     losses: Posterior of y, where loss = centre + unit y for (centre, unit) = `units`, but for high ones (`squash`).
     failures: Posterior of -1 where a trial failed (see `GPSearch.sound`) and +1 where it did not; None without failures.
-    costs: Posterior of ln(seconds per epoch); None where `GPSearch.costs` says so.
+    costs: coefficients of ln(seconds per epoch) in `cost_features`; None where `GPSearch.costs` says so.
     """
 
     losses: Posterior
     failures: Posterior | None
-    costs: Posterior | None
+    costs: np.ndarray | None
     units: tuple
 
 
@@ -417,17 +417,20 @@ class GPSearch:
         return self.process(X, y).posterior(theta, X)
 
     def costs(self, ended, running):
-        """Posterior of ln(seconds per epoch) given the last trials; None before three of them, and where no trial runs.
+        """Coefficients of ln(seconds per epoch) from the last trials; None before three of them, and where no trial runs.
 
         So a run with one worker comes out the same again, whatever the machine does; the order in which several end is
-        another every time.
+        another every time. Ridge regression: as factors multiply, their logarithms add up, and it predicts trials held
+        out as well as a Gaussian process, which doubled the time of a suggestion (experiments/LOG.md).
         """
         timed = [trial for trial in ended if trial.n_epochs > 0 and trial.ended and trial.ended > trial.started]
         timed = timed[-self.settings.n_fit :]
         if self.rungs[-1] is None or not self.settings.cost_power or not running or len(timed) < 3:
             return None
-        X, y = self.encode(timed), np.log([(trial.ended - trial.started) / trial.n_epochs for trial in timed])
-        return self.process(X, y).posterior(self.process(X, y).fit(), X)
+        F = cost_features(self.encode(timed) / self.scale)
+        y = np.log([(trial.ended - trial.started) / trial.n_epochs for trial in timed])
+        penalty = 0.05 * (np.arange(F.shape[1]) > 0)  # none of the mean
+        return np.linalg.solve(F.T @ F + np.diag(penalty), F.T @ y)
 
     def recommend(self, trials):
         """(trial, mu, sigma): the trial with the lowest posterior mean of the loss; None while there is no model.
@@ -440,10 +443,8 @@ class GPSearch:
             return None
         observed = [trial for trial in self.sound(trials) if trial.status != "running"]
         n_rungs = [len(losses_at(self.rungs, t)) if self.rungs[-1] else t.status == "done" for t in observed]
-        observed, epoch = (
-            [trial for trial, n in zip(observed, n_rungs) if n == max(n_rungs)],
-            self.rungs[max(n_rungs) - 1],
-        )
+        observed = [trial for trial, n in zip(observed, n_rungs) if n == max(n_rungs)]
+        epoch = self.rungs[max(n_rungs) - 1]
         mu, sigma = self.predict(model.losses, self.encode(observed) / self.scale, epoch)
         i, (centre, unit) = mu.mean(axis=1).argmin(), model.units
         return observed[i], float(centre + unit * mu[i].mean()), float(unit * np.hypot(sigma[i, 0], mu[i].std()))
@@ -484,8 +485,8 @@ class GPSearch:
             mu, sigma = self.predict(model.failures, X)
             z = (mu / np.sqrt(sigma**2 + math.exp(model.failures.theta[-1])))[:, 0]
             scores = scores - np.logaddexp(0, -1.702 * z)  # ln Phi(z), within 0.01 of Phi
-        if model.costs:
-            scores = scores - self.settings.cost_power * self.predict(model.costs, X)[0][:, 0]
+        if model.costs is not None:
+            scores = scores - self.settings.cost_power * cost_features(X) @ model.costs
         return scores
 
     def candidates(self, model, trials, rng):
@@ -544,6 +545,11 @@ class GPSearch:
         change[np.arange(len(X)), rng.integers(p, size=len(X))] = True
         moved = np.where(self.scale < 1, rng.random(X.shape), X + size * rng.normal(size=X.shape))
         return snap(self.space, np.where(change[:, self.groups], np.clip(moved, 0, 1), X))
+
+
+def cost_features(X):
+    """(m, 1 + 2 d): one, and each column of X (m, d) in [0, 1] and its square, from the middle."""
+    return np.hstack([np.ones((len(X), 1)), X - 0.5, (X - 0.5) ** 2])
 
 
 def all_points(space):

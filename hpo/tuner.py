@@ -101,9 +101,6 @@ class Tuner:
             raise self.failure
         return reason
 
-    def _now(self):
-        return round(self.backend.now(), 3)  # as the folder has it, from which a suggestion is recomputed
-
     def _reason_to_end(self):
         if self.interrupted:
             return self.interrupted
@@ -267,6 +264,9 @@ class Tuner:
             )
 
     # ---- Deadlines and endings ----
+    def _now(self):
+        return round(self.backend.now(), 3)  # as the folder has it, from which a suggestion is recomputed
+
     def _seconds_to_wait(self):
         if not self.running:
             return 0.0  # nothing can come: the searcher has just said that it has nothing new

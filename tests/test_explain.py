@@ -77,6 +77,7 @@ def test_explanation_shows_prediction_lengthscales_neighbours_and_pending_trials
     ):
         assert part in out
     assert out.count("correlation") == 5 + out.count("running  ") and "pending:" in out
+    assert ("seconds per epoch: predicted" in out) == ("pending: none" not in out)
     assert "the turn of" not in out  # which is every fourth
     out = python("-m", "experiments.explain", folder, 19)[1]
     kind = json.loads((folder / "configs.jsonl").read_text().splitlines()[19])["config"]["kind"]
