@@ -122,6 +122,7 @@ class Prior:
     """Independent normal distributions of theta's entries (mean, standard deviation), and of the process's mean."""
 
     lengthscale: tuple = (math.log(0.5), 0.7)  # logarithm
+    epoch_lengthscale: tuple = (math.log(2.0), 0.7)  # that of the epoch: the first ones tell much of the last
     additive: tuple = (0.0, 1.5)  # logit
     signal_variance: tuple = (0.0, 1.0)  # logarithm
     noise_variance: tuple = (math.log(0.01), 2.0)  # logarithm
@@ -139,12 +140,16 @@ class GaussianProcess:
 
     groups (d,): the hyperparameter of each column of X, as the columns of one choice belong together.
     correlation: m, as a function of a = sqrt(5) r; returns (m, -m'(a) / a).
+    with_epoch: whether the last column of X is the epoch, ln(epoch) / ln(last epoch).
     """
 
-    def __init__(self, X, y, groups, prior=Prior(), correlation=matern52):
+    def __init__(self, X, y, groups, prior=Prior(), correlation=matern52, with_epoch=False):
         self.X, self.y, self.groups, self.p = X, y, groups, int(groups.max()) + 1
         self.prior, self.correlation = prior, correlation
-        pairs = [prior.lengthscale] * self.p + [prior.additive, prior.signal_variance, prior.noise_variance]
+        pairs = [prior.lengthscale] * self.p
+        if with_epoch:
+            pairs[-1] = prior.epoch_lengthscale
+        pairs += [prior.additive, prior.signal_variance, prior.noise_variance]
         self.prior_mean, self.prior_sd = np.array(pairs).T
         self.columns = [slice(None), *(np.flatnonzero(groups == i) for i in range(self.p))]  # of each term of k
 
@@ -455,8 +460,9 @@ class GPSearch:
         return [trial for trial, is_sound in zip(valued, in_proportion(valued, self.places(valued))) if is_sound]
 
     def process(self, X, y):
-        groups = self.groups if X.shape[1] == len(self.groups) else np.append(self.groups, self.groups[-1] + 1)
-        return GaussianProcess(X, y, groups, self.prior, self.correlation)
+        with_epoch = X.shape[1] > len(self.groups)
+        groups = np.append(self.groups, self.groups[-1] + 1) if with_epoch else self.groups
+        return GaussianProcess(X, y, groups, self.prior, self.correlation, with_epoch)
 
     def encode(self, trials):
         """(n, d): the configurations of trials, at the kernel's scale."""
