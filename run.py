@@ -143,7 +143,8 @@ def main(arguments=None):
 
     def on_early_signal(number, frame):
         early.append(number)
-        raise KeyboardInterrupt
+        if len(early) == 1:  # `timeout` sends two
+            raise KeyboardInterrupt
 
     for name in ("stdout", "stderr"):  # a closed one, or one without Unicode, must not end the run
         stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115 (for the whole run)
@@ -159,6 +160,8 @@ def main(arguments=None):
             return 0  # the run has finished
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
+    except (OSError, EOFError) as error:  # no process to be had, a full /tmp
+        parser.exit(1, f"{parser.prog}: failed: the run could not be started: {error!r}\n")
     except KeyboardInterrupt:
         return 128 + early[0]
     return run(parser, tuner)
@@ -182,7 +185,7 @@ def build(args, results=None):
         raise ValueError("--results: expected the name of a new folder, got ''")
     folder = pathlib.Path(args.results or f"results/{time.strftime('%Y-%m-%d_%H-%M-%S')}")
     if results is None:
-        check_new(folder)
+        check_new(folder if args.results else first_unused(folder))
     searcher_class = find_searcher(args.searcher)
     say(f"loading {args.objective}")
     rule = find_rule(args.stopping, args.first_rung, args.eta)
@@ -191,18 +194,19 @@ def build(args, results=None):
         problem = describe(args.objective, lambda space: adjust(space, args.space, args.set), args.metric, args.mode)
     else:
         problem = describe_again(args, results)
+    stand_in = problem.prepared.get("dataset") == STAND_IN
     if results is None and not args.results:
-        suffix = f"-{STAND_IN}" if problem.space.get("dataset") == STAND_IN else ""
+        suffix = f"-{STAND_IN}" if stand_in else ""
         folder = first_unused(folder.with_name(folder.name + suffix))
     max_epochs = last_epoch(problem.space, args.epochs_name)
     is_auto = args.stopping == "auto"
-    if is_auto and not max_epochs:
-        rule = None
     if rule and not max_epochs:
-        raise ValueError(
-            f"--stopping {args.stopping}: needs the last epoch, a constant `epochs` in the space; name it with "
-            "--epochs_name, or choose --stopping none"
-        )
+        if not is_auto:
+            raise ValueError(
+                f"--stopping {args.stopping}: needs the last epoch, a constant `epochs` in the space; name it with "
+                "--epochs_name, or choose --stopping none"
+            )
+        rule = None
     check_arguments(f"--searcher {args.searcher}", searcher_class, "space", "seed", "max_epochs")
     try:
         searcher = searcher_class(problem.space, args.seed, max_epochs)
@@ -237,7 +241,7 @@ def build(args, results=None):
         needs_epoch=not is_auto,
         max_epochs=max_epochs,
         start=start,
-        show=Status(args, backend, results),
+        show=Status(args, backend, results, stand_in),
         trials=results.trials,
     )
 
@@ -324,9 +328,9 @@ def earlier_arguments(results):
 
 
 def split_name(name):
-    """(path, attribute) of FILE.py:NAME; (name, "") of any other."""
+    """(path, attribute) of FILE.py:NAME, (path, "") of FILE.py; ("", name) of any other."""
     path, _, attribute = name.rpartition(":")
-    return (path, attribute) if path.endswith(".py") else (name, "")
+    return (path, attribute) if path.endswith(".py") else (name, "") if name.endswith(".py") else ("", name)
 
 
 def check_same(name, value, args, results):

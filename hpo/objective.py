@@ -75,18 +75,26 @@ def set_generators(seed, n_threads=None):
 def preloadable_modules(path):
     """Modules worth importing before a trial starts: ours, and the installed ones that the file imports at its top.
 
-    Never the file itself nor its neighbours: they may touch CUDA, which does not survive a fork.
+    Never the file itself nor its neighbours: they may touch CUDA, which does not survive a fork. Nor what is imported after
+    the environment or the path has been set: it would be too early.
     """
-    names = []
+    folder, names = pathlib.Path(path).resolve().parent, []
     for node in ast.parse(pathlib.Path(path).read_bytes()).body:
+        runs_now = not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+        used = {part.attr for part in ast.walk(node) if isinstance(part, ast.Attribute)}
+        if runs_now and used & {"environ", "putenv", "path"}:
+            break
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             names.append(node.module)
-    return ["hpo.trial", *sorted({name for name in names if _is_installed(name.partition(".")[0])})]
+    return ["hpo.trial", *sorted({name for name in names if _is_installed(name.partition(".")[0], folder)})]
 
 
-def _is_installed(package):
+def _is_installed(package, folder):
+    """Whether an objective file in a folder that imports a package gets an installed one, and not a neighbour."""
+    if (folder / package).exists() or (folder / f"{package}.py").exists():
+        return False
     if package in sys.stdlib_module_names:
         return True
     spec = importlib.util.find_spec(package)
@@ -100,13 +108,13 @@ def environment(n_threads):
 
     Environment variables; no Ctrl-C; and a blank main module, as multiprocessing would import the tuner's in each.
     """
+    if hasattr(signal, "pthread_sigmask"):
+        multiprocessing.resource_tracker.ensure_running()  # as starting it below would undo the mask
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     ours = {**dict.fromkeys(THREAD_VARIABLES, str(n_threads)), "PYTHONPATH": os.pathsep.join(paths)}
     before, main = {name: os.environ.get(name) for name in ours}, sys.modules["__main__"]
     os.environ.update(ours)
     sys.modules["__main__"] = types.ModuleType("__main__")
-    if hasattr(signal, "pthread_sigmask"):
-        multiprocessing.resource_tracker.ensure_running()  # as starting it would undo the mask
     mask = getattr(signal, "pthread_sigmask", lambda *_: None)
     mask_before = mask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is the tuner's; a process inherits this
     try:
@@ -130,7 +138,7 @@ def own_session(dies_with_parent=True):
 
 
 def kill_session(pid, number=SIGKILL, is_gone=False):
-    """Sends a signal to a process that has called `own_session`, and to all that it has started.
+    """Sends a signal to a process that has called `own_session`, and to all that it has started in its session.
 
     is_gone: to these alone, as the process is no more and its number may be another's.
     """

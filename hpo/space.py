@@ -340,7 +340,9 @@ def check_space(space):
         raise ValueError(f"config_space: expected a dict of domains and constants, got {space!r:.200}")
     for name, value in space.items():
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][\w.-]*", name):
-            raise ValueError(f"config_space: expected names of letters, digits and _ . -, got {name!r}")
+            raise ValueError(
+                f"config_space: expected names of letters, digits and _ . -, a letter or _ first, got {name!r}"
+            )
         if name in RESERVED:
             raise ValueError(f"{name}: is a flag of every objective file run as a program; choose another name")
         if not isinstance(value, Domain):

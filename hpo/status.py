@@ -13,15 +13,15 @@ from hpo.trial import trial_seed
 
 PLAIN_SECONDS = 60.0  # between two status lines where the output is no terminal
 LIVE_SECONDS = 0.05  # between two on a terminal, at least: thousands of reports a second must not wait for it
-STAND_IN = "synthetic"  # the value of the constant `dataset` that is no real data
+STAND_IN = "synthetic"  # the constant `dataset`, when what `prepare` returns says that there is no real data
 
 
 class Status:
     """One line that rewrites itself on a terminal, a plain line every minute elsewhere; a line for each ended trial."""
 
-    def __init__(self, args, backend, results):
+    def __init__(self, args, backend, results, stand_in=False):
         self.args, self.backend, self.results = args, backend, results
-        self.stand_in = results.space.get("dataset") == STAND_IN
+        self.stand_in = stand_in
         self.live = sys.stdout.isatty()
         self.seconds = 1.0 if self.live else PLAIN_SECONDS  # between two ticks, at most
         self.last_tick = backend.now()
@@ -65,7 +65,7 @@ class Status:
 
     def line(self, tuner):
         now, count = self.backend.now(), self.count
-        best = best_trial([self.best, *tuner.running.values()] if self.best else tuner.running.values())
+        best = best_trial([self.best, *tuner.running.values()])
         found = f"best {self.value(best.value)} (trial {best.id})" if best else "no result yet"
         rate = 3600 * sum(count.values()) / now if now > 0 else 0
         n_stopped = f"{count['stopped']} stopped, " + (f"{count['timeout']} timed out, " if count["timeout"] else "")
@@ -77,7 +77,7 @@ class Status:
 
     def note(self, trial):
         self.count[trial.status] += 1
-        self.best = best_trial([self.best, trial] if self.best else [trial])
+        self.best = best_trial([self.best, trial])
 
     def ended(self, trial):
         self.note(trial)
@@ -139,8 +139,10 @@ def say(text, end="\n"):
 
 
 def best_trial(trials):
-    """The trial with the lowest loss, or None."""
-    return min((trial for trial in trials if trial.value is not None), key=lambda trial: trial.value, default=None)
+    """The trial with the lowest loss, or None; some of them may be None."""
+    return min(
+        (trial for trial in trials if trial and trial.value is not None), key=lambda trial: trial.value, default=None
+    )
 
 
 def counts(trials):

@@ -49,10 +49,9 @@ def asha(trial, trials, max_epochs, first_rung=1, eta=3):
     trials that have come there before it, itself included: not above their (1/eta)-quantile, so ties go on. Fewer than
     eta of them decide nothing.
     """
-    epoch = trial.curve[-1][0]
-    if not first_rung <= epoch < max_epochs or any(e >= last_rung(epoch, first_rung, eta) for e, _ in trial.curve[:-1]):
-        return False  # nothing to decide, or decided at an earlier report
-    return halving(trial, trials, max_epochs, first_rung, eta)
+    rung = last_rung(trial.curve[-1][0], first_rung, eta)
+    is_first_there = all(epoch < rung for epoch, _ in trial.curve[:-1])  # else an earlier report has decided
+    return is_first_there and halving(trial, trials, max_epochs, first_rung, eta)
 
 
 def halving(trial, trials, max_epochs, first_rung=1, eta=3):

@@ -38,6 +38,7 @@ from hpo.report import StopTrial
 
 GRACE_SECONDS = 10  # from the answer "stop", or the end of the objective, to SIGTERM
 TERM_SECONDS = 5  # from SIGTERM to SIGKILL
+PAUSES = (1, 2, 4)  # seconds before another attempt to start a process
 
 
 # ---- Records -----------------------------------------------------------------------------------------------------------
@@ -96,7 +97,7 @@ class End:
 
 # ---- The tuner's side ---------------------------------------------------------------------------------------------------
 class LocalBackend:
-    """One process per trial on this machine: start, wait, answer, kill, now."""
+    """One process per trial on this machine: start, wait, answer, kill, wake, now."""
 
     def __init__(self, objective, log_folder, seed=0, n_workers=1, n_gpus=0, clock=0.0):
         self.preloaded = warm_up(objective, n_workers)
@@ -120,20 +121,21 @@ class LocalBackend:
             device = self.devices[loads.index(min(loads))]
         log_path, seed = self.log_folder / f"{trial.id:04d}.log", trial_seed(self.seed, trial.id)
         arguments = (self.objective, trial.config, seed, self.n_threads, device, str(log_path), self.preloaded)
-        try:
-            self.running[trial.id] = process = _Process(device, arguments)
-        except (OSError, EOFError) as error:  # no memory, too many processes or files
-            self.unstarted.append(End(trial.id, False, f"no process could be started: {error!r}", "", None))
-        else:
-            self._tell_guard(b"+%d" % process.pid)
+        for seconds in (*PAUSES, 0):
+            try:
+                self.running[trial.id] = process = _Process(device, arguments)
+                return self._tell_guard(b"+%d" % process.pid)
+            except (OSError, EOFError) as error:  # no memory, too many processes or files: soon there may be room again
+                reason = f"no process could be started: {error!r}"
+            time.sleep(seconds)
+        self.unstarted.append(End(trial.id, False, reason, "", None))
 
     def wait(self, timeout=None):
         """Reports and Ends that have come; waits for the first of them, at most `timeout` seconds (None: for ever)."""
         events, self.unstarted = self.unstarted, []
-        until = min(
-            [math.inf if timeout is None else time.monotonic() + timeout, *(p.next_step for p in self.processes)]
-        )
-        handles = [self.wake_reader, *(handle for process in self.processes for handle in process.handles())]
+        steps = (process.steps[0][0] for process in self.running.values() if process.steps)
+        until = min([math.inf if timeout is None else time.monotonic() + timeout, *steps])
+        handles = [self.wake_reader, *(handle for process in self.running.values() for handle in process.handles())]
         seconds = 0 if events else None if until == math.inf else max(0.0, until - time.monotonic())
         ready = set(wait(handles, seconds))
         if self.wake_reader in ready:
@@ -150,10 +152,6 @@ class LocalBackend:
                 self._tell_guard(b"-%d" % process.pid)
         return events
 
-    @property
-    def processes(self):
-        return self.running.values()
-
     def answer(self, trial, go_on):
         """Answers the report of a trial: go on, or stop, for which it has GRACE_SECONDS."""
         if trial.id in self.running:  # else it has died meanwhile
@@ -169,7 +167,7 @@ class LocalBackend:
         self.wake_writer.send_bytes(b"wake")
 
     def kill_all_at_once(self):
-        for process in self.processes:
+        for process in self.running.values():
             kill_session(process.pid)
 
     def _tell_guard(self, message):
@@ -178,7 +176,7 @@ class LocalBackend:
         except OSError:  # somebody has killed it
             with contextlib.suppress(OSError, EOFError):  # no process to be had: the next trial tries again
                 self.guard = _start_guard()
-                for process in self.processes:
+                for process in self.running.values():
                     self.guard.send_bytes(b"+%d" % process.pid)
 
 
@@ -203,12 +201,8 @@ def _guard(reader, temporary):
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     message, sessions = b"", set()
-    while message != b"end":
-        try:
-            message = reader.recv_bytes()
-        except EOFError:
-            break
-        if message != b"end":
+    with contextlib.suppress(EOFError):  # the tuner is gone
+        while (message := reader.recv_bytes()) != b"end":
             {b"+": sessions.add, b"-": sessions.discard}[message[:1]](int(message[1:]))
     for pid in sessions:
         kill_session(pid)
@@ -254,7 +248,10 @@ class _Process:
                     warnings.warn(f"{name} could not be preloaded: trials start slowly", stacklevel=2)
             else:
                 finished, *outcome, ended = message["end"]
-                self.outcome = (finished and ended < self.signalled, *outcome)  # else its handler of SIGTERM returned
+                self.outcome = (
+                    finished and ended < self.signalled,
+                    *outcome,
+                )  # else a handler of SIGTERM made it leave
                 self.terminate(GRACE_SECONDS)
         return reports
 
@@ -270,10 +267,6 @@ class _Process:
         now = time.monotonic() + after
         if not self.steps or now < self.steps[0][0]:
             self.steps = [(now, signal.SIGTERM), (now + TERM_SECONDS, SIGKILL)]
-
-    @property
-    def next_step(self):
-        return self.steps[0][0] if self.steps else math.inf
 
     def step(self):
         while self.steps and self.steps[0][0] <= (now := time.monotonic()):
@@ -369,6 +362,7 @@ def _print_to(path):
     nothing = os.open(os.devnull, os.O_RDWR)
     for target in (0, 1, 2):  # not the tuner's, even when there can be no log
         os.dup2(nothing, target)
+    os.makedirs(os.path.dirname(path), exist_ok=True)  # somebody may have made room
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     for target in (1, 2):
         os.dup2(log, target)

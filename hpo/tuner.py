@@ -74,6 +74,7 @@ class Tuner:
         self.busy_seconds = 0.0  # in objectives, summed over the trials
         self.events = []  # Reports and Ends not handled yet
         self.without_metric = None  # a report that lacked the metric
+        self.n_lacking = 0  # trials that came to their end without it
         self.metric_seen = any(trial.curve for trial in self.trials)
         self.works = any(trial.status in ("done", "stopped") for trial in self.trials)
         self.n_unentered = 0  # trials in a row that failed before the objective was entered
@@ -189,7 +190,6 @@ class Tuner:
         if lacks_epoch and not self.results.n_rows["reports"]:
             raise ReportsUnusable(f"the first trial that reports has {reason}; or choose --stopping none")
         point = self.results.append_report(trial, metrics, self.backend.now())
-        go_on = trial.id not in self.ended_by_us
         self.metric_seen |= point is not None
         if point is None:
             self.without_metric = self.without_metric or metrics
@@ -197,17 +197,15 @@ class Tuner:
             value = metrics[self.results.metric]
             reason = f"reported {self.results.metric}={value!r} at epoch {point[0]}; expected a finite number"
             self.ended_by_us.setdefault(trial.id, ("failed", reason))
-            go_on = False
         else:
             trial.curve.append(point)
             self.changed.add(trial.id)
             if lacks_epoch:
                 self.ended_by_us.setdefault(trial.id, ("failed", reason))
-                go_on = False
-            elif go_on and not counted and self._is_to_stop(trial):
+            # a number of reports is no epoch by which to compare
+            elif trial.id not in self.ended_by_us and not counted and self._is_to_stop(trial):
                 self.ended_by_us[trial.id] = ("stopped", "")
-                go_on = False
-        self.backend.answer(trial, go_on)
+        self.backend.answer(trial, trial.id not in self.ended_by_us)
 
     def _is_to_stop(self, trial):
         if self.rule is None or trial.curve[-1][0] >= (self.max_epochs or math.inf):
@@ -240,20 +238,21 @@ class Tuner:
 
     def _check_first_trials(self, trial, end):
         """A run that cannot work is ended at once, not after three hours."""
-        if self.without_metric and end.finished and not self.metric_seen:
-            names = ", ".join(name for name in self.without_metric if name != "epoch")
-            raise ReportsUnusable(f"metric {self.results.metric} is never reported, but {names}; choose with --metric")
         self.n_unentered = self.n_unentered + 1 if end.busy_seconds is None and not end.finished else 0
         enough = max(N_FAILED, self.n_workers)
         if self.n_unentered >= enough and len(self.trials) > self.n_workers:
             raise RunFailed(
-                f"the last {self.n_unentered} trials could not even load the objective file:\n{trial.error}"
+                f"the last {self.n_unentered} trials could not be started, or not load the objective file:\n{trial.error}"
             )
         self.works = self.works or trial.status in ("done", "stopped")
         if self.works:
             return
         own = [t for t in self.trials if t.id not in self.earlier]  # the objective may have been mended since
         n = max(1, min(enough, self.n_trials - len(self.earlier), len(own) if self.exhausted else math.inf))
+        self.n_lacking += end.finished and not trial.curve
+        if self.without_metric and not self.metric_seen and self.n_lacking >= n:
+            names = ", ".join(name for name in self.without_metric if name != "epoch")
+            raise ReportsUnusable(f"metric {self.results.metric} is never reported, but {names}; choose with --metric")
         has_failed = len(own) >= n and all(t.status == "failed" for t in own[:n])
         if has_failed and not any(t.curve and t.status != "failed" for t in self.trials):
             what = "the only trial" if n == 1 else f"all of the first {n} trials"

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from hpo.objective import preloadable_modules
 from hpo.trial import End, LocalBackend, Report, Trial, n_threads, trial_seed, visible_gpus
 
 FAULTS = """
@@ -303,3 +304,24 @@ def test_environment_of_the_tuner_is_as_before(backend):
     before = dict(os.environ)
     events_of(backend, "return")
     assert dict(os.environ) == before
+
+
+PRELOADED = {
+    "import numpy\nfrom filelock import FileLock": ["filelock", "numpy"],
+    "import json, numpy.linalg": ["json", "numpy.linalg"],
+    "import json\nimport mine": ["json"],
+    "import filelock": [],  # there is a filelock.py beside the objective file
+    "import json, os\nos.environ['A'] = '1'\nimport numpy": ["json", "os"],  # which may read it
+    "import sys\nsys.path.insert(0, 'there')\nimport numpy": ["sys"],  # another one, perhaps
+    "import os\ndef f():\n    return os.environ['A']\nimport numpy": ["numpy", "os"],  # runs later
+}
+
+
+@pytest.mark.parametrize("source", PRELOADED)
+def test_preloaded_is_what_the_objective_file_itself_would_import(source, tmp_path):
+    names = ["mine.py"] if "FileLock" in source else ["mine.py", "filelock.py"]
+    for name in names:
+        (tmp_path / name).write_text("", encoding="utf-8")
+    path = tmp_path / "objective.py"
+    path.write_text(source, encoding="utf-8")
+    assert preloadable_modules(path) == ["hpo.trial", *PRELOADED[source]]

@@ -702,11 +702,19 @@ def test_last_of_the_first_trials_that_fails_late_keeps_the_run_going(make):
 
 def test_metric_that_is_never_reported_ends_the_run(make):
     script = [(1.0, {"epoch": 1, "accuracy": 0.5, "time": 2}), (1.0, "done")]
-    tuner = make([script, epochs(0.5, seconds=50)], n_workers=2)
+    tuner = make([script] * 3 + [epochs(0.5, seconds=50)], n_workers=2)
     with pytest.raises(ReportsUnusable, match=r"loss .*accuracy, time; .*--metric"):
         tuner.run()
     check_ended(tuner)
-    assert statuses(tuner) == ["failed", "timeout"] and tuner.backend.killed == [1]
+    assert statuses(tuner) == ["failed"] * 3 + ["timeout"] and tuner.backend.killed == [3]
+
+
+def test_one_trial_that_ends_without_the_metric_costs_that_trial_alone(make):
+    """It may have left early, before a metric that comes with the last epoch."""
+    script = [(1.0, {"epoch": 1, "accuracy": 0.5, "time": 2}), (1.0, "done")]
+    tuner = make([script, epochs(0.5, seconds=50)], n_workers=2, n_trials=4)
+    assert tuner.run() == "trials" and statuses(tuner) == ["failed"] + ["done"] * 3
+    check_ended(tuner)
 
 
 def test_metric_reported_as_nan_is_not_missing(make):
