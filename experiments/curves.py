@@ -84,8 +84,29 @@ def read(paths):
         if not other.curves:
             raise ValueError(f"{path}: no trial has reported {other.metric}; there is nothing to replay")
     machines = dict.fromkeys(other.machine for other in recordings)
+    put_on_one_clock(recordings)
     curves = distinct(curve for other in recordings for curve in other.curves)
     return Recording(first.space, first.metric, first.mode, first.max_epochs, curves, "; ".join(machines))
+
+
+def put_on_one_clock(recordings):
+    """Makes the seconds of all what they would have been on the first one's machine.
+
+    By the configurations that it shares with one before: most runs start with the middle of the space. Without any it stays
+    as it is.
+    """
+    known = {}  # configuration -> seconds of an epoch
+    for recording in recordings:
+        own = {config_key(curve.config): 1 / np.median(epochs_per_second(curve)) for curve in recording.curves}
+        factor = math.exp(np.mean([math.log(known[key] / own[key]) for key in known.keys() & own.keys()] or [0.0]))
+        for curve in recording.curves:
+            curve.seconds = factor * curve.seconds
+        known = {key: factor * seconds for key, seconds in own.items()} | known
+
+
+def epochs_per_second(curve):
+    """(k,) before each report of a curve."""
+    return np.diff([0, *curve.epochs]) / np.maximum(curve.seconds, 1e-3)
 
 
 def distinct(curves):
@@ -234,7 +255,7 @@ class Surrogate:
         Z = complete(Z, np.array([curve.epochs[-1] for curve in recording.curves]))
         self.smooth = Z @ smoother(self.epochs).T
         self.residual = Z - self.smooth
-        rates = [np.diff([0, *c.epochs]) / np.maximum(c.seconds, 1e-3) for c in recording.curves]  # epochs per second
+        rates = [epochs_per_second(curve) for curve in recording.curves]
         self.log_seconds = np.array([-np.log(np.median(rate)) for rate in rates])  # (n,) ln seconds of an epoch
         self.jitter = [
             1 / (rate * np.exp(mean)) for rate, mean in zip(rates, self.log_seconds)

@@ -146,6 +146,9 @@ def many_reports(seconds):
         _, _, used, _, reports = measure(n_workers, seconds=seconds, constants=constants)
         waits = sorted(wait for now, wait in reports if seconds / 2 <= now < seconds)  # when all have started
         n, asked = len(waits), rate or "no limit"
+        if not waits:
+            print(f"{n_workers:7} {asked:>20}  no report in the second half of {seconds} s")
+            continue
         at = [1000 * waits[int(share * (n - 1))] for share in (0.5, 0.99, 1.0)]
         print(
             f"{n_workers:7} {asked:>20} {2 * n / seconds:7.0f} {1000 * used / len(reports):23.2f} "

@@ -10,9 +10,9 @@
 | hebo | HEBO as it comes | none, as in HEBO | imputed |
 | syne_tune | BOTorch scheduler | X_pending, by Syne Tune | imputed |
 
-imputed: told as the worst finite loss so far, as ours are; these peers would otherwise ignore the failure and go on
+imputed: told as the worst finite loss so far (GPSearch models failures apart); these peers would otherwise ignore it and go on
 suggesting beside it. (Before the first finite loss there is nothing to tell.) Logarithmic ranges, integers, ordered
-grids and categories are declared as such to each. Each peer has its own initial design (no `start`), where our
+grids and categories are declared as such to each. Each peer has its own initial design, where our
 searchers are served the middle of the space by the tuner.
 
 A peer is stateful, unlike our searchers: it is told each ended trial once, in the order in which they ended.
@@ -75,7 +75,6 @@ class Peer:
     asked: {trial id: what the peer knows the trial by}.
     """
 
-    start = ()  # no trial before the peer's own
     package = None
     modules = ()  # to import
 

@@ -53,7 +53,7 @@ class SimulatedBackend:
     def answer(self, trial, go_on):
         """The trial goes on after a report, or ends at once."""
         if trial.id in self.running:
-            self._advance(trial.id) if go_on else self._end(trial.id, False, "told to stop")
+            self._advance(trial.id) if go_on else self.kill(trial)
 
     def kill(self, trial):
         if trial.id in self.running:

@@ -31,7 +31,7 @@ N_PENDING = 3
 def measure(name, n, n_suggestions, limit, connection):
     """Sends the seconds of each suggestion, as they come."""
     problem, rng = PROBLEMS["mlp7"], np.random.default_rng(0)
-    searcher, started = searcher_class(name)(problem.space, seed=0, max_epochs=1), time.perf_counter()
+    searcher, started = searcher_class(name)(problem.space, 0, 1), time.perf_counter()
     trials = [ended(Trial(i, sample(problem.space, rng), "random"), problem, rng) for i in range(n)]
     trials += [Trial(n + i, sample(problem.space, rng), "random") for i in range(N_PENDING)]
     while time.perf_counter() - started < limit and n_suggestions > 0:

@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import pathlib
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -66,6 +67,19 @@ def surrogate(recording):
 
 
 # ---- Recordings ---------------------------------------------------------------------------------------------------------
+def test_seconds_are_those_of_the_first_machine(recording):
+    """By the configurations that a recording shares with those before it; without one they stay."""
+    parts = [recording.curves[0:2], recording.curves[1:4], recording.curves[3:5], recording.curves[6:8]]
+    slowed = [
+        replace(recording, curves=[replace(curve, seconds=factor * curve.seconds) for curve in part])
+        for part, factor in zip(parts, (1, 2, 0.5, 3))
+    ]
+    curves.put_on_one_clock(slowed)
+    for part, made, factor in zip(parts, slowed, (1, 1, 1, 3)):
+        for curve, own in zip(part, made.curves):
+            assert own.seconds == pytest.approx(factor * curve.seconds)
+
+
 def test_folder_is_read_with_its_times(folder, recording):
     trials = [trial for trial in load(folder) if trial.status != "failed"]
     assert 50 < len(trials) < 60 and len(recording.curves) == len(trials) and recording.max_epochs == 9
