@@ -613,6 +613,8 @@ def standardise(losses, trial_of, rung_of, X):
             centre, target = np.median(y[here]), np.median(before[trials])
             if len(trials) >= 5 and spread(y[here]) and spread(before[trials]):
                 unit = spread(y[here]) / spread(before[trials])
+            else:  # too few to tell; but the first to learn at all may be far off in the units of those that do not
+                unit = max(unit, np.abs(y[here] - centre).max() / 2)
         y[here] = before[trials] = squash(target + (y[here] - centre) / unit, 2)
     return y, (size * (centre - unit * target), size * unit)
 

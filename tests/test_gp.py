@@ -391,6 +391,14 @@ def test_rungs_are_levelled_and_keep_what_tells_trials_apart():
     assert centre + unit * y[10:] == pytest.approx(losses[10:])
 
 
+def test_first_to_learn_at_all_is_not_hundreds_of_units_off():
+    """After an epoch all are at chance, a thousandth apart; one of the two that go on then halves its loss."""
+    losses = np.append(2.303 + 0.001 * np.linspace(-1, 1, 12), [1.2, 2.3])
+    y, (centre, unit) = standardise(losses, np.array([*range(12), 0, 1]), np.repeat([0, 1], [12, 2]), np.eye(12))
+    assert -5 < y[12] < y[:12].min() and y[13] < 5
+    assert centre + unit * y[12:] == pytest.approx(losses[12:])
+
+
 def test_the_unit_is_that_of_the_space_and_not_of_a_crowd():
     """A hundred trials in one place, of nearly the same loss, count about as one for the scale of the losses."""
     rng = np.random.default_rng(0)
@@ -410,6 +418,20 @@ def test_high_losses_are_squashed_in_order():
     y, (centre, unit) = standardise(losses, np.arange(8), np.zeros(8, int), np.eye(8))
     assert (np.diff(y[:7]) > 0).all() and y[6] == y[7] < 10
     assert centre + unit * y[:5] == pytest.approx(losses[:5], abs=1e-6)
+
+
+def test_first_epochs_tell_of_the_last():
+    """All were stopped after the first: those that were good there are expected to be the good ones at the end."""
+    space, rng = {"x": uniform(0, 1), "y": uniform(0, 1)}, np.random.default_rng(0)
+    trials = []
+    for i, (x, y) in enumerate(rng.random((12, 2))):
+        loss = 0.5 + (x - 0.3) ** 2 + 0.1 * y
+        trials.append(Trial(i, {"x": x, "y": y}, "initial", status="stopped", curve=[(1, loss)]))
+    searcher = GPSearch(space, max_epochs=81)
+    model, X = searcher.model(trials, rng), np.array([list(trial.config.values()) for trial in trials])
+    mu = searcher.predict(model.losses, X)[0].mean(axis=1)
+    observed = model.losses.process.y
+    assert np.corrcoef(mu, observed)[0, 1] > 0.9 and mu.std() > 0.5 * observed.std()
 
 
 def stopped_run(n, max_epochs, threshold=0.05):
