@@ -534,8 +534,12 @@ class GPSearch:
         columns = np.flatnonzero(self.scale < 1)
         if not len(columns) or (len(trials) + 1) % self.settings.category_period:
             return None
+        chosen = self.encode(trials)[:, columns] > 0
+        failed = np.array([trial.status == "failed" for trial in trials])
+        n = chosen.sum(axis=0) + 3 * chosen[failed].sum(axis=0)  # a failure says more
         share = np.bincount(self.groups)[self.groups[columns]]  # of a choice of k values each should have 1/k
-        return columns[(share * self.encode(trials)[:, columns].sum(axis=0)).argmin()]
+        i = (share * n).argmin()
+        return columns[i] if n[i] <= 3 * math.sqrt(len(trials)) else None  # else it has been tried well enough
 
     def with_incumbent_of(self, column, model):
         """The model with the best of a category's own trials as what is to be improved on, where it has any."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from experiments.simulated import simulate
 from hpo.searchers import (
     GaussianProcess,
     GPSearch,
@@ -216,6 +217,17 @@ def test_every_fourth_suggestion_is_of_the_category_tried_least():
         assert least & {trials[i].config["kind"], trials[i].config["flag"]}
     n_best = sum(trial.config["kind"] == "a" and not trial.config["flag"] for trial in trials)
     assert n_best >= 20  # the other suggestions go on where it is good
+
+
+def test_a_category_that_only_fails_is_soon_left_alone():
+    space = {"x": uniform(0, 1), "y": uniform(0, 1), "kind": choice(["works", "broken"])}
+
+    def objective(config, rng):
+        loss = (config["x"] - 0.3) ** 2 + (config["y"] - 0.6) ** 2
+        yield rng.lognormal(0, 0.5), {"loss": math.nan if config["kind"] == "broken" else loss}
+
+    trials = simulate(GPSearch(space), space, objective, n_workers=4, n_trials=60)
+    assert 2 <= sum(trial.config["kind"] == "broken" for trial in trials) <= 9
 
 
 @pytest.mark.parametrize("seed", [0, 1, 7])
