@@ -398,28 +398,25 @@ class GPSearch:
 
         kept = best_and_random(y, settings.n_rows, rng)
         rows, y = [observed[i] for i in trial_of[kept]], y[kept]
-        X, fit = inputs(rows, rung_of[kept]), best_and_random(y, settings.n_fit, rng)
-        theta = self.process(X[fit], y[fit]).fit()
-        losses = self.process(X, y).posterior(
-            theta,
-            inputs(rows, np.full(len(rows), -1)),
-            inputs(running, np.full(len(running), -1)),
-            settings.n_fantasies,
-            rng,
-        )
+        incumbents, pending = (inputs(some, np.full(len(some), -1)) for some in (rows, running))
+        losses = self.learn(inputs(rows, rung_of[kept]), y, rng, incumbents, pending, settings.n_fantasies, rng)
         return Model(losses, self.failures(ended, sound, rng), self.costs(ended, running), units)
 
     def failures(self, ended, sound, rng):
         """Posterior of -1 where an ended trial failed, +1 where it is sound; None when all are."""
-        settings, not_failed = self.settings, {trial.id for trial in sound}
+        not_failed = {trial.id for trial in sound}
         if all(trial.id in not_failed for trial in ended):
             return None
         y = np.array([1.0 if trial.id in not_failed else -1.0 for trial in ended])
-        kept = best_and_random(y, settings.n_rows, rng)  # failures first: they may be few
-        X, y = self.encode([ended[i] for i in kept]), y[kept]
-        fit = best_and_random(y, settings.n_fit, rng)
+        kept = best_and_random(y, self.settings.n_rows, rng)  # failures first: they may be few
+        X = self.encode([ended[i] for i in kept])
+        return self.learn(X, y[kept], rng, X)
+
+    def learn(self, X, y, rng, *arguments):
+        """The posterior of all rows, theta from n_fit of them; arguments: those of `GaussianProcess.posterior`."""
+        fit = best_and_random(y, self.settings.n_fit, rng)
         theta = self.process(X[fit], y[fit]).fit()
-        return self.process(X, y).posterior(theta, X)
+        return self.process(X, y).posterior(theta, *arguments)
 
     def costs(self, ended, running):
         """Coefficients of ln(seconds per epoch) from the last trials; None before three of them, and where no trial runs.
