@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from hpo import trial as trial_module
 from hpo.objective import preloadable_modules
 from hpo.trial import End, LocalBackend, Report, Trial, n_threads, trial_seed, visible_gpus
 
@@ -111,6 +112,23 @@ def test_backend_tells_how_a_trial_ended(backend, fault, n_reports, finished, re
     assert (end.finished, end.error) == (finished, reason)
     assert not backend.running
     assert end.busy_seconds >= 0
+
+
+@pytest.mark.parametrize("n_refusals", [2, 3])
+def test_start_waits_for_a_process_to_be_had(backend, monkeypatch, n_refusals):
+    """As after a moment at the limit of processes; a start that is refused for good costs one trial."""
+    process, refusals = trial_module._Process, [OSError(11, "Resource temporarily unavailable")] * n_refusals
+
+    def refused_at_first(*arguments):
+        if refusals:
+            raise refusals.pop()
+        return process(*arguments)
+
+    monkeypatch.setattr(trial_module, "_Process", refused_at_first)
+    monkeypatch.setattr(trial_module, "PAUSES", (0.01, 0.01))
+    reports, end = events_of(backend, "return")
+    assert (len(reports), end.finished) == ((1, True) if n_refusals == 2 else (0, False))
+    assert ("no process could be started" in end.error) == (n_refusals == 3)
 
 
 def test_backend_traceback_starts_in_the_objective_file(backend):
