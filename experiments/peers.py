@@ -300,13 +300,8 @@ class HEBO(Peer):
             if p.kind == "category":
                 description.append({"name": p.name, "type": "cat", "categories": list(range(p.high + 1))})
             else:
-                kind = {
-                    ("float", False): "num",
-                    ("float", True): "pow",
-                    ("int", False): "int",
-                    ("int", True): "pow_int",
-                }
-                description.append({"name": p.name, "type": kind[p.kind, p.log], "lb": p.low, "ub": p.high})
+                kind = {"float": "pow" if p.log else "num", "int": "pow_int" if p.log else "int"}[p.kind]
+                description.append({"name": p.name, "type": kind, "lb": p.low, "ub": p.high})
         self.optimizer = HEBO(DesignSpace().parse(description), scramble_seed=self.seed)
 
     def ask(self, trial_id, trials):
@@ -328,13 +323,7 @@ class SyneTune(Peer):
     """Its domains are ours, by name. 0.16 pairs configurations in the order of suggestion with losses in the order
     of arrival, which under asynchrony are different orders: mended here, to compare with what is meant."""
 
-    package, modules = (
-        "syne-tune",
-        (
-            "syne_tune",
-            "botorch",
-        ),
-    )
+    package, modules = "syne-tune", ("syne_tune", "botorch")
 
     def build(self):
         import torch
