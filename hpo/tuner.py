@@ -242,7 +242,7 @@ class Tuner:
         enough = max(N_FAILED, self.n_workers)
         if self.n_unentered >= enough and len(self.trials) > self.n_workers:
             raise RunFailed(
-                f"the last {self.n_unentered} trials could not be started, or not load the objective file:\n{trial.error}"
+                f"the last {self.n_unentered} trials could not even be started, or load the objective file:\n{trial.error}"
             )
         self.works = self.works or trial.status in ("done", "stopped")
         if self.works:

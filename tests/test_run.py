@@ -363,7 +363,9 @@ def test_objective_file_deleted_during_the_run_ends_it(quick, tmp_path):
     wait_for_lines(tmp_path / "run" / "trials.csv", 6)
     quick.unlink()
     _, err = process.communicate(timeout=30)
-    assert process.returncode == 1 and "could not even load the objective file" in err and "quick.py" in err
+    assert (
+        process.returncode == 1 and "could not even be started, or load the objective file" in err and "quick.py" in err
+    )
     assert len(rows(tmp_path / "run" / "trials.csv")) < 40
 
 
