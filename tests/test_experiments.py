@@ -14,6 +14,7 @@ from experiments.problems import PROBLEMS, search_optimum
 from experiments.simulated import simulate
 from hpo.searchers import RandomSearch
 from hpo.space import cast_config, check_space, middle, sample, uniform
+from hpo.tuner import RunFailed
 
 SPACE = {"x": uniform(0, 1)}
 
@@ -35,6 +36,18 @@ def test_simulated_run_is_deterministic_and_depends_on_the_seed():
         [(trial.config, trial.curve, trial.started, trial.ended) for trial in run] for run in (first, again, other)
     ]
     assert history[0] == history[1] != history[2]
+
+
+def test_simulated_run_ends_when_a_rule_raises_beside_another_report_of_the_same_time():
+    def in_step(config, rng):
+        for epoch in range(1, 4):
+            yield 1.0, {"epoch": epoch, "loss": config["x"]}
+
+    def rule(trial, trials, max_epochs):
+        raise ZeroDivisionError("mine")
+
+    with pytest.raises(RunFailed, match="ZeroDivisionError: mine"):
+        run(in_step, n_workers=2, rule=rule, max_epochs=3)
 
 
 def test_simulated_workers_overlap_and_end_out_of_order():

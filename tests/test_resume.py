@@ -124,6 +124,21 @@ def test_interrupted_and_resumed_run_gives_the_same_trials(objective, tmp_path, 
         assert last_rows(parts, name) == last_rows(whole, name)
 
 
+def test_folder_named_as_a_searcher_is_not_taken_for_its_file(objective, tmp_path, monkeypatch):
+    there = tmp_path / "there"
+    for name in ("gp", "random", "auto", "none", "there"):
+        (tmp_path / name).mkdir()
+    command = [sys.executable, str(ROOT / "run.py")]
+    arguments = ["--trials", "2", "--workers", "1", "--searcher", "random", "--results", str(there / "run")]
+    subprocess.run([*command, str(objective), *arguments], cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    resume = [*command, "--resume", str(there / "run"), "--trials", "3"]
+    subprocess.run(resume, cwd=there, check=True, capture_output=True, timeout=60)
+    done = subprocess.run(
+        [*resume, "--searcher", "gp"], check=False, cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2 and "has 'random', got 'gp'" in done.stderr
+
+
 def test_every_suggestion_of_a_resumed_run_can_be_recomputed(objective, tmp_path):
     """Four workers, so that what the searcher saw depends on times; rows of earlier attempts do not count."""
     folder = tmp_path / "run"

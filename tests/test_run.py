@@ -230,6 +230,12 @@ def test_prepare_replaces_constants_and_the_stand_in_is_announced(quick, tmp_pat
         subprocess.run(["rm", "-r", str(ROOT / folder)], check=True)
 
 
+def test_constant_that_no_prepare_has_made_synthetic_is_no_stand_in(quick, tmp_path):
+    quick.write_text(QUICK.replace('"epochs": 3', '"epochs": 3, "dataset": "synthetic"'), encoding="utf-8")
+    code, out, _ = run(quick, "--trials", 1, "--results", tmp_path / "run")
+    assert code == 0 and "STAND-IN" not in out
+
+
 def test_main_job_at_toy_size(tmp_path):
     """`python run.py` on the running example: stand-in images, small networks, one epoch, the same twice."""
     sets = [

@@ -217,6 +217,12 @@ def test_output_of_a_trial_goes_to_its_log(backend):
     assert {"to stdout", "to stderr", "from a child"} <= set(text.split("\n"))
 
 
+def test_deleted_folder_of_logs_costs_no_trial(backend):
+    backend.log_folder.rmdir()
+    _, end = events_of(backend, "print", id=7)
+    assert end.finished and "to stdout" in (backend.log_folder / "0007.log").read_text()
+
+
 def test_seed_of_a_trial_depends_on_the_runs_seed_and_the_trials_id_only(backend):
     ((first,), _), ((again,), _) = events_of(backend, "seed", id=3), events_of(backend, "seed", id=3)
     ((other,), _) = events_of(backend, "seed", id=4)
