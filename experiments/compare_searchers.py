@@ -44,6 +44,7 @@ LEGEND = (
 AT = (20, 40, 60)  # numbers of trials in the table
 N_TYPICAL = 300  # random configurations whose median loss counts as regret 1
 GROUPS = ("analytic", "hpo", "real")
+ENDED = "ended"  # status of the trials that a searcher did not ask for: it had nothing new to suggest
 
 
 # ---- One run ---------------------------------------------------------------------------------------------------------
@@ -84,6 +85,8 @@ def run(name, version, problem_name, seed, n_workers, n_trials):
             chosen, lowest = (true_loss, trial.value) if trial.value < lowest else (chosen, lowest)
         row = [name, version, problem_name, seed, n_workers, n_trials, n, best, chosen]
         rows.append([*row, round(trial.suggest_seconds, 6), trial.origin, trial.status])
+    key = [name, version, problem_name, seed, n_workers, n_trials]
+    rows += [[*key, n, best, chosen, 0, "", ENDED] for n in range(len(rows) + 1, n_trials + 1)]
     return rows
 
 
@@ -130,14 +133,19 @@ def regrets(rows, problem_name, column):
 
 
 def load(folder, tasks, column="best"):
-    """{searcher: {(problem, seed): regret (n_trials,)}}, and {searcher: [seconds of each suggestion]}."""
+    """{searcher: {(problem, seed): regret (n_trials,)}}, and the same of the [seconds of each suggestion]."""
     curves, seconds = {}, {}
     for name in dict.fromkeys(task[0] for task in tasks):
         runs = read_runs(folder, name)
         mine = [(task, runs[task]) for task in tasks if task[0] == name and task in runs]
         curves[name] = {(task[2], task[3]): regrets(rows, task[2], column) for task, rows in mine}
-        seconds[name] = [row["suggest_seconds"] for _, rows in mine for row in rows if row["origin"] != "start"]
+        seconds[name] = {(task[2], task[3]): thought(rows) for task, rows in mine}
     return curves, seconds
+
+
+def thought(rows):
+    """[seconds of each suggestion] of a run."""
+    return [row["suggest_seconds"] for row in rows if row["origin"] != "start" and row["status"] != ENDED]
 
 
 def mean_and_interval(values, n_bootstrap=2000):
@@ -178,7 +186,8 @@ def table(curves, chosen, seconds, title):
             mean, low, high = mean_and_interval({key: curve[n - 1] for key, curve in runs.items()})
             cells.append(f"{mean:.4f} [{low:.4f} {high:.4f}]".rjust(23))
         taken = mean_and_interval({key: chosen[name][key][at[-1] - 1] for key in runs})[0]
-        mean_seconds = f"{np.mean(seconds[name]):.3g}"  # as some peers think at every eighth suggestion only
+        # the mean, as some peers think at every eighth suggestion only
+        mean_seconds = f"{np.mean([value for key in runs for value in seconds[name][key]]):.3g}"
         lines.append(
             f"{name[-23:]:<24}{''.join(cells)}{taken:>15.4f}{rank.get(name, np.nan):>7.2f}{mean_seconds:>14}{len(runs):>6}"
         )

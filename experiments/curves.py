@@ -15,24 +15,26 @@ smooth_i is a recorded curve without its jitter; residual_j the jitter of one, d
 like the sum, with its own size and correlation over the epochs; level ~ N(0, s^2) is what differs between repetitions in
 whole, s from configurations that were recorded more than once. No drawn curve is much better than the best recorded one:
 record tuned runs too. A curve that was stopped early is completed first with the tail of the most similar one. Seconds for
-each epoch come from a forest of their own in the same way.
+each epoch come from a forest of their own in the same way. A drawn curve reports at the epochs at which some recorded
+one did.
 """
 
 import csv
 import json
 import math
 import pathlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from experiments import command
-from hpo.results import SIGN, ResultsError, load, load_run, report_column
+from hpo.results import SIGN, ResultsError, escape, load, load_run, report_column
 from hpo.space import config_key, constants, domains, encode, space_from_json, space_to_json
 
 SMOOTH = 0.12  # width of the smoothing in ln(epoch): at epoch 81 about 10 epochs either way, before epoch 5 none
 N_ALIKE = 5  # curves whose jitter a new one may have
-CHECKED = (1, 3, 9, 27, 81)  # epochs at which held-out curves are compared
+CHECKED = (1, 3, 9, 27, 81)  # epochs at which held-out curves are compared, or the next ones with a report
+MOST_REPORTS = 5000  # of a curve: the smoothing takes their square in memory
 
 
 # ---- Recordings ----------------------------------------------------------------------------------------------------------
@@ -62,6 +64,11 @@ class Recording:
         return SIGN[self.mode]
 
     @property
+    def reported(self):
+        """(E,) the epochs at which some curve has a report, increasing."""
+        return np.unique(np.concatenate([curve.epochs for curve in self.curves]))
+
+    @property
     def about(self):
         """How many curves there are, in a line that says so when most of them were cut off."""
         n, n_whole = len(self.curves), sum(curve.epochs[-1] == self.max_epochs for curve in self.curves)
@@ -83,6 +90,8 @@ def read(paths):
             raise ValueError(f"{path}: its space differs from that of {paths[0]}; give runs of one problem")
         if not other.curves:
             raise ValueError(f"{path}: no trial has reported {other.metric}; there is nothing to replay")
+        for curve in other.curves:  # the same configuration may lie elsewhere
+            curve.config = {**first.space, **{name: curve.config[name] for name in domains(first.space)}}
     machines = dict.fromkeys(other.machine for other in recordings)
     put_on_one_clock(recordings)
     curves = distinct(curve for other in recordings for curve in other.curves)
@@ -137,18 +146,26 @@ def read_folder(folder):
     if type(max_epochs) is not int:
         raise ResultsError(f"{folder}: its space has no constant that is the last epoch; nothing to replay")
     words = f"{machine.get('processor')}, {machine.get('cores')} cores, {arguments.get('workers')} workers"
-    return Recording(run["space"], run["metric"], run["mode"], max_epochs, timed_curves(folder, run, trials), words)
+    curves = [trained(curve) for curve in timed_curves(folder, run, trials) if curve.epochs[-1] > 0]
+    return Recording(run["space"], run["metric"], run["mode"], max_epochs, curves, words)
+
+
+def trained(curve):
+    """The curve from epoch 1 on: a report of epoch 0, before any training, is one of its first seconds."""
+    n = int(curve.epochs[0] < 1)
+    seconds = np.append(curve.seconds[: n + 1].sum(), curve.seconds[n + 1 :])
+    return replace(curve, epochs=curve.epochs[n:], losses=curve.losses[n:], seconds=seconds)
 
 
 def timed_curves(folder, run, trials):
     """The Curve of each trial of a run that has a value, with the times of its reports."""
-    times = [{} for _ in trials]
+    times, column = [{} for _ in trials], escape(report_column(run["metric"]))
     with open(pathlib.Path(folder) / "reports.csv", newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             i = int(row["trial"]) if row["time"] else math.inf  # a torn last line
             if i >= len(trials):  # it has come since the trials were read
                 continue
-            if int(row["attempt"]) == trials[i].attempt and row[report_column(run["metric"])]:
+            if int(row["attempt"]) == trials[i].attempt and row[column]:
                 times[i][int(row["epoch"])] = float(row["time"])
     curves = []
     for trial in trials:
@@ -242,17 +259,29 @@ class Forest:
 
 # ---- Surrogate -----------------------------------------------------------------------------------------------------------
 class Surrogate:
-    """New curves after recorded ones; see the module's docstring. E = max_epochs, n recorded curves."""
+    """New curves after n recorded ones; see the module's docstring.
 
-    def __init__(self, recording, seed=0, n_trees=200):
+    epochs: (E,) at which the new ones report, the last being recording.max_epochs; default those of the recorded.
+    """
+
+    def __init__(self, recording, seed=0, n_trees=200, epochs=None):
         self.space, self.max_epochs, self.sign = recording.space, recording.max_epochs, recording.sign
-        self.epochs = np.arange(1, self.max_epochs + 1)
+        ends = np.array([curve.epochs[-1] for curve in recording.curves])
+        if not (ends == self.max_epochs).any():
+            raise ValueError(
+                f"too few curves were recorded to epoch {self.max_epochs}; record more with --stopping none"
+            )
+        self.epochs = recording.reported if epochs is None else epochs
+        if len(self.epochs) > MOST_REPORTS:
+            raise ValueError(
+                f"curves of {len(self.epochs)} reports, expected at most {MOST_REPORTS}; report less often"
+            )
         losses = np.concatenate([curve.losses for curve in recording.curves])
         # log of the distance to a bound below the best: for accuracies 1, so errors; else a little below what was seen
         is_share = recording.mode == "max" and losses.min() >= -1
         self.bound = -1.0 if is_share else losses.min() - 0.05 * (np.median(losses) - losses.min() + 1e-12)
         Z = np.array([self._to_log(np.interp(self.epochs, c.epochs, c.losses)) for c in recording.curves])  # (n, E)
-        Z = complete(Z, np.array([curve.epochs[-1] for curve in recording.curves]))
+        Z = complete(Z, np.searchsorted(self.epochs, ends, side="right"))
         self.smooth = Z @ smoother(self.epochs).T
         self.residual = Z - self.smooth
         rates = [epochs_per_second(curve) for curve in recording.curves]
@@ -261,8 +290,7 @@ class Surrogate:
             1 / (rate * np.exp(mean)) for rate, mean in zip(rates, self.log_seconds)
         ]  # of the seconds, about 1
         X, rng = np.array([encode(self.space, curve.config) for curve in recording.curves]), np.random.default_rng(seed)
-        at = [epoch - 1 for epoch in CHECKED if epoch <= self.max_epochs]
-        self.quality_forest = Forest(X, self.smooth[:, at], rng, n_trees)
+        self.quality_forest = Forest(X, self.smooth[:, checked(self.epochs)], rng, n_trees)
         self.seconds_forest = Forest(X, self.log_seconds[:, None], rng, n_trees)
         keys = [config_key(curve.config) for curve in recording.curves]
         self.level_sd, self.n_repetitions = repetition_spread(self.smooth, keys)
@@ -277,20 +305,26 @@ class Surrogate:
         return np.exp(log_loss) + self.bound, np.exp(self.seconds_forest.weights(x) @ self.log_seconds)
 
     def sample(self, config, rng):
-        """Losses (E,) and seconds (E,) of one training."""
+        """Losses (E,) and seconds (E,), of which each report took so many, of one training."""
         x = encode(self.space, config)
         mean = self.quality_forest.weights(x) @ self.smooth
         alike = ((self.smooth - mean) ** 2).sum(1).argsort(kind="stable")[:N_ALIKE]
         residual = self.residual[rng.choice(alike)] + self.level_sd * rng.normal()
         v = self.seconds_forest.weights(x)
-        jitter = rng.choice(self.jitter[rng.choice(len(v), p=v)], self.max_epochs)
+        jitter = rng.choice(self.jitter[rng.choice(len(v), p=v)], len(self.epochs))
         losses = np.exp(mean + residual) + self.bound
-        return losses, np.exp(v @ self.log_seconds) * jitter
+        return losses, np.exp(v @ self.log_seconds) * jitter * np.diff(self.epochs, prepend=0)
 
     def objective(self, config, rng):
-        """For experiments.simulated: (seconds, metrics) at each epoch."""
+        """For experiments.simulated: (seconds, metrics) of each report."""
         for epoch, loss, seconds in zip(self.epochs.tolist(), *self.sample(config, rng)):
             yield seconds, {"epoch": epoch, "loss": loss}
+
+
+def checked(epochs):
+    """Indices of CHECKED among epochs (E,), or of the next ones after them."""
+    at = np.searchsorted(epochs, CHECKED)
+    return np.unique(at[at < len(epochs)])
 
 
 def smoother(epochs):
@@ -301,15 +335,13 @@ def smoother(epochs):
 
 
 def complete(Z, ends):
-    """Z (n, E) whose rows, known up to epoch ends[i], go on in parallel to the most similar row that was recorded whole."""
+    """Z (n, E), of whose rows the first ends[i] are known, with the rest in parallel to the most similar whole row."""
     whole = Z[ends == Z.shape[1]]
-    if not len(whole):
-        raise ValueError(f"too few curves were recorded to epoch {Z.shape[1]}; record more with --stopping none")
     Z = Z.copy()
     for i in np.flatnonzero(ends < Z.shape[1]):
         n = ends[i]
         tail = whole[((whole[:, :n] - Z[i, :n]) ** 2).mean(1).argmin()]
-        near = slice(max(0, n - 3), n)  # the last three epochs, as one alone is noisy
+        near = slice(max(0, n - 3), n)  # the last three reports, as one alone is noisy
         Z[i, n:] = tail[n:] + (Z[i, near] - tail[near]).mean()
     return Z
 
@@ -345,8 +377,7 @@ def held_out(recording, n_folds=5, seed=0, n_trees=100):
         rest = [curve for curve, key in zip(recording.curves, keys) if order[key] != fold]
         if len(rest) == len(keys):
             continue
-        part = Recording(recording.space, recording.metric, recording.mode, recording.max_epochs, rest)
-        surrogate = Surrogate(part, seed, n_trees)
+        surrogate = Surrogate(replace(recording, curves=rest), seed, n_trees, recording.reported)
         for i, curve in enumerate(recording.curves):
             if order[keys[i]] == fold:
                 predicted[i] = surrogate.mean(curve.config)
@@ -355,16 +386,18 @@ def held_out(recording, n_folds=5, seed=0, n_trees=100):
 
 def quality(recording, n_folds=5):
     """Lines of a table: how well held-out curves are predicted, beside the median of all as a prediction."""
-    losses, seconds = held_out(recording, n_folds)
+    try:
+        losses, seconds = held_out(recording, n_folds)
+    except ValueError as error:  # the whole is enough, but a part of it is not
+        return [f"not checked on held-out curves: {error}"]
     lines = [
         f"held-out curves, {n_folds} folds: rank correlation (of the better third), mean absolute error (of the median)"
     ]
-    for epoch in [epoch for epoch in CHECKED if epoch <= recording.max_epochs]:
+    for at in checked(recording.reported):
+        epoch = recording.reported[at]
         known = [i for i, curve in enumerate(recording.curves) if epoch in curve.epochs]
-        if not known:
-            continue
         true = np.array([recording.curves[i].losses[recording.curves[i].epochs == epoch][0] for i in known])
-        guess = losses[known, epoch - 1]
+        guess = losses[known, at]
         third = true <= np.quantile(true, 1 / 3)
         error, of_median = np.abs(guess - true).mean(), np.abs(np.median(true) - true).mean()
         both = rank_correlation(guess, true), rank_correlation(guess[third], true[third])

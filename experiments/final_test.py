@@ -104,19 +104,21 @@ def choose(run, trials, path, args):
         table = np.array([found[trial.id, seed] for seed in range(args.seeds)])  # (seeds, epochs)
         epoch = int(table.mean(0).argmax())
         means[trial.id] = table[:, epoch].mean(), epoch + 1
-        spread = table[:, epoch].std(ddof=min(1, args.seeds - 1))
-        print(
-            f"trial {trial.id:4d}: {-trial.value:.4f}   {means[trial.id][0]:.4f} +- {spread:.4f} at epoch {epoch + 1}"
-        )
+        print(f"trial {trial.id:4d}: {-trial.value:.4f}   {mean_and_spread(table[:, epoch])} at epoch {epoch + 1}")
     chosen = max(means, key=lambda i: means[i][0])
     return chosen, means[chosen][1]
 
 
+def mean_and_spread(accuracies):
+    spread = f" +- {np.std(accuracies, ddof=1):.4f}" if len(accuracies) > 1 else ""  # of one nothing is known
+    return f"{np.mean(accuracies):.4f}{spread}"
+
+
 def summary(accuracies):
-    mean, spread = np.mean(accuracies), np.std(accuracies, ddof=min(1, len(accuracies) - 1))
+    mean = np.mean(accuracies)
     sampling = math.sqrt(mean * (1 - mean) / 10_000)  # binomial: what another 10,000 images would change
-    about = f"over {len(accuracies)} seeds (and +- {sampling:.4f} for the choice of images)"
-    return f"test accuracy {mean:.4f} +- {spread:.4f} {about}"
+    about = f"over {len(accuracies)} seed{'s' * (len(accuracies) > 1)} (and +- {sampling:.4f} for the choice of images)"
+    return f"test accuracy {mean_and_spread(accuracies)} {about}"
 
 
 def examine(folder):

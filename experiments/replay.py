@@ -10,6 +10,7 @@ pairs start alike. "Error" is what was observed, 1 - metric where more is better
 """
 
 import csv
+import math
 import pathlib
 import sys
 import textwrap
@@ -36,20 +37,22 @@ class History(MemoryResults):
     def __init__(self):
         super().__init__()
         self.rows, self.best = [], np.inf
-        self.n_trials = 0
+        self.n_trials = self.n_epochs = 0
 
     def append_config(self, trial, seen):
         self.n_trials += 1
 
     def append_report(self, trial, metrics, now):
         point = super().append_report(trial, metrics, now)
+        self.n_epochs += point[0] - (trial.curve[-1][0] if trial.curve else 0)
         if point[1] < self.best:
             self.best = point[1]
             self.rows.append(self.row(now))
         return point
 
     def row(self, now):
-        return now, self.n_rows["reports"], self.best, self.n_trials
+        best = self.best if math.isfinite(self.best) else math.nan  # none yet
+        return now, self.n_epochs, best, self.n_trials
 
 
 def run(surrogate, method, seed, seconds, n_workers):
@@ -151,16 +154,16 @@ def plot(runs, path, hours, title=""):
     n_epochs = min(rows[-1, 1] for of_method in runs.values() for rows in of_method)
     axes_of = [(0, 60, 3600 * hours, "minutes, simulated"), (1, 1, n_epochs, "epochs trained, all trials")]
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True)
-    top = 0.0
+    tops = []
     for axis, (column, unit, end, label) in zip(axes, axes_of):
         at = np.linspace(0.02 * end, end, 300)
         for name, of_method in runs.items():
             low, middle, high = quartiles(errors_at(of_method, at, column))
             (line,) = axis.plot(at / unit, middle, label=name)
-            top = max(top, high[15])  # what comes before a twentieth of the time would hide the rest
+            tops.append(high[15])  # what comes before a twentieth of the time would hide the rest
             axis.fill_between(at / unit, low, high, color=line.get_color(), alpha=0.15, lw=0)
         axis.set(xlabel=label, xlim=(0, end / unit))
-    axes[0].set_ylim(top=top)
+    axes[0].set_ylim(top=np.nanmax(tops))
     axes[0].set_ylabel("lowest validation error so far: median, quartiles")
     axes[0].legend()
     figure.suptitle(textwrap.fill(title, 140), fontsize=9)
@@ -177,7 +180,7 @@ def parser(name, description):
     add("recordings", nargs="+", metavar="FOLDER", help="runs' folders, or files made by experiments.curves")
     add("--repetitions", type=positive_int, default=20)
     add("--hours", type=positive, help="simulated; default as much training as was recorded, at most 3")
-    add("--workers", type=positive_int, default=4, help="simulated; default 4")
+    add("--workers", type=positive_int, default=4, help="simulated, at the recorded seconds; default 4")
     add("--processes", type=positive_int, default=n_threads(1), help="default: one for each core")
     add("--eta", type=eta, default=3, metavar="N", help="as in run.py; default 3")
     add("--results", type=pathlib.Path, default=pathlib.Path(f"results/{name}"), metavar="DIR")

@@ -4,9 +4,9 @@
     python -m experiments.suggest_speed --searcher gp --searcher ax --n 100 1000
 
 The space is the running example's, the seven parameters of a multilayer perceptron; the trials are random
-configurations with the losses of the problem mlp7 after one epoch, and times. Each suggestion is followed by its result, so that there is
-something new to think about. Each (searcher, n) has a process and a time limit of its own; a searcher that runs into
-the limit is not asked for larger n. Tellings are part of the time where a peer fits its model in them.
+configurations with the losses of the problem mlp7 after one epoch, and times. Each suggestion is followed by its result, so
+that there is something new to think about. Each (searcher, n) has a process and a time limit of its own; a searcher that
+makes no second suggestion in it is not asked for larger n. Tellings are part of the time where a peer fits its model in them.
 """
 
 import dataclasses
@@ -50,9 +50,9 @@ def ended(trial, problem, rng):
 
 
 def collect(name, n, n_suggestions, limit):
-    """(seconds of the suggestions made within the limit, or why there are none); a peer's first ones, warming up, are left out."""
+    """([seconds of each suggestion], one for warming up before them; why they are fewer than that, or None)."""
     ours, theirs = multiprocessing.Pipe(duplex=False)
-    arguments = (name, n, n_suggestions, limit, theirs)
+    arguments = (name, n, 1 + n_suggestions, limit, theirs)
     process = multiprocessing.get_context("spawn").Process(target=measure, args=arguments, daemon=True)
     with environment(1):
         process.start()
@@ -63,10 +63,10 @@ def collect(name, n, n_suggestions, limit):
             seconds.append(value)
     except EOFError:
         why = "failed"
+    process.join(5)  # it may have files to take away
     process.kill()
     process.join()
-    # its first suggestion is told everything at once, and SMAC makes its initial design whatever it is told
-    return seconds[max(1, len(seconds) // 2 if name in peers.PEERS else 1) :] or why
+    return seconds, None if len(seconds) > n_suggestions else why
 
 
 def main():
@@ -85,7 +85,7 @@ def main():
     with command.checking(parser):
         for name in args.searcher or ():
             searcher_class(name)
-    print("median / 95th percentile, milliseconds")
+    print("median / 95th percentile, milliseconds; *: of what was suggested within the limit, or before it failed")
     print(f"{'n':<20}" + "".join(f"{n:>20}" for n in args.n))
     for name in args.searcher or [*reversed(SEARCHERS), *peers.PEERS]:
         if name in peers.PEERS and (why := peers.missing(name)):
@@ -93,12 +93,14 @@ def main():
             continue
         print(f"{name[-19:]:<20}", end="", flush=True)
         for n in args.n:
-            seconds = collect(name, n, args.suggestions, args.limit)
-            if isinstance(seconds, str):
-                print(f"{seconds:>20}", end="", flush=True)
+            seconds, why = collect(name, n, args.suggestions, args.limit)
+            # a peer's first suggestion is told everything at once, and SMAC makes its initial design whatever it is told
+            warm = seconds[max(1, len(seconds) // 2 if name in peers.PEERS else 1) :]
+            if not warm:
+                print(f"{why:>20}", end="", flush=True)
                 break
-            median, p95 = 1000 * np.quantile(seconds, (0.5, 0.95))
-            print(f"{f'{median:.3g} / {p95:.3g}':>20}", end="", flush=True)
+            median, p95 = 1000 * np.quantile(warm, (0.5, 0.95))
+            print(f"{f'{median:.3g} / {p95:.3g}' + ('*' if why else ''):>20}", end="", flush=True)
         print(flush=True)
 
 

@@ -126,6 +126,43 @@ def test_runs_in_the_repository_are_of_the_main_job_and_small():
     assert sum(path.stat().st_size for path in paths) < 1500 * len(recording.curves)
 
 
+def test_same_configuration_is_found_where_its_data_lie_elsewhere(tmp_path):
+    folders = [tmp_path / "here", tmp_path / "there"]
+    for folder in folders:
+        record(folder, 4, {**SPACE, "data_path": str(folder)})
+    recording = curves.read(folders)
+    assert len(recording.curves) == 4 and {curve.config["data_path"] for curve in recording.curves} == {str(folders[0])}
+
+
+def test_reports_of_some_epochs_alone_are_replayed_at_these(tmp_path):
+    """With the seconds of the epochs between them; what is measured before any training is none of them."""
+
+    def every_third(config, rng):
+        yield 1, {"epoch": 0, "accuracy": 0.1}
+        for epoch in range(3, 10, 3):
+            yield 30, {"epoch": epoch, "accuracy": true_accuracy(config, epoch)}
+
+    record(tmp_path / "run", 20, objective=every_third)
+    surrogate = Surrogate(curves.read([tmp_path / "run"]), n_trees=10)
+    drawn = list(surrogate.objective({**SPACE, "x": 0.3, "rate": 0.01, "kind": "a"}, np.random.default_rng(0)))
+    assert [metrics["epoch"] for _, metrics in drawn] == [3, 6, 9]
+    assert [seconds for seconds, _ in drawn] == pytest.approx([31, 30, 30], abs=1.5)
+    rows = replay.run(surrogate, ("random", "none"), 0, 1800, 4)
+    assert rows[-1, 1] == pytest.approx(4 * 1800 / 10, rel=0.05)  # epochs, not reports
+
+
+def test_few_whole_curves_are_replayed_unchecked(recording):
+    few = replace(recording, curves=[recording.curves[0]])
+    assert Surrogate(few, n_trees=5).mean(SPACE | {"x": 0.5, "rate": 0.01, "kind": "a"})[0] == pytest.approx(
+        few.curves[0].losses, abs=0.01
+    )
+    assert curves.quality(few) == [
+        "not checked on held-out curves: too few curves were recorded to epoch 9; record more with --stopping none"
+    ]
+    with pytest.raises(ValueError, match="too few curves were recorded to epoch 10"):
+        Surrogate(replace(recording, max_epochs=10))
+
+
 def test_what_is_no_recording_is_refused(folder, tmp_path, capsys):
     (tmp_path / "bad.jsonl").write_text('{"space": 1}\n')
     record(tmp_path / "other", 4, {**SPACE, "x": uniform(0, 2)})
@@ -183,8 +220,6 @@ def test_stopped_curve_is_completed_in_parallel_to_the_most_similar():
     done = complete(Z, np.array([4, 4, 2, 1]))
     np.testing.assert_allclose(done, [[4, 3, 2, 1], [9, 9, 9, 9], [4.5, 3.5, 2.5, 1.5], [8, 8, 8, 8]])
     assert Z[2, 2] == 0
-    with pytest.raises(ValueError, match="too few curves were recorded to epoch 4"):
-        complete(Z, np.array([3, 3, 2, 1]))
 
 
 def test_spread_between_repetitions_is_that_of_their_levels():
@@ -247,6 +282,13 @@ def test_errors_are_read_at_their_times():
     found = replay.errors_at([rows, rows + [15, 0, 0.125, 0]], [5, 10, 15, 25, 99])
     np.testing.assert_array_equal(found, [[np.nan, 0.5, 0.5, 0.25, 0.25], [np.nan, np.nan, np.nan, 0.625, 0.375]])
     np.testing.assert_array_equal(replay.errors_at([rows], [1, 2, 3], column=1), [[0.5, 0.5, 0.25]])
+
+
+def test_repetition_without_a_result_counts_as_the_worst():
+    empty = replay.History()
+    assert np.isnan(empty.row(60.0)[2])
+    runs = [np.array([empty.row(60.0)]), np.array([[30.0, 1, 0.5, 1]]), np.array([[30.0, 1, 0.25, 1]])]
+    np.testing.assert_array_equal(replay.quartiles(replay.errors_at(runs, [60.0]))[:, 0], [0.375, 0.5, 0.5])
 
 
 def test_paired_difference_has_the_sign_of_the_better():
