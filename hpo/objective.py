@@ -76,19 +76,27 @@ def preloadable_modules(path):
     """Modules worth importing before a trial starts: ours, and the installed ones that the file imports at its top.
 
     Never the file itself nor its neighbours: they may touch CUDA, which does not survive a fork. Nor what is imported after
-    the environment or the path has been set: it would be too early.
+    a line that may have set the environment or the path: it would be too early.
     """
     folder, names = pathlib.Path(path).resolve().parent, []
     for node in ast.parse(pathlib.Path(path).read_bytes()).body:
         runs_now = not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
-        used = {part.attr for part in ast.walk(node) if isinstance(part, ast.Attribute)}
-        if runs_now and used & {"environ", "putenv", "path"}:
+        if runs_now and _may_set_environment(node):
             break
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             names.append(node.module)
     return ["hpo.trial", *sorted({name for name in names if _is_installed(name.partition(".")[0], folder)})]
+
+
+def _may_set_environment(statement):
+    """Whether a statement names the environment, but to get from it, or a path that is not the module os.path."""
+    used = [ast.unparse(part) for part in ast.walk(statement) if isinstance(part, (ast.Attribute, ast.Name))]
+    used += [alias.name for alias in getattr(statement, "names", ()) if isinstance(statement, ast.ImportFrom)]
+    named = sum(name.rpartition(".")[2] in ("environ", "putenv") for name in used)
+    only_got = sum(name.endswith("environ.get") for name in used)
+    return named > only_got or any(name.endswith(".path") and name != "os.path" for name in used)
 
 
 def _is_installed(package, folder):

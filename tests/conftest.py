@@ -1,6 +1,7 @@
 """Pytest's settings: the repository's root on the path, every warning an error; and what several files use."""
 
 import contextlib
+import os
 import pathlib
 import sys
 from concurrent.futures import Future
@@ -8,6 +9,8 @@ from concurrent.futures import Future
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+# as in the tuner: in which order threads add numbers up would show in the last digits, and they would crowd each other out
+os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
 
 
 def pytest_configure(config):

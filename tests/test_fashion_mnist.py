@@ -70,6 +70,7 @@ def no_internet(monkeypatch):
     """Each source refuses until a test gives one; the real data's tests give theirs."""
     refused = "http://127.0.0.1:9"  # the discard port: nothing listens
     monkeypatch.delenv("FASHION_MNIST_MIRROR", raising=False)
+    monkeypatch.setenv("no_proxy", "*")  # which would be asked for 127.0.0.1 too
     monkeypatch.setattr(fashion_mnist, "REPOSITORY", f"{refused}/repository")
     set_torchvision(monkeypatch, [f"{refused}/torchvision/"])
 
@@ -152,7 +153,8 @@ def test_prepare_fetches_only_what_is_missing_and_replaces_what_is_corrupt(tmp_p
 @pytest.mark.parametrize("fault", ["missing", "wrong", "broken off", "silent"])
 @pytest.mark.usefixtures("tiny")
 def test_prepare_goes_on_to_the_next_source_after(fault, tmp_path, monkeypatch, server):
-    monkeypatch.setattr(fashion_mnist, "ANSWER_SECONDS", 0.2)
+    if fault == "silent":
+        monkeypatch.setattr(fashion_mnist, "ANSWER_SECONDS", 0.2)
     server.faults[f"{NAMES[1]}.gz"] = fault
     monkeypatch.setenv("FASHION_MNIST_MIRROR", server.url)
     set_torchvision(monkeypatch, [write_mirror(tmp_path / "mirror").as_uri()])

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pathlib
+import random
 import re
 import shlex
 import signal
@@ -15,11 +16,13 @@ from functools import partial
 
 import pytest
 
+from hpo.objective import run_as_program
 from hpo.results import load
+from hpo.space import choice, uniform
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 QUICK = """
-import time
+import random, time
 from hpo import Reporter, choice, loguniform, randint, uniform
 
 config_space = {
@@ -32,14 +35,14 @@ def objective(config):
     report = Reporter()
     for epoch in range(1, config["epochs"] + 1):
         time.sleep(config["pause"])
-        report(epoch=epoch, loss=config["x"] ** 2 + 1 / epoch, kind=config["kind"])
+        report(epoch=epoch, loss=config["x"] ** 2 + 1 / epoch, kind=config["kind"], luck=random.random())
 """
 
 
 def start(*arguments, **options):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
     stopping = [] if {"--stopping", "--resume"} & set(arguments) else ["--stopping", "none"]  # trials run to their end
-    return subprocess.Popen([sys.executable, "run.py", *map(str, arguments), *stopping], **{**pipes, **options})
+    return subprocess.Popen([sys.executable, ROOT / "run.py", *map(str, arguments), *stopping], **{**pipes, **options})
 
 
 def run(*arguments, timeout=60, **options):
@@ -92,15 +95,45 @@ def test_run_writes_its_folder_and_a_summary(quick, tmp_path):
 
 
 def test_printed_command_trains_the_best_configuration_again(quick, tmp_path):
-    _, out, _ = run(quick, "--trials", 2, "--results", tmp_path / "run")
+    (tmp_path / "start.json").write_text(
+        '[{"x": 0.125, "kind": "e,f\\n"}, {"x": 0.0625, "kind": "\u00e9"}]', encoding="utf-8"
+    )
+    _, out, _ = run(quick, "--trials", 2, "--start", tmp_path / "start.json", "--results", tmp_path / "run")
     command = next(line for line in out.splitlines() if "hpo.objective" in line)
     words = [
         sys.executable if word == "python" else word for word in shlex.split(command) if "=" not in word or "--" in word
     ]
     again = subprocess.run(words, check=True, capture_output=True, text=True, cwd=ROOT, timeout=60)
     values = [json.loads(line) for line in re.findall(r"\[tune-metric\]: (\{.*\})", again.stdout)]
-    best = float(min(row["value"] for row in rows(tmp_path / "run" / "trials.csv")))
-    assert [value["epoch"] for value in values] == [1, 2, 3] and values[-1]["loss"] == best
+    first = [row for row in rows(tmp_path / "run" / "reports.csv") if row["trial"] == "1"]
+    assert [value["epoch"] for value in values] == [1, 2, 3] and {value["kind"] for value in values} == {"\u00e9"}
+    for name in ("loss", "luck"):  # with the same random numbers
+        assert [value[name] for value in values] == [float(row[name]) for row in first]
+
+
+def test_objective_file_is_a_program_with_a_flag_for_each_name(tmp_path, capsys):
+    space, seen = {"x": uniform(0, 1), "kind": choice(["a", 1]), "n_steps": 3, "place": "here"}, []
+
+    def program(*arguments, prepare=None):
+        run_as_program(lambda config: seen.append((config, random.random())), space, prepare, arguments)
+        return seen[-1]
+
+    flags = ["--x=0.5", "--kind", "a", "--n_steps", "4", "--place=a b"]
+    expected = {"x": 0.5, "kind": "a", "n_steps": 4, "place": "a b"}
+    first, again, other = (program(*flags, "--unknown", "3", "--trial_seed", seed) for seed in "112")
+    assert first == again and first[0] == other[0] == expected and first[1] != other[1]
+    (tmp_path / "config.json").write_text(json.dumps(expected | {"kind": 1}))
+    assert program("--config_json", str(tmp_path / "config.json"))[0] == expected | {"kind": 1}
+    prepared = program(*flags, prepare=lambda constants: {"place": f"{constants['n_steps']} {constants['place']}"})
+    assert prepared[0] == expected | {"place": "4 a b"}
+    for arguments, words in (
+        (flags[1:3], "missing --x, --n_steps, --place; every name of config_space needs a value"),
+        (["--x=2", *flags[1:]], "x: expected a value of uniform(0.0, 1.0), got '2'"),
+        (["--config_json", str(tmp_path / "nowhere")], "nowhere"),
+    ):
+        with pytest.raises(SystemExit) as leave:
+            program(*arguments)
+        assert leave.value.code == 2 and words in capsys.readouterr().err
 
 
 def test_same_seed_gives_the_same_trials_and_another_seed_does_not(quick, tmp_path):
@@ -121,6 +154,22 @@ def test_same_seed_gives_the_same_trials_and_another_seed_does_not(quick, tmp_pa
         for f in folders.values()
     ]
     assert timeless[0] == timeless[1] and timeless[0] != timeless[2]
+
+
+def test_another_metric_epochs_name_eta_and_no_start(quick, tmp_path):
+    quick.write_text(QUICK.replace('"epochs": 3', '"n_steps": 9').replace('config["epochs"]', 'config["n_steps"]'))
+    (tmp_path / "start.json").write_text("[]")
+    rule = ["--epochs_name", "n_steps", "--stopping", "asha", "--eta", 2, "--start", tmp_path / "start.json"]
+    metric = ["--metric", "luck", "--mode", "max", "--trials", 16, "--workers", 1]
+    code, out, err = run(quick, *rule, *metric, "--results", tmp_path / "run")
+    assert (code, err) == (0, "") and "maximise luck over 4" in out
+    found = rows(tmp_path / "run" / "trials.csv")
+    assert "start" not in {row["origin"] for row in found}
+    ends = {row["n_epochs"] for row in found if row["status"] == "stopped"}
+    assert ends <= {"1", "2", "4", "8"} and ends & {"2", "4", "8"}
+    reports = rows(tmp_path / "run" / "reports.csv")
+    for row in found:
+        assert row["value"] == max(report["luck"] for report in reports if report["trial"] == row["trial"])
 
 
 def test_set_space_start_metric_and_mode_change_the_problem(quick, tmp_path):
@@ -220,14 +269,11 @@ def test_prepare_replaces_constants_and_the_stand_in_is_announced(quick, tmp_pat
         "\ndef prepare(constants):\n    return {'dataset': 'synthetic' if constants['dataset'] == 'auto' else 'real'}\n"
     )
     quick.write_text(QUICK.replace('"epochs": 3', '"epochs": 3, "dataset": "auto"') + more, encoding="utf-8")
-    code, out, _ = run(quick, "--trials", 1, cwd=ROOT, env={**os.environ}, timeout=60)
-    folder = pathlib.Path(re.search(r"results: (\S+)", out)[1])
-    try:
-        assert code == 0 and folder.name.endswith("-synthetic")
-        assert out.count("STAND-IN DATA") >= 2
-        assert rows(ROOT / folder / "trials.csv")[0]["config_dataset"] == "synthetic"
-    finally:
-        subprocess.run(["rm", "-r", str(ROOT / folder)], check=True)
+    code, out, _ = run(quick, "--trials", 1, cwd=tmp_path)
+    folder = tmp_path / re.search(r"results: (\S+)", out)[1]
+    assert code == 0 and folder.parent == tmp_path / "results" and folder.name.endswith("-synthetic")
+    assert out.count("STAND-IN DATA") >= 2
+    assert rows(folder / "trials.csv")[0]["config_dataset"] == "synthetic"
 
 
 def test_constant_that_no_prepare_has_made_synthetic_is_no_stand_in(quick, tmp_path):
@@ -248,7 +294,9 @@ def test_main_job_at_toy_size(tmp_path):
     ]
     flags = [flag for value in sets for flag in ("--set", value)]
     for name in ("a", "b"):
-        code, out, err = run(*flags, "--trials", 2, "--workers", 2, "--results", tmp_path / name, timeout=120)
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}  # on which equal seeds may not give equal numbers
+        ending = {"timeout": 120, "env": environment}
+        code, out, err = run(*flags, "--trials", 2, "--workers", 2, "--results", tmp_path / name, **ending)
         assert code == 0 and "STAND-IN DATA" in out, err
     first, second = ({row["trial"]: row for row in rows(tmp_path / name / "trials.csv")} for name in ("a", "b"))
     for i in ("0", "1"):
@@ -262,7 +310,7 @@ def test_signal_ends_the_run_with_rows_and_summary(quick, tmp_path, number, code
     folder = tmp_path / "run"
     heed = partial(signal.signal, number, signal.SIG_DFL)  # where nohup has run these tests, SIGHUP is ignored
     process = start(quick, "--set", "pause=0.05", "--set", "epochs=1000", "--results", folder, preexec_fn=heed)
-    wait_for_lines(folder / "reports.csv", 12)
+    wait_for_trials(folder, 4)
     process.send_signal(number)
     out, err = process.communicate(timeout=20)
     assert (process.returncode, err) == (code, "")
@@ -277,7 +325,7 @@ def test_signal_to_all_processes_twice_ends_the_run_in_order_too(quick, tmp_path
     folder = tmp_path / "run"
     arguments = ["--set", "pause=0.05", "--set", "epochs=1000", "--results", folder]
     process = start(quick, *arguments, start_new_session=True)
-    wait_for_lines(folder / "reports.csv", 12)
+    wait_for_trials(folder, 4)
     process.send_signal(signal.SIGTERM)
     time.sleep(0.05)
     os.killpg(process.pid, signal.SIGTERM)
@@ -285,6 +333,34 @@ def test_signal_to_all_processes_twice_ends_the_run_in_order_too(quick, tmp_path
     found = rows(folder / "trials.csv")
     assert (process.returncode, err, len(found)) == (143, "", 4)
     assert {(row["status"], row["error"]) for row in found} == {("timeout", "interrupted by SIGTERM")}
+
+
+def test_second_signal_after_a_second_kills_at_once(quick, tmp_path):
+    """Trials that do not heed SIGTERM would have five seconds, and a searcher that thinks any time."""
+    ignores = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); report = Reporter()"
+    text = QUICK.replace("report = Reporter()", ignores).replace('config["pause"])', "epoch > 1 and 60)")
+    quick.write_text(text, encoding="utf-8")
+    process = start(quick, "--results", tmp_path / "run")
+    wait_for_trials(tmp_path / "run", 4)
+    process.send_signal(signal.SIGINT)
+    time.sleep(1.2)
+    before = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == 130 and time.monotonic() - before < 3
+    assert rows(tmp_path / "run" / "trials.csv") == []  # they start again with --resume
+
+
+def wait_for_trials(folder, n):
+    """Until so many trials have reported."""
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        path = folder / "reports.csv"
+        whole = path.read_text(encoding="utf-8").rpartition("\n")[0] if path.exists() else ""
+        if len({line.partition(",")[0] for line in whole.splitlines()[1:]}) >= n:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"{n} trials have not reported in 30 s")
 
 
 def wait_for_lines(path, n, seconds=30):
@@ -299,12 +375,12 @@ def wait_for_lines(path, n, seconds=30):
 def test_deadline_keeps_what_running_trials_reported(quick, tmp_path):
     before = time.monotonic()
     code, out, _ = run(
-        quick, "--hours", 0.0003, "--set", "pause=0.05", "--set", "epochs=1000", "--results", tmp_path / "run"
+        quick, "--hours", 0.0006, "--set", "pause=0.05", "--set", "epochs=1000", "--results", tmp_path / "run"
     )
     assert code == 0 and "deadline" in out and time.monotonic() - before < 12
     found = rows(tmp_path / "run" / "trials.csv")
     assert {row["status"] for row in found} == {"timeout"}
-    assert all(row["error"] == "deadline" and int(row["n_epochs"]) > 1 for row in found)
+    assert all(row["error"] == "deadline" and int(row["n_epochs"]) > 0 for row in found)
 
 
 def test_trial_timeout_ends_that_trial_alone(quick, tmp_path):
@@ -320,7 +396,7 @@ def test_failing_first_trials_end_the_run_with_their_traceback(quick, tmp_path):
     quick.write_text(QUICK.replace("report = Reporter()", "raise RuntimeError('no GPU today')"), encoding="utf-8")
     code, _, err = run(quick, "--workers", 2, "--results", tmp_path / "run")
     assert code == 1 and "RuntimeError: no GPU today" in err and "quick.py" in err
-    assert [row["status"] for row in rows(tmp_path / "run" / "trials.csv")].count("failed") >= 2
+    assert [row["status"] for row in rows(tmp_path / "run" / "trials.csv")].count("failed") >= 3
 
 
 def test_some_failing_trials_do_not_end_the_run(quick, tmp_path):
@@ -375,7 +451,7 @@ def test_objective_file_deleted_during_the_run_ends_it(quick, tmp_path):
     assert len(rows(tmp_path / "run" / "trials.csv")) < 40
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.4])  # in the tuner's imports, or while the file is described
+@pytest.mark.parametrize("seconds", [0.0, 0.4])  # before, or while the file is described
 def test_interrupt_while_starting_up_is_quiet_and_leaves_nothing(quick, tmp_path, seconds):
     quick.write_text("import time; time.sleep(5)\n" + QUICK, encoding="utf-8")
     process = start(quick, "--results", tmp_path / "run", start_new_session=True)
@@ -531,6 +607,26 @@ BAD = {
     "space missing": (["--space", "nowhere.json"], None, "--space nowhere.json: cannot be read"),
     "start not JSON": (["--start", "run.py"], None, "--start run.py: is not JSON"),
     "mode": (["--mode", "best"], None, "--mode"),
+    "no metric": (
+        [],
+        objective_file(lambda s: s.replace("metric, mode =", "_, mode =")),
+        "metric: expected the name of a rep",
+    ),
+    "mode of the file": (
+        [],
+        objective_file(lambda s: s.replace('"min"', '"best"')),
+        'mode: expected "max" or "min", got',
+    ),
+    "prepare adds a name": (
+        [],
+        objective_file(lambda s: s + "\ndef prepare(c):\n    return {'new': 1}\n"),
+        "prepare: expected a dict of some of epochs, pause, nested, got {'new': 1}",
+    ),
+    "prepare returns a list": (
+        [],
+        objective_file(lambda s: s + "\ndef prepare(c):\n    return [1]\n"),
+        "prepare: expected a dict of some of epochs, pause, nested, got [1]",
+    ),
     "prepare fails": ([], objective_file(lambda s: s + "\ndef prepare(c):\n    raise OSError('no data')\n"), "no data"),
     "folder holds a run": (["--results", "{folder}/full"], full_folder, "full: holds a run already"),
     "folder is a file": (["--results", "{folder}/quick.py"], None, "quick.py: is not an empty folder"),

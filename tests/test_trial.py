@@ -38,7 +38,9 @@ def objective(config):
     elif fault == "segfault": ctypes.string_at(0)
     elif fault == "kill": report(y=1.0); os.kill(os.getpid(), signal.SIGKILL)
     elif fault == "abort": os.abort()
-    elif fault == "child": subprocess.Popen(["sleep", "600"]); report(y=1.0)
+    elif fault == "child":
+        child = subprocess.Popen(["sleep", "600"])
+        report(y=1.0, pid=child.pid, was_alive=int(child.poll() is None))
     elif fault == "sleep": report(y=1.0); time.sleep(600)
     elif fault == "ignore SIGTERM": signal.signal(signal.SIGTERM, signal.SIG_IGN); report(y=1.0); time.sleep(600)
     elif fault == "exit on SIGTERM":
@@ -134,7 +136,7 @@ def test_start_waits_for_a_process_to_be_had(backend, monkeypatch, n_refusals):
 def test_backend_traceback_starts_in_the_objective_file(backend):
     _, end = events_of(backend, "raise")
     assert "faults.py" in end.traceback and "hpo/trial.py" not in end.traceback
-    assert end.traceback in (backend.log_folder / "0000.log").read_text()
+    assert end.traceback in (backend.log_folder / "0000.log").read_text(encoding="utf-8")
 
 
 def test_stopped_trial_raises_and_can_clean_up(backend, tmp_path):
@@ -190,30 +192,17 @@ def wait_for(backend, kind, seconds=30):
 
 
 def test_end_of_a_trial_kills_the_processes_that_it_started(backend):
-    before = sleepers()
-    _, end = events_of(backend, "child")
-    assert end.finished
+    (report,), end = events_of(backend, "child")
+    assert end.finished and report["was_alive"]
     until = time.monotonic() + 5
-    while sleepers() - before and time.monotonic() < until:
+    while is_alive(report["pid"]) and time.monotonic() < until:
         time.sleep(0.01)
-    assert not sleepers() - before
-
-
-def sleepers():
-    """Process ids of every `sleep 600` on this machine."""
-    found = set()
-    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if path.read_bytes() == b"sleep\x00600\x00":
-                found.add(path.parent.name)
-        except OSError:  # it has ended meanwhile
-            continue
-    return found
+    assert not is_alive(report["pid"])
 
 
 def test_output_of_a_trial_goes_to_its_log(backend):
     events_of(backend, "print", id=7)
-    text = (backend.log_folder / "0007.log").read_text()
+    text = (backend.log_folder / "0007.log").read_text(encoding="utf-8")
     assert {"to stdout", "to stderr", "from a child"} <= set(text.split("\n"))
 
 
@@ -230,7 +219,8 @@ def test_seed_of_a_trial_depends_on_the_runs_seed_and_the_trials_id_only(backend
     assert first["random"] != other["random"] and first["numpy"] != other["numpy"]
 
 
-def test_trial_runs_with_its_share_of_the_cores_and_one_gpu(tmp_path):
+def test_trial_runs_with_its_share_of_the_cores_and_one_gpu(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     (tmp_path / "faults.py").write_text(FAULTS)
     backend = LocalBackend(tmp_path / "faults.py", tmp_path, n_workers=1, n_gpus=2)
     ((report,), _) = events_of(backend, "seed")
@@ -338,6 +328,10 @@ PRELOADED = {
     "import json, os\nos.environ['A'] = '1'\nimport numpy": ["json", "os"],  # which may read it
     "import sys\nsys.path.insert(0, 'there')\nimport numpy": ["sys"],  # another one, perhaps
     "import os\ndef f():\n    return os.environ['A']\nimport numpy": ["numpy", "os"],  # runs later
+    "import os\nHERE = os.path.dirname(__file__)\nimport numpy": ["numpy", "os"],  # sets nothing
+    "import os\nA = os.environ.get('A', os.path.join('a', 'b'))\nimport numpy": ["numpy", "os"],
+    "import os\nos.environ.setdefault('A', os.environ.get('B'))\nimport numpy": ["os"],
+    "import json\nfrom os import environ\nenviron['A'] = '1'\nimport numpy": ["json"],
 }
 
 
