@@ -6,7 +6,7 @@
         report(epoch=epoch, accuracy=accuracy)
 
 In a trial's process each report goes to the tuner, which answers "go on" or "stop". Anywhere else it is printed as one
-line that any tuner can read: [tune-metric]: {"epoch": 1, "accuracy": 0.81}. Imports the standard library only.
+line, as Syne Tune's reporter does: [tune-metric]: {"epoch": 1, "accuracy": 0.81}. Imports the standard library only.
 """
 
 import json
@@ -36,7 +36,7 @@ class Reporter:
         """None; raises StopTrial when the trial is to stop, TypeError or ValueError for what cannot be reported.
 
         metrics: JSON scalars by name (numpy and torch scalars are unwrapped). `epoch`, an integer >= 0, defaults to the
-        number of this report, counted from 1.
+        number of this report, counted from 1; by default no trial is stopped early that does not give it.
         """
         with self.lock:
             if self.stopped:
@@ -66,7 +66,7 @@ class Reporter:
 
 
 def _scalar(name, value):
-    """The plain Python scalar of a value; numpy's and torch's are unwrapped, subclasses (IntEnum) lose theirs."""
+    """The plain Python scalar of a value; numpy's and torch's are unwrapped, subclasses (IntEnum) become int, str, ..."""
     if value is None:
         return None
     plain = value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value

@@ -6,8 +6,8 @@ run can be recomputed from the run's folder:
     __init__(self, space, seed=0, max_epochs=None)
     suggest(self, trials) -> (config, origin), or None when a finite space has nothing new
 
-trials: every trial so far (`hpo.trial.Trial`), sorted by id: id, config, status, curve [(epoch, loss)], lower is better.
-The next trial's id is len(trials). origin: a word for the results, such as "random" or "model".
+trials: every trial so far (`hpo.trial.Trial`), sorted by id; losses are lower-is-better, those with the status "running"
+are pending. The next trial's id is len(trials). origin: a word for the results, such as "random" or "model".
 
 Notation, after Rasmussen & Williams, Gaussian Processes for Machine Learning (2006), "R&W":
 
@@ -122,7 +122,7 @@ class Prior:
     """Independent normal distributions of theta's entries (mean, standard deviation), and of the process's mean."""
 
     lengthscale: tuple = (math.log(0.5), 0.7)  # logarithm
-    epoch_lengthscale: tuple = (math.log(2.0), 0.7)  # that of the epoch: the first ones tell much of the last
+    epoch_lengthscale: tuple = (math.log(2.0), 0.7)  # of ln(epoch): early epochs predict the last well
     additive: tuple = (0.0, 1.5)  # logit
     signal_variance: tuple = (0.0, 1.0)  # logarithm
     noise_variance: tuple = (math.log(0.01), 2.0)  # logarithm
@@ -135,8 +135,8 @@ class GaussianProcess:
         k(x, x') = signal ((1 - w) m(x, x') + w/p sum_i m(x_i, x'_i)) + mean_variance
 
     with m Matern-5/2, one lengthscale for each hyperparameter, and w the share that is additive in the p hyperparameters:
-    it learns from every trial about each hyperparameter by itself (Duvenaud et al. 2011, 1112.4394). The mean is unknown:
-    the average of y, most of it from near the optimum, would promise as much of all that is unexplored.
+    it learns from every trial about each hyperparameter by itself (Duvenaud et al. 2011, 1112.4394). The mean is integrated
+    out: the average of y, mostly of trials near the optimum, would be too optimistic elsewhere.
 
     groups (d,): the hyperparameter of each column of X, as the columns of one choice belong together.
     correlation: m, as a function of a = sqrt(5) r; returns (m, -m'(a) / a).
@@ -206,7 +206,7 @@ class GaussianProcess:
         H = 0.1 * np.eye(len(theta))  # inverse Hessian of -value
         for _ in range(n_steps):
             step = H @ gradient
-            step *= min(1.0, 1.5 / np.abs(step).max())  # within a region in which theta makes sense
+            step *= min(1.0, 1.5 / np.abs(step).max())  # no logarithm moves by more than 1.5
             if gradient @ step < 1e-4:
                 break
             for _ in range(8):  # backtracking, Armijo's condition
@@ -228,7 +228,7 @@ class GaussianProcess:
         """Posterior given y and, at the rows of `pending` (m, d), n_fantasies joint samples of the function there.
 
         The fantasies (Snoek et al. 2012, 1206.2944) share one L, as the covariance does not depend on y.
-        incumbents: rows at which the lowest posterior mean is the one to improve on, beside the pending ones.
+        incumbents: rows whose lowest posterior mean given y is to be improved on, as are the samples at `pending`.
         """
         X, y, noise = self.X, self.y[:, None], math.exp(theta[-1])
         L_inv = inverse_of_lower(robust_cholesky(self.kernel(theta, X, X) + noise * np.eye(len(X))))
@@ -253,7 +253,7 @@ class Posterior:
     X: np.ndarray  # (n, d), pending rows last
     L_inv: np.ndarray  # (n, n)
     b: np.ndarray  # (n, f): L^-1 y
-    best: np.ndarray  # (f,): lowest posterior mean at an observed or pending configuration
+    best: np.ndarray  # (f,): the loss to improve on, see `GaussianProcess.posterior`
 
     def predict(self, X_new):
         """mu (m, f) and sigma (m, 1) of the function without noise (R&W Alg. 2.1)."""
@@ -290,12 +290,12 @@ class Settings:
     """The searcher's numbers; experiments/LOG.md has what decided them."""
 
     n_initial: int = 5  # trials before the model: the start configuration and a space-filling design
-    category_period: int = 4  # of so many suggestions one is for the category that has been tried least
-    cost_power: float = 1.0  # of the seconds per epoch that improvement is divided by; 0: time is of no matter
+    category_period: int = 4  # of so many suggestions one may go to the category tried least
+    cost_power: float = 1.0  # expected improvement / (seconds per epoch)^cost_power; 0 ignores time
     n_fantasies: int = 4  # joint samples at the pending configurations, over which the acquisition is averaged
     n_random: int = 1000  # candidates from all of the space
     n_rounds: int = 4  # of ever smaller mutations of the best candidates
-    n_fit: int = 100  # rows that decide theta
+    n_fit: int = 100  # rows, one for each rung of a trial, to which theta is fitted
     n_rows: int = 500  # rows in the posterior: O(n^3)
     n_listed: int = 2000  # a finite space of at most so many configurations is searched whole
 
@@ -320,10 +320,10 @@ class GPSearch:
 
     Failures have a process of their own (Gelbart et al. 2014, 1403.5607, weigh improvement by feasibility likewise): as
     the worst of losses they would be a cliff that no lengthscale fits, often close to the optimum. Where the time of an epoch
-    is known, improvement counts per second (Snoek et al. 2012, 1206.2944, section 3.2), as it is time that a run has.
+    is known, improvement counts per second (Snoek et al. 2012, 1206.2944, section 3.2), as a run's budget is time.
 
-    acquisition: a logarithm, the highest is suggested; averaged over the fantasies, times the probability of no failure,
-        divided by the seconds of an epoch (for one that is no logarithm set cost_power to 0).
+    acquisition: the logarithm of something to be averaged over the fantasies, multiplied by the probability of no failure
+        and divided by the seconds of an epoch; the highest is suggested. For a bound, which is none, set cost_power to 0.
     """
 
     correlation = staticmethod(matern52)
@@ -358,8 +358,8 @@ class GPSearch:
     def initial_point(self, i):
         """Point i (d,) of Latin hypercubes (McKay, Beckman and Conover 1979) of n_initial points, the first in the middle.
 
-        In its place is the start configuration, so that the others are where it is not: of each range each has a part
-        of its own, and of the values of a choice one that has not been, while there is one.
+        The start configuration takes the place of the first. Every point has a part of its own of each range, and a
+        choice repeats a value only when all have been used.
         """
         n, columns = self.settings.n_initial, []
         rng = np.random.default_rng([self.seed, i // n, 1])
@@ -373,7 +373,7 @@ class GPSearch:
     def model(self, trials, rng):
         """What the trials say; None while they are too few, or fewer than two of them have a loss."""
         settings, last = self.settings, self.rungs[-1]
-        # one that the run's end has cut off before it reported says nothing
+        # a trial that the deadline has cut off before its first report is neither a success nor a failure
         ended = [t for t in trials if t.status != "running" and (t.curve or t.error != "deadline")]
         running = [trial for trial in trials if trial.status == "running"]
         sound = self.sound(trials)
@@ -381,8 +381,8 @@ class GPSearch:
         if len(trials) < settings.n_initial or len(observed) < 2:
             return None
         if (last or 1) > 1 and any(trial.status != "done" and trial.n_epochs < last for trial in observed):
-            # trials that were stopped say less than their values: the epoch is an input, with a row for each rung that
-            # a trial has come to, and predictions are for the last (Klein et al. 2020, 2003.10865)
+            # a stopped trial's value is not final: the epoch is an input, with a row for each rung that a trial has
+            # come to, and predictions are for the last (as in MOBSTER, Klein et al. 2020, 2003.10865)
             observed = sound
             curves = [losses_at(self.rungs, trial) for trial in observed]
             progress = np.log(self.rungs) / math.log(last)
@@ -421,7 +421,7 @@ class GPSearch:
     def costs(self, ended, running):
         """Coefficients of ln(seconds per epoch) from the last trials; None before three of them, and where no trial runs.
 
-        So a run with one worker comes out the same again, whatever the machine does; the order in which several end is
+        So a run with one worker can be repeated, whatever the machine does; with several the order in which they end is
         another every time. Ridge regression: as factors multiply, their logarithms add up, and it predicts trials held
         out as well as a Gaussian process, which doubled the time of a suggestion (experiments/LOG.md).
         """
@@ -437,8 +437,8 @@ class GPSearch:
     def recommend(self, trials):
         """(trial, mu, sigma): the trial with the lowest posterior mean of the loss; None while there is no model.
 
-        The lowest of many noisy values is lucky; the posterior mean is what training it again as far would give. Those
-        count that have come furthest: the done ones, where there are some. How others would go on would be a guess.
+        The lowest of many noisy values is lucky; the posterior mean is what training it again as far would give. Only
+        trials at the highest rung that any has come to are compared: how others would go on would be a guess.
         """
         model = self.model(trials, np.random.default_rng([self.seed, len(trials)]))
         if model is None:
@@ -487,7 +487,7 @@ class GPSearch:
         if model.failures:
             mu, sigma = self.predict(model.failures, X)
             z = (mu / np.sqrt(sigma**2 + math.exp(model.failures.theta[-1])))[:, 0]
-            scores = scores - np.logaddexp(0, -1.702 * z)  # ln Phi(z), within 0.01 of Phi
+            scores = scores - np.logaddexp(0, -1.702 * z)  # ln Phi(z) by the logistic function, within 0.01 of Phi
         if model.costs is not None:
             scores = scores - self.settings.cost_power * cost_features(X) @ model.costs
         return scores
@@ -567,12 +567,12 @@ def all_points(space):
 
 
 def in_proportion(trials, X, factor=20, n_first=20):
-    """Which (n,) of the trials, at X (n, d), have losses that tell more than that they are bad; the others count as failed.
+    """Which (n,) of the trials, at X (n, d), are no outliers, mostly diverged trials, which count as failed.
 
-    A diverged trial may report a number far above all others, and any: it would set the scale of the losses, and its
-    randomness pass for their noise. Out of proportion is what is `factor` times as far from the lower two fifths of the
-    first trials' losses as those reach. Each is weighted by how lonely it is, and later ones are left out: trials that crowd
-    at the optimum would make all others outliers. Those losses are of first reports, as a stopped trial may have no more.
+    A diverged trial may report any number far above all others: it would set the scale of the losses, and its randomness
+    pass for their noise. An outlier's loss is above high + factor (high - low); low and high are the minimum and the 0.4
+    quantile of the first reports, as a stopped trial may have no more, of the first n_first trials. These are weighted by
+    1 / crowding, and later ones left out, as trials that crowd at the optimum would make all others outliers.
     """
     values = np.array([[trial.value, trial.curve[0][1]] for trial in trials])
     if len(values) < 8:  # a few may be close by chance

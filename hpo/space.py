@@ -2,12 +2,14 @@
 
     config_space = {"learning_rate": loguniform(1e-6, 1), "n_units": randint(4, 1024), "epochs": 81}
 
-A domain knows four things: how to turn a point of the unit cube into a value (`decode`) and back (`encode`), which
-values belong to it (`cast`), and its JSON form. Sampling is decoding a uniform random point, so there is one
-definition of every distribution. Both ends of a range are inclusive. The names are Syne Tune's.
+A domain knows five things: how to turn a point of the unit cube into a value (`decode`) and back (`encode`), which
+points are values (`snap`), which values belong to it (`cast`), and its JSON form. Sampling is decoding a uniform
+random point, so there is one definition of every distribution. Both ends of a range are inclusive. The names are Syne
+Tune's.
 
-Exactness: decode(encode(config)) == config. Integers and grid values sit in the middle of their cells; decoded floats
-are rounded to 12 (log scale) or 14 significant digits, more coarsely than the errors of the two maps.
+Exactness: decode(encode(config)) == config for whatever was decoded. Integers and grid values sit in the middle of
+their cells; decoded floats are rounded to 12 (log scale) or 14 significant digits, more coarsely than the errors of
+the two maps.
 """
 
 import json

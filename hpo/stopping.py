@@ -5,8 +5,8 @@ report but that of the last epoch:
 
     rule(trial, trials, max_epochs) -> True to stop the trial
 
-trial: the one that has just reported; trials: every trial so far, sorted by id, `trial` among them. Of each it reads id,
-config, status and curve [(epoch, loss)], lower is better, so a decision can be recomputed from the run's folder. No
+trial: the one that has just reported; trials: every trial so far, sorted by id, `trial` among them. A rule should read
+only their id, config, status and curve [(epoch, loss)], lower is better, so that a decision can be recomputed. No
 state is kept: a trial that has been stopped stays in `trials` with the curve that it has. Keyword arguments named
 first_rung and eta are filled in from the command line.
 
