@@ -77,15 +77,14 @@ def run(name, version, problem_name, seed, n_workers, n_trials):
         start = () if name in peers.PEERS else None  # peers have first trials of their own
         settings = {"n_workers": n_workers, "n_trials": n_trials, "start": start}
         trials = simulate(searcher, problem.space, objective, noise_seed, **settings)
+    key = [name, version, problem_name, seed, n_workers, n_trials]
     rows, best, chosen, lowest = [], np.inf, np.inf, np.inf
     for n, trial in enumerate(sorted(trials, key=lambda trial: trial.ended), 1):
         if trial.status == "done":
             true_loss = problem.true_loss(trial.config)
             best = min(best, true_loss)
             chosen, lowest = (true_loss, trial.value) if trial.value < lowest else (chosen, lowest)
-        row = [name, version, problem_name, seed, n_workers, n_trials, n, best, chosen]
-        rows.append([*row, round(trial.suggest_seconds, 6), trial.origin, trial.status])
-    key = [name, version, problem_name, seed, n_workers, n_trials]
+        rows.append([*key, n, best, chosen, round(trial.suggest_seconds, 6), trial.origin, trial.status])
     rows += [[*key, n, best, chosen, 0, "", ENDED] for n in range(len(rows) + 1, n_trials + 1)]
     return rows
 
