@@ -22,7 +22,7 @@ from experiments.simulated import MemoryResults, SimulatedBackend, SimulatedTune
 from hpo.arguments import find_searcher, last_epoch
 from hpo.results import ResultsError, load, load_before, load_run
 from hpo.searchers import GPSearch, Model, cost_features
-from hpo.space import domains, encode, snap
+from hpo.space import Choice, domains, encode, snap
 from run import earlier_arguments
 
 N_NEAREST = 5
@@ -84,27 +84,30 @@ def explain(folder, trial_id):
     return same
 
 
-def category(space, column):
-    """'name=value' of the category that has this column of the encoded configurations."""
+def column_names(space):
+    """Of each column of the encoded configurations: the hyperparameter's name, or 'name=value' of a category."""
+    names = []
     for name, domain in domains(space).items():
-        if column < domain.n_dims:
-            return f"{name}={domain.values[column]!r}"
-        column -= domain.n_dims
+        is_choice = isinstance(domain, Choice)
+        names += [f"{name}={value!r}" for value in domain.values] if is_choice else [name]
+    return names
 
 
 def show_model(run, searcher, model, before, trial):
     column = searcher.category_in_turn(before)
     if column is not None:
         model = searcher.with_incumbent_of(column, model)
-        print(f"the turn of {category(run['space'], column)}, tried least, to improve on its own best trial")
+        print(f"the turn of {column_names(run['space'])[column]}, tried least, to improve on its own best trial")
     names, losses = [*domains(run["space"]), "(epoch)"], model.losses
-    lengthscales, share, signal, noise = losses.process.scales(losses.theta)
+    lengthscales, ridge, share, signal, noise = losses.process.scales(losses.theta)
     centre, unit = model.units
     sign = -1.0 if run["mode"] == "max" else 1.0
     of_parameter = dict(zip(losses.process.groups, lengthscales))
     print("\nlengthscales, the most influential first (ranges have length 1, up to the scale of the domain):")
     for i in sorted(of_parameter, key=of_parameter.get):
         print(f"  {names[i]:<24}{of_parameter[i]:.3g}")
+    weights = sorted(zip(ridge, [*column_names(run["space"]), "(epoch)"]), key=lambda pair: -abs(pair[0]))
+    print("combination that matters as such:", "  ".join(f"{weight:+.2g} {name}" for weight, name in weights[:6]))
     print(f"additive share {share:.2f}, standard deviation of the function {unit * math.sqrt(signal):.3g}, ", end="")
     print(f"of the noise {unit * math.sqrt(noise):.3g}, in {run['metric']}")
 

@@ -12,8 +12,8 @@ are pending. The next trial's id is len(trials). origin: a word for the results,
 Notation, after Rasmussen & Williams, Gaussian Processes for Machine Learning (2006), "R&W":
 
     X (n, d)        configurations encoded in [0, 1]^d; y (n,) their standardised losses, lower is better
-    theta (p + 3,)  ln lengthscale of each of the p hyperparameters, logit of the additive share w, ln signal variance,
-                    ln noise variance
+    theta           ln lengthscale of each of the p hyperparameters, the ridge v (d,), logit of the additive share w,
+    (p + d + 3,)    ln signal variance, ln noise variance
     K, L, alpha     covariance of y, its Cholesky factor, K^-1 y; L_inv = L^-1
     X_new (m, d)    candidates; mu, sigma (m,) posterior mean and standard deviation there
 """
@@ -122,7 +122,9 @@ class Prior:
     """Independent normal distributions of theta's entries (mean, standard deviation), and of the process's mean."""
 
     lengthscale: tuple = (math.log(0.5), 0.7)  # logarithm
+    choice_lengthscale: tuple = (math.log(2.0), 0.7)  # what is good with one category is mostly good with another
     epoch_lengthscale: tuple = (math.log(2.0), 0.7)  # of ln(epoch): early epochs predict the last well
+    ridge: tuple = (0.0, 1.5)
     additive: tuple = (0.0, 1.5)  # logit
     signal_variance: tuple = (0.0, 1.0)  # logarithm
     noise_variance: tuple = (math.log(0.01), 2.0)  # logarithm
@@ -132,11 +134,13 @@ class Prior:
 class GaussianProcess:
     """A constant plus a function, additive in part, of which (X, y) are noisy observations.
 
-        k(x, x') = signal ((1 - w) m(x, x') + w/p sum_i m(x_i, x'_i)) + mean_variance
+        k(x, x') = signal ((1 - w) m(r) + w/p sum_i m(r_i)) + mean_variance
+        r_i = |x_i - x'_i| / lengthscale_i,  r^2 = sum_i r_i^2 + (v.x - v.x')^2
 
-    with m Matern-5/2, one lengthscale for each hyperparameter, and w the share that is additive in the p hyperparameters:
-    it learns from every trial about each hyperparameter by itself (Duvenaud et al. 2011, 1112.4394). The mean is integrated
-    out: the average of y, mostly of trials near the optimum, would be too optimistic elsewhere.
+    with m Matern-5/2. The ridge v is a combination of hyperparameters that matters as such, as learning rates do against
+    batch sizes: it makes r a factor-analysis distance (R&W section 5.1). w is the share that is additive in the p
+    hyperparameters: it learns from every trial about each hyperparameter by itself (Duvenaud et al. 2011, 1112.4394). The
+    mean is integrated out: the average of y, mostly of trials near the optimum, would be too optimistic elsewhere.
 
     groups (d,): the hyperparameter of each column of X, as the columns of one choice belong together.
     correlation: m, as a function of a = sqrt(5) r; returns (m, -m'(a) / a).
@@ -146,22 +150,22 @@ class GaussianProcess:
     def __init__(self, X, y, groups, prior=Prior(), correlation=matern52, with_epoch=False):
         self.X, self.y, self.groups, self.p = X, y, groups, int(groups.max()) + 1
         self.prior, self.correlation = prior, correlation
-        pairs = [prior.lengthscale] * self.p
+        pairs = [prior.lengthscale if n == 1 else prior.choice_lengthscale for n in np.bincount(groups)]
         if with_epoch:
             pairs[-1] = prior.epoch_lengthscale
-        pairs += [prior.additive, prior.signal_variance, prior.noise_variance]
+        pairs += len(groups) * [prior.ridge] + [prior.additive, prior.signal_variance, prior.noise_variance]
         self.prior_mean, self.prior_sd = np.array(pairs).T
         self.columns = [slice(None), *(np.flatnonzero(groups == i) for i in range(self.p))]  # of each term of k
 
     def scales(self, theta):
-        """Lengthscales (d,), additive share, signal variance, noise variance."""
-        lengthscales = np.exp(theta[: self.p])[self.groups]
-        return lengthscales, 1 / (1 + math.exp(-theta[-3])), math.exp(theta[-2]), math.exp(theta[-1])
+        """Lengthscales (d,), ridge (d,), additive share, signal variance, noise variance."""
+        lengthscales, ridge = np.exp(theta[: self.p])[self.groups], theta[self.p : -3]
+        return lengthscales, ridge, 1 / (1 + math.exp(-theta[-3])), math.exp(theta[-2]), math.exp(theta[-1])
 
     def terms(self, theta, A, B):
         """For each term of k: its weight, m and -m'(a) / a (n, m) between the rows of A (n, d) and B (m, d)."""
-        lengthscales, share, signal, _ = self.scales(theta)
-        A, B = math.sqrt(5) * A / lengthscales, math.sqrt(5) * B / lengthscales
+        lengthscales, ridge, share, signal, _ = self.scales(theta)
+        A, B = (math.sqrt(5) * np.column_stack([C / lengthscales, C @ ridge]) for C in (A, B))
         for columns, weight in zip(self.columns, [1 - share] + self.p * [share / self.p]):
             yield weight * signal, *self.correlation(distances(A[:, columns], B[:, columns]))
 
@@ -175,8 +179,8 @@ class GaussianProcess:
         return K
 
     def log_posterior(self, theta):
-        """ln p(y | X, theta) + ln p(theta) up to a constant, and its gradient (p + 3,); R&W eq. 5.8, 5.9."""
-        lengthscales, share, _, noise = self.scales(theta)
+        """ln p(y | X, theta) + ln p(theta) up to a constant, and its gradient, shaped as theta; R&W eq. 5.8, 5.9."""
+        lengthscales, ridge, share, _, noise = self.scales(theta)
         terms = list(self.terms(theta, self.X, self.X))
         K_joint = terms[0][0] * terms[0][1]
         K_additive = sum(weight * correlation for weight, correlation, _ in terms[1:])
@@ -190,18 +194,25 @@ class GaussianProcess:
         Q = np.outer(alpha, alpha) - L_inv.T @ L_inv  # d value / d K = Q / 2
         Z, by_column = math.sqrt(5) * self.X / lengthscales, np.zeros(len(self.groups))
         for columns, (weight, _, slope) in zip(self.columns, terms):
-            # d K_ij / d ln l_k = weight slope_ij (Z_ik - Z_jk)^2, summed without an n x n x d array
-            W, Z_term = Q * slope, Z[:, columns]
-            by_column[columns] += weight * (W.sum(1) @ Z_term**2 - np.einsum("ij,ij->j", W @ Z_term, Z_term))
+            # d K_ij / d ln l_k = W_ij (Z_ik - Z_jk)^2 / Q_ij, summed by the Laplacian of W without an n x n x d array
+            W = weight * Q * slope
+            laplacian, Z_term = np.diag(W.sum(1)) - W, Z[:, columns]
+            by_column[columns] += np.einsum("ij,ij->j", laplacian @ Z_term, Z_term)
+            if isinstance(columns, slice):  # the joint term
+                by_ridge = -5 * self.X.T @ (laplacian @ (self.X @ ridge))
         by_share = 0.5 * (Q * ((1 - share) * K_additive - share * K_joint)).sum()
         by_signal = 0.5 * (Q * (K_joint + K_additive)).sum()
         by_lengthscale = np.bincount(self.groups, by_column, self.p)
-        gradient = np.array([*by_lengthscale, by_share, by_signal, 0.5 * noise * np.trace(Q)])
+        gradient = np.array([*by_lengthscale, *by_ridge, by_share, by_signal, 0.5 * noise * np.trace(Q)])
         return value, gradient - deviation / self.prior_sd
 
     def fit(self, n_steps=30):
-        """theta at the maximum of the log posterior, found by BFGS from the prior's mean (Nocedal & Wright, Alg. 6.1)."""
-        theta = self.prior_mean
+        """theta at a maximum of the log posterior, found by BFGS from the prior's mean (Nocedal & Wright, Alg. 6.1).
+
+        But the ridge starts along the slope of y: at 0, where v and -v are the same, its gradient is 0 and it would stay.
+        """
+        theta, slope = self.prior_mean.copy(), (self.X - self.X.mean(0)).T @ (self.y - self.y.mean())
+        theta[self.p : -3] += slope / (np.linalg.norm(slope) or 1.0)
         value, gradient = self.log_posterior(theta)
         H = 0.1 * np.eye(len(theta))  # inverse Hessian of -value
         for _ in range(n_steps):

@@ -73,6 +73,7 @@ def test_explanation_shows_prediction_lengthscales_neighbours_and_pending_trials
         "origin model",
         "recomputed: equal",
         "lengthscales",
+        "combination that matters",
         "additive share",
         "prediction there",
         "acquisition",

@@ -45,21 +45,22 @@ def test_matern52_matches_textbook_formula():
 def textbook_kernel(gp, theta, A, B):
     """k entry by entry, from its definition."""
     *lengthscales, additive, signal, _ = theta
-    lengthscales, share = np.exp(lengthscales), 1 / (1 + math.exp(-additive))
+    lengthscales, ridge, share = np.exp(lengthscales[: gp.p]), lengthscales[gp.p :], 1 / (1 + math.exp(-additive))
 
     def m(r2):
         return (1 + math.sqrt(5 * r2) + 5 * r2 / 3) * math.exp(-math.sqrt(5 * r2))
 
     def k(x, z):
         squares = np.bincount(gp.groups, (x - z) ** 2) / lengthscales**2  # one for each hyperparameter
-        return math.exp(signal) * ((1 - share) * m(squares.sum()) + share * np.mean([m(r2) for r2 in squares]))
+        joint = squares.sum() + ((x - z) @ ridge) ** 2
+        return math.exp(signal) * ((1 - share) * m(joint) + share * np.mean([m(r2) for r2 in squares]))
 
     return np.array([[k(x, z) for z in B] for x in A]) + gp.prior.mean_variance
 
 
 def test_kernel_matches_its_formula():
     gp, rng = process()
-    theta, A = gp.prior_mean + 0.5 * rng.normal(size=6), rng.random((9, 4))
+    theta, A = gp.prior_mean + 0.5 * rng.normal(size=10), rng.random((9, 4))
     assert gp.kernel(theta, A, gp.X) == pytest.approx(textbook_kernel(gp, theta, A, gp.X), rel=1e-7)
     X = rng.random((3000, 4))
     assert gp.kernel(theta, X, A) == pytest.approx(gp.kernel(theta, A, X).T, rel=1e-9)  # in blocks or not
@@ -67,9 +68,9 @@ def test_kernel_matches_its_formula():
 
 def test_gradient_matches_finite_differences():
     gp, rng = process()
-    theta = gp.prior_mean + 0.4 * rng.normal(size=6)
+    theta = gp.prior_mean + 0.4 * rng.normal(size=10)
     _, gradient = gp.log_posterior(theta)
-    steps = 1e-5 * np.eye(6)
+    steps = 1e-5 * np.eye(10)
     differences = [(gp.log_posterior(theta + s)[0] - gp.log_posterior(theta - s)[0]) / 2e-5 for s in steps]
     assert gradient == pytest.approx(differences, abs=1e-6)
 
@@ -79,12 +80,31 @@ def test_fit_reaches_a_maximum():
     theta = gp.fit()
     value, gradient = gp.log_posterior(theta)
     assert np.abs(gradient).max() < 0.05
-    assert all(value >= gp.log_posterior(theta + 0.1 * rng.normal(size=6))[0] - 1e-3 for _ in range(20))
+    assert all(value >= gp.log_posterior(theta + 0.1 * rng.normal(size=10))[0] - 1e-3 for _ in range(20))
+
+
+def test_fit_finds_a_ridge():
+    """y depends on one combination of two of four columns: the fitted ridge is along it, and predicts better for it."""
+    rng = np.random.default_rng(0)
+    X, X_new = rng.random((40, 4)), rng.random((500, 4))
+
+    def f(X):
+        return np.sin(6 * (X[:, 0] - 0.7 * X[:, 2]))
+
+    errors = []
+    for prior in (Prior(), Prior(ridge=(0.0, 1e-6))):
+        gp = GaussianProcess(X, f(X), np.arange(4), prior)
+        theta = gp.fit()
+        errors.append(np.abs(gp.posterior(theta, X).predict(X_new)[0][:, 0] - f(X_new)).mean())
+        if prior == Prior():
+            ridge = theta[4:8] / np.linalg.norm(theta[4:8])
+            assert abs(ridge @ np.array([1, 0, -0.7, 0])) / math.hypot(1, 0.7) > 0.98
+    assert errors[0] < 0.1 * errors[1]
 
 
 def test_posterior_matches_the_dense_formula():
     gp, rng = process()
-    theta, X_new = gp.prior_mean, rng.random((7, 4))
+    theta, X_new = gp.prior_mean + 0.3 * rng.normal(size=10), rng.random((7, 4))
     mu, sigma = gp.posterior(theta, gp.X).predict(X_new)
     K_inv = np.linalg.inv(textbook_kernel(gp, theta, gp.X, gp.X) + math.exp(theta[-1]) * np.eye(25))
     k = textbook_kernel(gp, theta, X_new, gp.X)
@@ -118,7 +138,7 @@ def test_mean_is_unknown():
     rng = np.random.default_rng(0)
     X = np.concatenate([0.001 * rng.random((30, 2)), [[0.5, 0.5]]])  # thirty rows in one place, one elsewhere
     gp = GaussianProcess(X, np.array([5.0] * 30 + [9.0]), np.array([0, 1]), Prior(mean_variance=1e6))
-    theta = np.array([math.log(0.05)] * 2 + [-20.0, 0.0, math.log(0.01)])
+    theta = np.array([math.log(0.05)] * 2 + [0.0, 0.0, -20.0, 0.0, math.log(0.01)])
     assert gp.posterior(theta, gp.X).predict(np.array([[0.0, 1.0]]))[0][0, 0] == pytest.approx(7.0, abs=0.05)
 
 

@@ -212,6 +212,12 @@ def test_deleted_folder_of_logs_costs_no_trial(backend):
     assert end.finished and "to stdout" in (backend.log_folder / "0007.log").read_text()
 
 
+def test_a_run_that_was_moved_away_gets_no_new_folder(backend, tmp_path):
+    gone = LocalBackend(tmp_path / "faults.py", tmp_path / "gone" / "logs", n_workers=1)
+    *_, end = events_of(gone, "print", id=7)
+    assert not end.finished and "gone" in end.error and not (tmp_path / "gone").exists()
+
+
 def test_seed_of_a_trial_depends_on_the_runs_seed_and_the_trials_id_only(backend):
     ((first,), _), ((again,), _) = events_of(backend, "seed", id=3), events_of(backend, "seed", id=3)
     ((other,), _) = events_of(backend, "seed", id=4)
