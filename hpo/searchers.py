@@ -88,6 +88,11 @@ def matern52(a):
     return decay, slope
 
 
+def laplacian(W, Z):
+    """(diag(W 1) - W) Z; Z^T times it is half of sum_ij W_ij (Z_i - Z_j) (Z_i - Z_j)^T, for a symmetric W (n, n)."""
+    return W.sum(1)[:, None] * Z - W @ Z
+
+
 def robust_cholesky(K):
     """Lower Cholesky factor of K + jitter I, the jitter the first of 1e-10, 1e-9, ... at the scale of K that works."""
     scale = max(1.0, np.mean(np.diag(K)))
@@ -194,12 +199,11 @@ class GaussianProcess:
         Q = np.outer(alpha, alpha) - L_inv.T @ L_inv  # d value / d K = Q / 2
         Z, by_column = math.sqrt(5) * self.X / lengthscales, np.zeros(len(self.groups))
         for columns, (weight, _, slope) in zip(self.columns, terms):
-            # d K_ij / d ln l_k = W_ij (Z_ik - Z_jk)^2 / Q_ij, summed by the Laplacian of W without an n x n x d array
-            W = weight * Q * slope
-            laplacian, Z_term = np.diag(W.sum(1)) - W, Z[:, columns]
-            by_column[columns] += np.einsum("ij,ij->j", laplacian @ Z_term, Z_term)
+            # d K_ij / d ln l_k = weight slope_ij (Z_ik - Z_jk)^2, summed without an n x n x d array
+            W, Z_term = Q * slope, Z[:, columns]
+            by_column[columns] += weight * (Z_term * laplacian(W, Z_term)).sum(0)
             if isinstance(columns, slice):  # the joint term
-                by_ridge = -5 * self.X.T @ (laplacian @ (self.X @ ridge))
+                by_ridge = -5 * weight * self.X.T @ laplacian(W, self.X @ ridge[:, None])[:, 0]
         by_share = 0.5 * (Q * ((1 - share) * K_additive - share * K_joint)).sum()
         by_signal = 0.5 * (Q * (K_joint + K_additive)).sum()
         by_lengthscale = np.bincount(self.groups, by_column, self.p)
@@ -214,11 +218,11 @@ class GaussianProcess:
         theta, slope = self.prior_mean.copy(), (self.X - self.X.mean(0)).T @ (self.y - self.y.mean())
         theta[self.p : -3] += slope / (np.linalg.norm(slope) or 1.0)
         value, gradient = self.log_posterior(theta)
-        H = 0.1 * np.eye(len(theta))  # inverse Hessian of -value
+        H = 0.1 * np.diag(self.prior_sd**2)  # inverse Hessian of -value
         for _ in range(n_steps):
             step = H @ gradient
             step *= min(1.0, 1.5 / np.abs(step).max())  # no logarithm moves by more than 1.5
-            if gradient @ step < 1e-4:
+            if gradient @ step < 0.003:
                 break
             for _ in range(8):  # backtracking, Armijo's condition
                 new_value, new_gradient = self.log_posterior(theta + step)
