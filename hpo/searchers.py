@@ -129,7 +129,7 @@ class Prior:
     lengthscale: tuple = (math.log(0.5), 0.7)  # logarithm
     choice_lengthscale: tuple = (math.log(2.0), 0.7)  # what is good with one category is mostly good with another
     epoch_lengthscale: tuple = (math.log(2.0), 0.7)  # of ln(epoch): early epochs predict the last well
-    ridge: tuple = (0.0, 1.5)
+    ridge: tuple = (0.0, 1.5)  # of each of its weights
     additive: tuple = (0.0, 1.5)  # logit
     signal_variance: tuple = (0.0, 1.0)  # logarithm
     noise_variance: tuple = (math.log(0.01), 2.0)  # logarithm
@@ -233,9 +233,9 @@ class GaussianProcess:
                 break
             change = gradient - new_gradient
             if step @ change > 1e-10:
-                rho = 1 / (step @ change)
-                V = np.eye(len(theta)) - rho * np.outer(step, change)
-                H = V @ H @ V.T + rho * np.outer(step, step)
+                rho, w = 1 / (step @ change), H @ change
+                crossed = np.outer(w, step)
+                H = H + rho * ((1 + rho * (change @ w)) * np.outer(step, step) - crossed - crossed.T)
             theta, value, gradient = theta + step, new_value, new_gradient
         return theta
 
