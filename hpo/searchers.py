@@ -294,9 +294,15 @@ def log_h(z):
     return np.where(z > 0, np.log(np.where(z > 0, z + np.exp(left), 1.0)), left)
 
 
-def log_expected_improvement(mu, sigma, best):
-    """ln E[max(best - f, 0)], f ~ N(mu, sigma^2): Ament et al. 2023 (2310.20708) on why the logarithm."""
-    return np.log(sigma) + log_h((best - mu) / sigma)
+def log_augmented_improvement(mu, sigma, best, noise):
+    """ln of E[max(best - f, 0)], f ~ N(mu, sigma^2), times 1 - noise / sqrt(noise^2 + sigma^2).
+
+    Ament et al. 2023 (2310.20708) on why the logarithm. noise: the standard deviation of an observation of f. The factor
+    is of Huang et al. 2006 (J. Global Optimization 34): where f is known better than one observation can tell, another
+    says little; without it noise, which keeps sigma up, keeps the search at the incumbent.
+    """
+    both = np.hypot(noise, sigma)
+    return 3 * np.log(sigma) + log_h((best - mu) / sigma) - np.log(both) - np.log(both + noise)
 
 
 # ---- Bayesian optimisation ------------------------------------------------------------------------------------------
@@ -331,7 +337,7 @@ class Model:
 
 
 class GPSearch:
-    """Gaussian-process optimisation: after a Latin hypercube, the maximum of log expected improvement.
+    """Gaussian-process optimisation: after a Latin hypercube, the maximum of log expected improvement, augmented.
 
     Failures have a process of their own (Gelbart et al. 2014, 1403.5607, weigh improvement by feasibility likewise): as
     the worst of losses they would be a cliff that no lengthscale fits, often close to the optimum. Where the time of an epoch
@@ -342,7 +348,7 @@ class GPSearch:
     """
 
     correlation = staticmethod(matern52)
-    acquisition = staticmethod(log_expected_improvement)
+    acquisition = staticmethod(log_augmented_improvement)
     prior = Prior()
     settings = Settings()
 
@@ -498,7 +504,9 @@ class GPSearch:
     def score(self, model, X):
         """ln of the expected improvement (m,) at the points X (m, d) in [0, 1], times the probability of no failure, per second."""
         mu, sigma = self.predict(model.losses, X)
-        scores = np.logaddexp.reduce(self.acquisition(mu, sigma, model.losses.best), axis=1) - math.log(mu.shape[1])
+        noise = math.exp(model.losses.theta[-1] / 2)
+        scores = self.acquisition(mu, sigma, model.losses.best, noise)
+        scores = np.logaddexp.reduce(scores, axis=1) - math.log(mu.shape[1])
         if model.failures:
             mu, sigma = self.predict(model.failures, X)
             z = (mu / np.sqrt(sigma**2 + math.exp(model.failures.theta[-1])))[:, 0]

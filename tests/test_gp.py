@@ -17,6 +17,7 @@ from hpo.searchers import (
     cost_features,
     in_proportion,
     inverse_of_lower,
+    log_augmented_improvement,
     log_h,
     losses_at,
     matern52,
@@ -164,6 +165,21 @@ def test_log_h_matches_high_precision_values():
     frozen |= {0.1: -0.7964313395507471, 1: 0.08002621884930694, 3: 1.0987396653277077, 30: 3.4011973816621555}
     for z, expected in frozen.items():
         assert log_h(z) == pytest.approx(expected, abs=2e-8)
+
+
+def test_augmented_improvement_matches_its_formula():
+    mu, sigma, best = np.array([[0.3, -1.0], [2.0, 0.5]]), np.array([[0.7], [1e-3]]), np.array([0.1, 0.6])
+    z = (best - mu) / sigma
+    Phi, phi = 0.5 * (1 + np.vectorize(math.erf)(z / math.sqrt(2))), np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+    improvement = (best - mu) * Phi + sigma * phi
+    seen = improvement > 1e-12  # else the oracle has cancelled
+    assert seen.sum() == 3
+    for noise in (0.0, 0.2, 5.0):
+        expected = improvement * (1 - noise / np.sqrt(noise**2 + sigma**2))
+        assert np.exp(log_augmented_improvement(mu, sigma, best, noise))[seen] == pytest.approx(
+            expected[seen], rel=1e-6
+        )
+    assert np.isfinite(log_augmented_improvement(mu, 1e-9, best, 30.0)).all()
 
 
 # ---- Behaviour ----------------------------------------------------------------------------------------------------------
