@@ -504,7 +504,8 @@ class GPSearch:
     def score(self, model, X):
         """ln of the expected improvement (m,) at the points X (m, d) in [0, 1], times the probability of no failure, per second."""
         mu, sigma = self.predict(model.losses, X)
-        noise = math.exp(model.losses.theta[-1] / 2)
+        has_epoch = model.losses.X.shape[1] > len(self.scale)  # there, minutes count, and augmented it was slower
+        noise = 0.0 if has_epoch else math.exp(model.losses.theta[-1] / 2)
         scores = self.acquisition(mu, sigma, model.losses.best, noise)
         scores = np.logaddexp.reduce(scores, axis=1) - math.log(mu.shape[1])
         if model.failures:
