@@ -362,9 +362,8 @@ def _print_to(path):
     nothing = os.open(os.devnull, os.O_RDWR)
     for target in (0, 1, 2):  # not the tuner's, even when there can be no log
         os.dup2(nothing, target)
-    with contextlib.suppress(
-        FileExistsError
-    ):  # somebody may have made room; but no new folder for a run that was moved
+    # somebody may have made room; but no new folder for a run that was moved
+    with contextlib.suppress(FileExistsError):
         os.mkdir(os.path.dirname(path))
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     for target in (1, 2):

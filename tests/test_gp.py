@@ -545,6 +545,27 @@ def timed_run(max_epochs=9):
     return trials
 
 
+def test_improvement_is_augmented_unless_the_epoch_is_an_input():
+    seen = []
+
+    class Watched(GPSearch):
+        @staticmethod
+        def acquisition(mu, sigma, best, noise):
+            seen.append(noise)
+            return log_augmented_improvement(mu, sigma, best, noise)
+
+    rng = np.random.default_rng(0)
+    trials = [Trial(i, sample(SPACE, rng), "random", status="done") for i in range(12)]
+    for trial in trials:
+        trial.curve = [(epoch, rng.random()) for epoch in (1, 3)]
+    Watched(SPACE, 0, 3).suggest(trials)
+    assert seen and min(seen) > 0
+    seen.clear()
+    trials[5].status, trials[5].curve = "stopped", trials[5].curve[:1]
+    Watched(SPACE, 0, 3).suggest(trials)
+    assert seen and max(seen) == 0
+
+
 def test_improvement_counts_per_second_while_other_trials_run():
     space, trials, epochs = {"x": uniform(0, 1), "y": uniform(0, 1), "epochs": 9}, timed_run(), 9
 
