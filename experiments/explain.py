@@ -106,7 +106,7 @@ def show_model(run, searcher, model, before, trial):
     print("\nlengthscales, the most influential first (ranges have length 1, up to the scale of the domain):")
     for i in sorted(of_parameter, key=of_parameter.get):
         print(f"  {names[i]:<24}{of_parameter[i]:.3g}")
-    weights = sorted(zip(ridge, [*column_names(run["space"]), "(epoch)"]), key=lambda pair: -abs(pair[0]))
+    weights = sorted(zip(ridge, column_names(run["space"])), key=lambda pair: -abs(pair[0]))
     print("combination that matters as such:", "  ".join(f"{weight:+.2g} {name}" for weight, name in weights[:6]))
     print(f"additive share {share:.2f}, standard deviation of the function {unit * math.sqrt(signal):.3g}, ", end="")
     print(f"of the noise {unit * math.sqrt(noise):.3g}, in {run['metric']}")

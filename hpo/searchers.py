@@ -13,7 +13,7 @@ Notation, after Rasmussen & Williams, Gaussian Processes for Machine Learning (2
 
     X (n, d)        configurations encoded in [0, 1]^d; y (n,) their standardised losses, lower is better
     theta           ln lengthscale of each of the p hyperparameters, the ridge v (d,), logit of the additive share w,
-    (p + d + 3,)    ln signal variance, ln noise variance
+    (p + d + 3,)    ln signal variance, ln noise variance; the epoch, where it is an input, has no entry of v
     K, L, alpha     covariance of y, its Cholesky factor, K^-1 y; L_inv = L^-1
     X_new (m, d)    candidates; mu, sigma (m,) posterior mean and standard deviation there
 """
@@ -143,9 +143,10 @@ class GaussianProcess:
         r_i = |x_i - x'_i| / lengthscale_i,  r^2 = sum_i r_i^2 + (v.x - v.x')^2
 
     with m Matern-5/2. The ridge v is a combination of hyperparameters that matters as such, as learning rates do against
-    batch sizes: it makes r a factor-analysis distance (R&W section 5.1). w is the share that is additive in the p
-    hyperparameters: it learns from every trial about each hyperparameter by itself (Duvenaud et al. 2011, 1112.4394). The
-    mean is integrated out: the average of y, mostly of trials near the optimum, would be too optimistic elsewhere.
+    batch sizes: it makes r a factor-analysis distance (R&W section 5.1). The epoch has no part in it: after a few short
+    trials poor ones would promise much at the last epoch. w is the share that is additive in the p hyperparameters: it
+    learns from every trial about each by itself (Duvenaud et al. 2011, 1112.4394). The mean is integrated out: the
+    average of y, mostly of trials near the optimum, would be too optimistic elsewhere.
 
     groups (d,): the hyperparameter of each column of X, as the columns of one choice belong together.
     correlation: m, as a function of a = sqrt(5) r; returns (m, -m'(a) / a).
@@ -158,7 +159,8 @@ class GaussianProcess:
         pairs = [prior.lengthscale if n == 1 else prior.choice_lengthscale for n in np.bincount(groups)]
         if with_epoch:
             pairs[-1] = prior.epoch_lengthscale
-        pairs += len(groups) * [prior.ridge] + [prior.additive, prior.signal_variance, prior.noise_variance]
+        self.d_ridge = len(groups) - with_epoch
+        pairs += self.d_ridge * [prior.ridge] + [prior.additive, prior.signal_variance, prior.noise_variance]
         self.prior_mean, self.prior_sd = np.array(pairs).T
         self.columns = [slice(None), *(np.flatnonzero(groups == i) for i in range(self.p))]  # of each term of k
 
@@ -170,7 +172,7 @@ class GaussianProcess:
     def terms(self, theta, A, B):
         """For each term of k: its weight, m and -m'(a) / a (n, m) between the rows of A (n, d) and B (m, d)."""
         lengthscales, ridge, share, signal, _ = self.scales(theta)
-        A, B = (math.sqrt(5) * np.column_stack([C / lengthscales, C @ ridge]) for C in (A, B))
+        A, B = (math.sqrt(5) * np.column_stack([C / lengthscales, C[:, : self.d_ridge] @ ridge]) for C in (A, B))
         for columns, weight in zip(self.columns, [1 - share] + self.p * [share / self.p]):
             yield weight * signal, *self.correlation(distances(A[:, columns], B[:, columns]))
 
@@ -203,7 +205,8 @@ class GaussianProcess:
             W, Z_term = Q * slope, Z[:, columns]
             by_column[columns] += weight * (Z_term * laplacian(W, Z_term)).sum(0)
             if isinstance(columns, slice):  # the joint term
-                by_ridge = -5 * weight * self.X.T @ laplacian(W, self.X @ ridge[:, None])[:, 0]
+                X = self.X[:, : self.d_ridge]
+                by_ridge = -5 * weight * X.T @ laplacian(W, X @ ridge[:, None])[:, 0]
         by_share = 0.5 * (Q * ((1 - share) * K_additive - share * K_joint)).sum()
         by_signal = 0.5 * (Q * (K_joint + K_additive)).sum()
         by_lengthscale = np.bincount(self.groups, by_column, self.p)
@@ -215,7 +218,8 @@ class GaussianProcess:
 
         But the ridge starts along the slope of y: at 0, where v and -v are the same, its gradient is 0 and it would stay.
         """
-        theta, slope = self.prior_mean.copy(), (self.X - self.X.mean(0)).T @ (self.y - self.y.mean())
+        theta, X = self.prior_mean.copy(), self.X[:, : self.d_ridge]
+        slope = (X - X.mean(0)).T @ (self.y - self.y.mean())
         theta[self.p : -3] += slope / (np.linalg.norm(slope) or 1.0)
         value, gradient = self.log_posterior(theta)
         H = 0.1 * np.diag(self.prior_sd**2)  # inverse Hessian of -value
@@ -502,7 +506,7 @@ class GPSearch:
         return posterior.predict(self.at_epoch(posterior, X * self.scale, epoch))
 
     def score(self, model, X):
-        """ln of the expected improvement (m,) at the points X (m, d) in [0, 1], times the probability of no failure, per second."""
+        """ln of expected improvement times the probability of no failure, per second, (m,) at the points X (m, d) in [0, 1]."""
         mu, sigma = self.predict(model.losses, X)
         has_epoch = model.losses.X.shape[1] > len(self.scale)  # there, minutes count, and augmented it was slower
         noise = 0.0 if has_epoch else math.exp(model.losses.theta[-1] / 2)

@@ -29,9 +29,9 @@ from hpo.trial import Trial
 SPACE = {"x": uniform(0, 1), "lr": loguniform(1e-4, 1), "n": randint(1, 9), "kind": choice(["a", "b"]), "epochs": 3}
 
 
-def process(n=25, seed=0):
+def process(n=25, seed=0, **options):
     rng = np.random.default_rng(seed)
-    return GaussianProcess(rng.random((n, 4)), rng.normal(size=n), np.array([0, 1, 2, 2])), rng
+    return GaussianProcess(rng.random((n, 4)), rng.normal(size=n), np.array([0, 1, 2, 2]), **options), rng
 
 
 # ---- Mathematics --------------------------------------------------------------------------------------------------------
@@ -47,6 +47,7 @@ def textbook_kernel(gp, theta, A, B):
     """k entry by entry, from its definition."""
     *lengthscales, additive, signal, _ = theta
     lengthscales, ridge, share = np.exp(lengthscales[: gp.p]), lengthscales[gp.p :], 1 / (1 + math.exp(-additive))
+    ridge = [*ridge, 0.0][: A.shape[1]]  # the epoch has no part in it
 
     def m(r2):
         return (1 + math.sqrt(5 * r2) + 5 * r2 / 3) * math.exp(-math.sqrt(5 * r2))
@@ -59,19 +60,21 @@ def textbook_kernel(gp, theta, A, B):
     return np.array([[k(x, z) for z in B] for x in A]) + gp.prior.mean_variance
 
 
-def test_kernel_matches_its_formula():
-    gp, rng = process()
-    theta, A = gp.prior_mean + 0.5 * rng.normal(size=10), rng.random((9, 4))
+@pytest.mark.parametrize("with_epoch", [False, True])
+def test_kernel_matches_its_formula(with_epoch):
+    gp, rng = process(with_epoch=with_epoch)
+    theta, A = gp.prior_mean + 0.5 * rng.normal(size=len(gp.prior_mean)), rng.random((9, 4))
     assert gp.kernel(theta, A, gp.X) == pytest.approx(textbook_kernel(gp, theta, A, gp.X), rel=1e-7)
     X = rng.random((3000, 4))
     assert gp.kernel(theta, X, A) == pytest.approx(gp.kernel(theta, A, X).T, rel=1e-9)  # in blocks or not
 
 
-def test_gradient_matches_finite_differences():
-    gp, rng = process()
-    theta = gp.prior_mean + 0.4 * rng.normal(size=10)
+@pytest.mark.parametrize("with_epoch", [False, True])
+def test_gradient_matches_finite_differences(with_epoch):
+    gp, rng = process(with_epoch=with_epoch)
+    theta = gp.prior_mean + 0.4 * rng.normal(size=9 if with_epoch else 10)
     _, gradient = gp.log_posterior(theta)
-    steps = 1e-5 * np.eye(10)
+    steps = 1e-5 * np.eye(len(theta))
     differences = [(gp.log_posterior(theta + s)[0] - gp.log_posterior(theta - s)[0]) / 2e-5 for s in steps]
     assert gradient == pytest.approx(differences, abs=1e-6)
 

@@ -38,7 +38,7 @@ def trial(id, status, *losses):
 def test_line_counts_the_trials_and_names_the_best(make):
     status, tuner = make(False), SimpleNamespace(running={}, seconds=7200.0)
     assert status.line(tuner) == (
-        "0:00:00 elapsed, 2:00:00 left | 0 done, 0 running, 0 stopped, 0 failed | no result yet | 0 trials/h"
+        "0:00:00 elapsed, 2:00:00 left | no result yet | 0 done, 0 running, 0 stopped, 0 failed | 0 trials/h"
     )
     for ended in (
         trial(0, "done", -0.5, -0.75),
@@ -49,7 +49,7 @@ def test_line_counts_the_trials_and_names_the_best(make):
         status.note(ended)
     status.backend.seconds, tuner.running = 3661.0, {4: trial(4, "running"), 5: trial(5, "running", -0.625)}
     assert status.line(tuner) == (
-        "1:01:01 elapsed, 0:58:59 left | 1 done, 2 running, 2 stopped, 1 failed | best accuracy=0.75 (trial 0) | 4 trials/h"
+        "1:01:01 elapsed, 0:58:59 left | best accuracy=0.75 (trial 0) | 1 done, 2 running, 2 stopped, 1 failed | 4 trials/h"
     )
     tuner.running[5].curve.append((2, -0.875))
     status.note(trial(6, "timeout", -0.1))
