@@ -102,10 +102,9 @@ def show_model(run, searcher, model, before, trial):
     lengthscales, ridge, share, signal, noise = losses.process.scales(losses.theta)
     centre, unit = model.units
     sign = -1.0 if run["mode"] == "max" else 1.0
-    of_parameter = dict(zip(losses.process.groups, lengthscales))
     print("\nlengthscales, the most influential first (ranges have length 1, up to the scale of the domain):")
-    for i in sorted(of_parameter, key=of_parameter.get):
-        print(f"  {names[i]:<24}{of_parameter[i]:.3g}")
+    for i in np.argsort(lengthscales, kind="stable"):
+        print(f"  {names[i]:<24}{lengthscales[i]:.3g}")
     weights = sorted(zip(ridge, column_names(run["space"])), key=lambda pair: -abs(pair[0]))
     print("combination that matters as such:", "  ".join(f"{weight:+.2g} {name}" for weight, name in weights[:6]))
     print(f"additive share {share:.2f}, standard deviation of the function {unit * math.sqrt(signal):.3g}, ", end="")
