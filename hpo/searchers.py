@@ -22,6 +22,7 @@ import functools
 import itertools
 import logging
 import math
+import numbers
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -43,11 +44,19 @@ logger = logging.getLogger(__name__)
 
 
 # ---- Random search --------------------------------------------------------------------------------------------------
+def check_arguments(space, seed, max_epochs):
+    """ValueError where they are no space, no integer from 0, no integer from 1 or None."""
+    check_space(space)
+    for name, value, lowest in (("seed", seed, 0), ("max_epochs", 1 if max_epochs is None else max_epochs, 1)):
+        if not isinstance(value, numbers.Integral) or value < lowest:
+            raise ValueError(f"{name}: expected an integer, at least {lowest}, got {value!r}")
+
+
 class RandomSearch:
     """Independent draws from the space, no configuration twice while there is another."""
 
     def __init__(self, space, seed=0, max_epochs=None):
-        check_space(space)
+        check_arguments(space, seed, max_epochs)
         self.space, self.seed = space, seed
 
     def suggest(self, trials):
@@ -243,16 +252,23 @@ class GaussianProcess:
             theta, value, gradient = theta + step, new_value, new_gradient
         return theta
 
-    def posterior(self, theta, incumbents, pending=(), n_fantasies=1, rng=None):
+    def posterior(self, theta, incumbents, pending=(), n_fantasies=1, rng=None, failed=()):
         """Posterior given y and, at the rows of `pending` (m, d), n_fantasies joint samples of the function there.
 
         The fantasies (Snoek et al. 2012, 1206.2944) share one L, as the covariance does not depend on y.
         incumbents: rows whose lowest posterior mean given y is to be improved on, as are the samples at `pending`.
+        failed: rows (m, d) that have no loss. As if they had had the one expected of them, but none to improve on: that
+        nothing is known there would be a reason to try them again.
         """
         X, y, noise = self.X, self.y[:, None], math.exp(theta[-1])
         L_inv = inverse_of_lower(robust_cholesky(self.kernel(theta, X, X) + noise * np.eye(len(X))))
         b = L_inv @ y
         best = (self.kernel(theta, incumbents, X) @ (L_inv.T @ b)).min(axis=0)
+        if len(failed):
+            A = self.kernel(theta, failed, X) @ L_inv.T
+            X, y = np.concatenate([X, failed]), np.concatenate([y, np.maximum(A @ b, best)])
+            L_inv = append_rows(L_inv, A, self.kernel(theta, failed, failed) - A @ A.T + noise * np.eye(len(A)))
+            b = L_inv @ y
         if len(pending):
             A = self.kernel(theta, pending, X) @ L_inv.T
             C = self.kernel(theta, pending, pending) - A @ A.T
@@ -269,7 +285,7 @@ class Posterior:
 
     process: GaussianProcess
     theta: np.ndarray
-    X: np.ndarray  # (n, d), pending rows last
+    X: np.ndarray  # (n, d), failed and pending rows last
     L_inv: np.ndarray  # (n, n)
     b: np.ndarray  # (n, f): L^-1 y
     best: np.ndarray  # (f,): the loss to improve on, see `GaussianProcess.posterior`
@@ -357,7 +373,7 @@ class GPSearch:
     settings = Settings()
 
     def __init__(self, space, seed=0, max_epochs=None):
-        check_space(space)
+        check_arguments(space, seed, max_epochs)
         self.space, self.seed = space, seed
         self.rungs = [3**k for k in range(40) if max_epochs and 3**k < max_epochs] + [max_epochs]
         parts = list(domains(space).values())
@@ -423,16 +439,19 @@ class GPSearch:
 
         kept = best_and_random(y, settings.n_rows, rng)
         rows, y = [observed[i] for i in trial_of[kept]], y[kept]
-        incumbents, pending = (inputs(some, np.full(len(some), -1)) for some in (rows, running))
-        losses = self.learn(inputs(rows, rung_of[kept]), y, rng, incumbents, pending, settings.n_fantasies, rng)
-        return Model(losses, self.failures(ended, sound, rng), self.costs(ended, running), units)
+        is_sound = {trial.id for trial in sound}
+        failed = [trial for trial in ended if trial.id not in is_sound]
+        some = rows, running, failed[-settings.n_fit :]
+        incumbents, pending, lost = (inputs(trials, np.full(len(trials), -1)) for trials in some)
+        losses = self.learn(inputs(rows, rung_of[kept]), y, rng, incumbents, pending, settings.n_fantasies, rng, lost)
+        return Model(losses, self.failures(ended, failed, rng), self.costs(ended, running), units)
 
-    def failures(self, ended, sound, rng):
+    def failures(self, ended, failed, rng):
         """Posterior of -1 where an ended trial failed, +1 where it is sound; None when all are."""
-        not_failed = {trial.id for trial in sound}
-        if all(trial.id in not_failed for trial in ended):
+        if not failed:
             return None
-        y = np.array([1.0 if trial.id in not_failed else -1.0 for trial in ended])
+        has_failed = {trial.id for trial in failed}
+        y = np.array([-1.0 if trial.id in has_failed else 1.0 for trial in ended])
         kept = best_and_random(y, self.settings.n_rows, rng)  # failures first: they may be few
         X = self.encode([ended[i] for i in kept])
         return self.learn(X, y[kept], rng, X)
@@ -640,10 +659,10 @@ def standardise(losses, trial_of, rung_of, X):
             centre, unit = mean_and_deviation(y[here], 1 / crowding(X[trials]))
         else:
             centre, target = np.median(y[here]), np.median(before[trials])
+            # the first to learn at all may be far off in the units of those that do not: so much, and no more
+            unit = max(unit, np.abs(y[here] - centre).max() / 2)
             if len(trials) >= 5 and spread(y[here]) and spread(before[trials]):
-                unit = spread(y[here]) / spread(before[trials])
-            else:  # too few to tell; but the first to learn at all may be far off in the units of those that do not
-                unit = max(unit, np.abs(y[here] - centre).max() / 2)
+                unit = min(unit, spread(y[here]) / spread(before[trials]))
         y[here] = before[trials] = squash(target + (y[here] - centre) / unit, 2)
     return y, (size * (centre - unit * target), size * unit)
 
@@ -661,7 +680,7 @@ def crowding(X, width=0.15, n_others=500):
 def mean_and_deviation(y, weights):
     """Weighted mean and standard deviation of y (n,), high values squashed; the deviation 1 where it would be 0."""
     weights, median = weights / weights.sum(), weighted_quantile(y, weights, 0.5)
-    unit = (median - weighted_quantile(y, weights, 0.16)) or y.std() or 1.0
+    unit = max((median - weighted_quantile(y, weights, 0.16)) or y.std() or 1.0, 1e-300)  # others may be 1e300 times
     z = squash((y - median) / unit, 3)
     mean = weights @ z
     return median + unit * mean, unit * math.sqrt(weights @ (z - mean) ** 2) or 1.0
@@ -674,13 +693,17 @@ def weighted_quantile(y, weights, q):
 
 
 def squash(y, limit):
-    """y up to the limit, from there on its logarithm, and all the same beyond limit + 50."""
-    return np.where(y > limit, limit + np.log1p(np.clip(y - limit, 0, 50)), y)
+    """y up to the limit, from there on its logarithm, and all the same beyond limit + 50, and below -1000."""
+    return np.where(y > limit, limit + np.log1p(np.clip(y - limit, 0, 50)), np.maximum(y, -1000.0))
 
 
 def spread(y):
-    """Half-width of the better half of y: a standard deviation if it is normal, whatever the worse half is like."""
-    return np.median(y) - np.quantile(y, 0.16) or y.std()
+    """Half-width of the better half of y: a standard deviation if it is normal, whatever the worse half is like.
+
+    But not where that half all but ties, as at an accuracy of 1, and the rest does not.
+    """
+    low, middle, high = np.quantile(y, (0.16, 0.5, 0.84))
+    return max(middle - low, 0.05 * (high - low)) or y.std()
 
 
 def best_and_random(y, n, rng):

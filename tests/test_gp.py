@@ -124,6 +124,18 @@ def test_incumbent_is_the_lowest_posterior_mean_at_observed_rows():
     assert posterior.best == pytest.approx(posterior.predict(gp.X)[0].min(), abs=1e-6)
 
 
+def test_failed_rows_are_known_and_no_better_than_the_incumbent():
+    gp, rng = process()
+    failed, theta = rng.random((5, 4)), gp.prior_mean.copy()
+    theta[-1] = math.log(1e-6)
+    before, after = gp.posterior(theta, gp.X), gp.posterior(theta, gp.X, failed=failed)
+    mu, sigma = after.predict(failed)
+    assert mu == pytest.approx(np.maximum(before.predict(failed)[0], before.best), abs=1e-3)
+    assert after.best == before.best and (sigma < 0.01).all() and (before.predict(failed)[1] > 0.1).all()
+    twice = gp.posterior(theta, gp.X, rng.random((2, 4)), 4, rng, failed=np.concatenate([failed, failed]))
+    assert twice.predict(failed)[0].std(axis=1) == pytest.approx(0, abs=0.01)  # pending rows do not change that
+
+
 def test_fantasies_condition_on_a_sample_at_the_pending_rows():
     gp, rng = process()
     pending, theta = rng.random((3, 4)), gp.prior_mean.copy()
@@ -267,6 +279,24 @@ def test_a_category_that_only_fails_is_soon_left_alone():
 
     trials = simulate(GPSearch(space), space, objective, n_workers=4, n_trials=60)
     assert 2 <= sum(trial.config["kind"] == "broken" for trial in trials) <= 9
+
+
+@pytest.mark.parametrize("bad", [math.nan, 1e12])
+def test_a_region_that_fails_is_not_tried_again_and_again(bad):
+    """A third of the space fails, next to the optimum: as nothing else is unknown, it once got half of the trials."""
+    space = {"lr": loguniform(1e-6, 10), "momentum": uniform(0, 0.99), "x": uniform(0, 1)}
+
+    def excess(config):
+        return math.log10(config["lr"]) + 1 - 0.5 * config["momentum"]
+
+    def objective(config, rng):
+        loss = (excess(config) + 0.2) ** 2 + (config["momentum"] - 0.9) ** 2 + 0.1 * config["x"]
+        yield 1.0, {"loss": bad if excess(config) > 0 else loss + 0.01 * rng.normal()}
+
+    trials = simulate(GPSearch(space), space, objective, n_workers=1, n_trials=60)
+    failed = [excess(trial.config) > 0 for trial in trials]
+    assert sum(failed[:20]) >= 1 and sum(failed[20:]) <= 8
+    assert min(trial.value for trial, has_failed in zip(trials, failed) if not has_failed) < 0.03
 
 
 @pytest.mark.parametrize("seed", [0, 1, 7])
@@ -461,6 +491,36 @@ def test_rungs_are_levelled_and_keep_what_tells_trials_apart():
     assert (y[:10].mean(), y[:10].std()) == (pytest.approx(0), pytest.approx(1))
     assert y[10:] == pytest.approx(y[:5])
     assert centre + unit * y[10:] == pytest.approx(losses[10:])
+
+
+def test_ties_at_a_rung_make_no_absurd_prediction():
+    """Good trials all but tie at an accuracy of 1 from the second epoch on, as in the README's example."""
+    space, rng = {"x": loguniform(1e-4, 1), "n": randint(1, 4), "epochs": 9}, np.random.default_rng(0)
+    trials = [Trial(i, sample(space, rng), "random", status="done") for i in range(40)]
+    for i, trial in enumerate(trials):
+        if i % 2:
+            trial.config |= {"x": 1 - 1e-3 * rng.random(), "n": 1}
+        rate = trial.config["x"] / trial.config["n"]
+        trial.curve = [(epoch, (1 - rate) ** epoch - 1) for epoch in range(1, 10)]
+        if trial.curve[0][1] > -0.3 and i:
+            trial.status, trial.curve = "stopped", trial.curve[:1]
+    trial, mu, sigma = GPSearch(space, 0, 9).recommend(trials)
+    assert trial.config["x"] > 0.99 and abs(mu + 1) < 0.01 and sigma < 0.02
+
+
+@pytest.mark.parametrize("low", [-1e10, -1e300, -1.7e308])
+@pytest.mark.parametrize("size", [1e-5, 1.0, 1e3])
+def test_a_loss_far_below_all_others_is_the_best(low, size):
+    rng = np.random.default_rng(0)
+    trials = [Trial(i, sample(SPACE, rng), "random", status="done") for i in range(20)]
+    for trial in trials:
+        trial.curve = [(1, size * rng.random())]
+    trials[7].curve = [(1, low)]
+    for max_epochs in (None, 9):
+        trial, mu, sigma = GPSearch(SPACE, 0, max_epochs).recommend(trials)
+        assert trial.id == 7 and low * 1.01 < mu < 0 and math.isfinite(sigma)
+        assert GPSearch(SPACE, 0, max_epochs).suggest(trials)[1] == "model"
+        trials[3].status = "stopped"
 
 
 def test_first_to_learn_at_all_is_not_hundreds_of_units_off():

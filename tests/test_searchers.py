@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 
-from hpo.searchers import SEARCHERS, RandomSearch
+from hpo.searchers import SEARCHERS, GPSearch, RandomSearch
 from hpo.space import (
     cast_config,
     choice,
@@ -205,3 +205,12 @@ def test_registry_names_the_searchers():
     for searcher_class in SEARCHERS.values():
         config, origin = searcher_class(SPACE, seed=0, max_epochs=81).suggest([])
         assert list(config) == list(SPACE) and isinstance(origin, str)
+
+
+@pytest.mark.parametrize("searcher", [RandomSearch, GPSearch])
+@pytest.mark.parametrize(
+    "name, value", [("seed", -1), ("seed", "a"), ("seed", None), ("max_epochs", 0), ("max_epochs", 2.5)]
+)
+def test_bad_argument_is_named(searcher, name, value):
+    with pytest.raises(ValueError, match=f"{name}: expected an integer, at least [01], got {value!r}"):
+        searcher({"x": uniform(0, 1)}, **{name: value})
