@@ -257,8 +257,8 @@ class GaussianProcess:
 
         The fantasies (Snoek et al. 2012, 1206.2944) share one L, as the covariance does not depend on y.
         incumbents: rows whose lowest posterior mean given y is to be improved on, as are the samples at `pending`.
-        failed: rows (m, d) that have no loss. As if they had had the one expected of them, but none to improve on: that
-        nothing is known there would be a reason to try them again.
+        failed: rows (m, d) that have no loss: as if they had had the one expected of them, as that nothing is known
+        there would be a reason to try them again.
         """
         X, y, noise = self.X, self.y[:, None], math.exp(theta[-1])
         L_inv = inverse_of_lower(robust_cholesky(self.kernel(theta, X, X) + noise * np.eye(len(X))))
@@ -266,7 +266,7 @@ class GaussianProcess:
         best = (self.kernel(theta, incumbents, X) @ (L_inv.T @ b)).min(axis=0)
         if len(failed):
             A = self.kernel(theta, failed, X) @ L_inv.T
-            X, y = np.concatenate([X, failed]), np.concatenate([y, np.maximum(A @ b, best)])
+            X, y = np.concatenate([X, failed]), np.concatenate([y, A @ b])
             L_inv = append_rows(L_inv, A, self.kernel(theta, failed, failed) - A @ A.T + noise * np.eye(len(A)))
             b = L_inv @ y
         if len(pending):
