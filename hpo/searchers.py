@@ -198,7 +198,7 @@ class GaussianProcess:
     def log_posterior(self, theta):
         """ln p(y | X, theta) + ln p(theta) up to a constant, and its gradient, shaped as theta; R&W eq. 5.8, 5.9."""
         lengthscales, ridge, share, signal, noise = self.scales(theta)
-        i, j, difference, squares = self.pairs  # half of K, and less than half of the time
+        i, j, difference, squares = self.pairs  # half of K: a third less time
         scaled, along = squares / lengthscales[:, None] ** 2, difference @ ridge
         joint, *additive = [self.correlation(np.sqrt(5 * r2)) for r2 in (scaled.sum(axis=0) + along**2, *scaled)]
         k_joint, weight = signal * (1 - share) * joint[0], signal * share / self.p
