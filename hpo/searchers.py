@@ -129,7 +129,7 @@ def append_rows(L_inv, A, C):
 
 @dataclass(frozen=True)
 class Prior:
-    """Independent normal distributions of theta's entries (mean, standard deviation), and of the process's mean."""
+    """Independent normal distributions (mean, standard deviation) of theta's entries and of the mean's coefficients."""
 
     lengthscale: tuple = (math.log(0.5), 0.7)  # logarithm
     choice_lengthscale: tuple = (math.log(2.0), 0.7)  # what is good with one category is mostly good with another
@@ -138,20 +138,22 @@ class Prior:
     additive: tuple = (0.0, 1.5)  # logit
     signal_variance: tuple = (0.0, 1.0)  # logarithm
     noise_variance: tuple = (math.log(0.01), 2.0)  # logarithm
-    mean_variance: float = 10.0  # of the unknown constant mean, integrated out
+    constant: tuple = (0.0, 3.16)  # of the mean
+    bowl: tuple = (0.5, 0.125)  # of the mean, see `GaussianProcess.basis`
 
 
 class GaussianProcess:
-    """A constant plus a function, additive in part, of which (X, y) are noisy observations.
+    """A mean plus a function, additive in part, of which (X, y) are noisy observations.
 
-        k(x, x') = signal ((1 - w) m(r) + w/p sum_i m(r_i)) + mean_variance
+        k(x, x') = signal ((1 - w) m(r) + w/p sum_i m(r_i)) + h(x).(S h(x'))
         r_i = |x_i - x'_i| / lengthscale_i,  r^2 = sum_i r_i^2 + (v.x - v.x')^2
 
     with m Matern-5/2. The ridge v is a combination of hyperparameters that matters as such, as learning rates do against
     batch sizes: it makes r a factor-analysis distance (R&W section 5.1). The epoch has no part in it: after a few short
     trials poor ones would promise much at the last epoch. w is the share that is additive in the p hyperparameters: it
-    learns from every trial about each by itself (Duvenaud et al. 2011, 1112.4394). The mean is integrated out: the
-    average of y, mostly of trials near the optimum, would be too optimistic elsewhere.
+    learns from every trial about each by itself (Duvenaud et al. 2011, 1112.4394). The mean is linear in h, of which `basis`
+    tells, and its coefficients integrated out, with variances S (R&W section 2.7): the average of y, mostly of trials near
+    the optimum, would be too optimistic elsewhere.
 
     groups (d,): the hyperparameter of each column of X, as the columns of one choice belong together.
     correlation: m, as a function of a = sqrt(5) r; returns (m, -m'(a) / a).
@@ -168,6 +170,26 @@ class GaussianProcess:
         pairs += self.d_ridge * [prior.ridge] + [prior.additive, prior.signal_variance, prior.noise_variance]
         self.prior_mean, self.prior_sd = np.array(pairs).T
         self.columns = [slice(None), *(np.flatnonzero(groups == i) for i in range(self.p))]  # of each term of k
+        self.numeric = np.flatnonzero(np.bincount(groups)[groups[: self.d_ridge]] == 1)  # neither choices nor the epoch
+        self.coefficients, self.coefficients_sd = np.array([prior.constant, prior.bowl]).T
+        self.residual = y - self.mean(X)
+
+    def basis(self, X):
+        """(m, 2): 1, and a bowl, sum_i (2 x_i - 1)^2 / sqrt(q) over the q numeric hyperparameters, at the rows of X (m, d).
+
+        Who sets a range expects the best inside. Of corners, far from all trials and from each other, there are 2^q:
+        where the mean does not rise to them, they get too many of the first trials.
+        """
+        bowl = ((2 * X[:, self.numeric] - 1) ** 2).sum(axis=1) / math.sqrt(max(1, len(self.numeric)))
+        return np.column_stack([np.ones(len(X)), bowl])
+
+    def mean(self, X):
+        """(m,) the mean expected before any y, at the rows of X (m, d)."""
+        return self.basis(X) @ self.coefficients
+
+    def mean_kernel(self, A, B):
+        """(n, m) what not knowing the mean's coefficients adds to the covariance of the rows of A (n, d) and B (m, d)."""
+        return (self.basis(A) * self.coefficients_sd**2) @ self.basis(B).T
 
     def scales(self, theta):
         """Lengthscales (p,), ridge (d,), additive share, signal variance, noise variance."""
@@ -179,8 +201,8 @@ class GaussianProcess:
         lengthscales, ridge, share, signal, _ = self.scales(theta)
         weights = signal * np.append(1 - share, np.full(self.p, share / self.p))
         scale = math.sqrt(5) / lengthscales[self.groups]
+        K = self.mean_kernel(A, B)
         A, B = (np.column_stack([C * scale, math.sqrt(5) * C[:, : self.d_ridge] @ ridge]) for C in (A, B))
-        K = np.full((len(A), len(B)), self.prior.mean_variance)
         rows = 1 + 8192 // len(B)  # in blocks that stay in the cache: 3 times faster
         for i in range(0, len(A), rows):
             for columns, weight in zip(self.columns, weights):
@@ -205,12 +227,12 @@ class GaussianProcess:
         k_additive = weight * sum(correlation for correlation, _ in additive)
         K = np.zeros((len(self.X), len(self.X)))
         K[i, j] = k_joint + k_additive
-        K += K.T + self.prior.mean_variance + (signal + noise) * np.eye(len(K))
+        K += K.T + self.mean_kernel(self.X, self.X) + (signal + noise) * np.eye(len(K))
         L = robust_cholesky(K)
         L_inv = inverse_of_lower(L)
-        alpha = L_inv.T @ (L_inv @ self.y)
+        alpha = L_inv.T @ (L_inv @ self.residual)
         deviation = (theta - self.prior_mean) / self.prior_sd
-        value = -0.5 * self.y @ alpha - np.log(np.diag(L)).sum() - 0.5 * deviation @ deviation
+        value = -0.5 * self.residual @ alpha - np.log(np.diag(L)).sum() - 0.5 * deviation @ deviation
 
         Q = np.outer(alpha, alpha) - L_inv.T @ L_inv  # d value / d K = Q / 2, so q / 2 twice for each pair
         q, trace = Q[i, j], np.trace(Q)
@@ -228,7 +250,7 @@ class GaussianProcess:
         But the ridge starts along the slope of y: at 0, where v and -v are the same, its gradient is 0 and it would stay.
         """
         theta, X = self.prior_mean.copy(), self.X[:, : self.d_ridge]
-        slope = (X - X.mean(0)).T @ (self.y - self.y.mean())
+        slope = (X - X.mean(0)).T @ (self.residual - self.residual.mean())
         theta[self.p : -3] += slope / (np.linalg.norm(slope) or 1.0)
         value, gradient = self.log_posterior(theta)
         H = 0.1 * np.diag(self.prior_sd**2)  # inverse Hessian of -value
@@ -260,10 +282,10 @@ class GaussianProcess:
         failed: rows (m, d) that have no loss: as if they had had the one expected of them, as that nothing is known
         there would be a reason to try them again.
         """
-        X, y, noise = self.X, self.y[:, None], math.exp(theta[-1])
+        X, y, noise = self.X, self.residual[:, None], math.exp(theta[-1])
         L_inv = inverse_of_lower(robust_cholesky(self.kernel(theta, X, X) + noise * np.eye(len(X))))
         b = L_inv @ y
-        best = (self.kernel(theta, incumbents, X) @ (L_inv.T @ b)).min(axis=0)
+        best = (self.mean(incumbents)[:, None] + self.kernel(theta, incumbents, X) @ (L_inv.T @ b)).min(axis=0)
         if len(failed):
             A = self.kernel(theta, failed, X) @ L_inv.T
             X, y = np.concatenate([X, failed]), np.concatenate([y, A @ b])
@@ -275,7 +297,7 @@ class GaussianProcess:
             samples = A @ b + robust_cholesky(C) @ rng.normal(size=(len(C), n_fantasies))
             X, y = np.concatenate([X, pending]), np.concatenate([np.repeat(y, n_fantasies, axis=1), samples])
             L_inv = append_rows(L_inv, A, C + noise * np.eye(len(C)))
-            b, best = L_inv @ y, np.minimum(best, samples.min(axis=0))
+            b, best = L_inv @ y, np.minimum(best, (self.mean(pending)[:, None] + samples).min(axis=0))
         return Posterior(self, theta, X, L_inv, b, best)
 
 
@@ -287,15 +309,16 @@ class Posterior:
     theta: np.ndarray
     X: np.ndarray  # (n, d), failed and pending rows last
     L_inv: np.ndarray  # (n, n)
-    b: np.ndarray  # (n, f): L^-1 y
+    b: np.ndarray  # (n, f): L^-1 (y - mean)
     best: np.ndarray  # (f,): the loss to improve on, see `GaussianProcess.posterior`
 
     def predict(self, X_new):
         """mu (m, f) and sigma (m, 1) of the function without noise (R&W Alg. 2.1)."""
         process = self.process
         A = process.kernel(self.theta, X_new, self.X) @ self.L_inv.T
-        variance = math.exp(self.theta[-2]) + process.prior.mean_variance - np.einsum("ij,ij->i", A, A)
-        return A @ self.b, np.sqrt(np.maximum(variance, 1e-12))[:, None]
+        prior_variance = math.exp(self.theta[-2]) + process.basis(X_new) ** 2 @ process.coefficients_sd**2
+        variance = prior_variance - np.einsum("ij,ij->i", A, A)
+        return process.mean(X_new)[:, None] + A @ self.b, np.sqrt(np.maximum(variance, 1e-12))[:, None]
 
 
 # ---- Acquisition ----------------------------------------------------------------------------------------------------
@@ -443,7 +466,8 @@ class GPSearch:
         failed = [trial for trial in ended if trial.id not in is_sound]
         some = rows, running, failed[-settings.n_fit :]
         incumbents, pending, lost = (inputs(trials, np.full(len(trials), -1)) for trials in some)
-        losses = self.learn(inputs(rows, rung_of[kept]), y, rng, incumbents, pending, settings.n_fantasies, rng, lost)
+        arguments = incumbents, pending, settings.n_fantasies, rng, lost
+        losses = self.learn(inputs(rows, rung_of[kept]), y, self.prior, rng, *arguments)
         return Model(losses, self.failures(ended, failed, rng), self.costs(ended, running), units)
 
     def failures(self, ended, failed, rng):
@@ -454,13 +478,13 @@ class GPSearch:
         y = np.array([-1.0 if trial.id in has_failed else 1.0 for trial in ended])
         kept = best_and_random(y, self.settings.n_rows, rng)  # failures first: they may be few
         X = self.encode([ended[i] for i in kept])
-        return self.learn(X, y[kept], rng, X)
+        return self.learn(X, y[kept], replace(self.prior, bowl=(0.0, 0.0)), rng, X)
 
-    def learn(self, X, y, rng, *arguments):
+    def learn(self, X, y, prior, rng, *arguments):
         """The posterior of all rows, theta from n_fit of them; arguments: those of `GaussianProcess.posterior`."""
         fit = best_and_random(y, self.settings.n_fit, rng)
-        theta = self.process(X[fit], y[fit]).fit()
-        return self.process(X, y).posterior(theta, *arguments)
+        theta = self.process(X[fit], y[fit], prior).fit()
+        return self.process(X, y, prior).posterior(theta, *arguments)
 
     def costs(self, ended, running):
         """Coefficients of ln(seconds per epoch) from the last trials; None before three of them, and where no trial runs.
@@ -500,10 +524,10 @@ class GPSearch:
         valued = [trial for trial in trials if trial.value is not None]
         return [trial for trial, is_sound in zip(valued, in_proportion(valued, self.places(valued))) if is_sound]
 
-    def process(self, X, y):
+    def process(self, X, y, prior):
         with_epoch = X.shape[1] > len(self.groups)
         groups = np.append(self.groups, self.groups[-1] + 1) if with_epoch else self.groups
-        return GaussianProcess(X, y, groups, self.prior, self.correlation, with_epoch)
+        return GaussianProcess(X, y, groups, prior, self.correlation, with_epoch)
 
     def encode(self, trials):
         """(n, d): the configurations of trials, at the kernel's scale."""
