@@ -131,7 +131,8 @@ def show_model(run, searcher, model, before, trial):
         print(f"seconds per epoch: predicted {math.exp((cost_features(x) @ model.costs)[0]):.3g}")
 
     here, there = (searcher.at_epoch(losses, X) for X in (x * searcher.scale, searcher.encode(before)))
-    k = losses.process.kernel(losses.theta, here, there)[0] - losses.process.prior.mean_variance
+    process = losses.process
+    k = process.kernel(losses.theta, here, there)[0] - process.mean_kernel(here, there)[0]
     correlation = k / signal
     for title, chosen in (
         ("nearest ended trials", [i for i in np.argsort(-correlation) if before[i].status != "running"][:N_NEAREST]),

@@ -122,12 +122,13 @@ def table(runs, hours, title):
     """Lines of text: median error and quartiles at some minutes, and what was trained, for each method."""
     minutes = [m for m in MINUTES if m <= 60 * hours] or [60 * hours]
     heads = "".join(f"{f'{m:g} min':>24}" for m in minutes)
-    lines = [title, f"{'':<24}{heads}{'epochs':>8}{'trials':>8}"]
+    width = max(map(len, runs))
+    lines = [title, f"{'':<{width}}{heads}{'epochs':>8}{'trials':>8}"]
     for name, of_method in runs.items():
         low, middle, high = quartiles(errors_at(of_method, 60.0 * np.array(minutes)))
         cells = [f"{m:.4f} [{a:.4f} {b:.4f}]".rjust(24) for a, m, b in zip(low, middle, high)]
         epochs, trials = (np.median([rows[-1, column] for rows in of_method]) for column in (1, 3))
-        lines.append(f"{name[-24:]:<24}{''.join(cells)}{epochs:>8.0f}{trials:>8.0f}")
+        lines.append(f"{name:<{width}}{''.join(cells)}{epochs:>8.0f}{trials:>8.0f}")
     return lines
 
 

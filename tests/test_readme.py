@@ -65,7 +65,9 @@ def test_replaced_parts_are_used_and_their_gradient_fits(tmp_path):
     assert mine.suggest(trials)[0] != GPSearch(space).suggest(trials)[0]
     process = mine.model(trials, rng).losses.process
     assert process.kernel(np.zeros(7), np.zeros((1, 2)), np.ones((1, 2)))[0, 0] == pytest.approx(
-        (math.exp(-1) + math.exp(-0.5)) / 2 + mine.prior.mean_variance  # joint and additive half, at distance sqrt 2
+        (math.exp(-1) + math.exp(-0.5)) / 2  # joint and additive half, at distance sqrt 2
+        + mine.prior.constant[1] ** 2
+        + 2 * mine.prior.bowl[1] ** 2
     )
     theta, step = process.prior_mean + 0.1, 1e-5 * np.eye(7)
     slopes = [(process.log_posterior(theta + s)[0] - process.log_posterior(theta - s)[0]) / 2e-5 for s in step]
