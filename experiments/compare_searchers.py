@@ -171,6 +171,11 @@ def ranks(curves, keys, at):
     return dict(zip(curves, (below + (ties + 1) / 2).mean(axis=0)))
 
 
+def label(name):
+    """At most 23 characters: a searcher's name, or its file's without the folder."""
+    return pathlib.Path(name).name[-23:]
+
+
 def table(curves, chosen, seconds, title):
     """Lines of text: mean normalised regret [interval] at each number of trials, rank, seconds per suggestion."""
     n_trials = min(len(curve) for runs in curves.values() for curve in runs.values())
@@ -188,7 +193,7 @@ def table(curves, chosen, seconds, title):
         # the mean, as some peers think at every eighth suggestion only
         mean_seconds = f"{np.mean([value for key in runs for value in seconds[name][key]]):.3g}"
         lines.append(
-            f"{name[-23:]:<24}{''.join(cells)}{taken:>15.4f}{rank.get(name, np.nan):>7.2f}{mean_seconds:>14}{len(runs):>6}"
+            f"{label(name):<24}{''.join(cells)}{taken:>15.4f}{rank.get(name, np.nan):>7.2f}{mean_seconds:>14}{len(runs):>6}"
         )
     return lines + differences(curves, at)
 
@@ -204,7 +209,7 @@ def differences(curves, at):
             values = {key: curves[name][key][n - 1] - curves[first][key][n - 1] for key in common}
             mean, low, high = mean_and_interval(values)
             cells.append(f"{mean:+.4f} [{low:+.4f} {high:+.4f}]".rjust(26))
-        lines.append(f"{name[-23:]:<21}{''.join(cells)}{len(common):>6} runs in common")
+        lines.append(f"{label(name):<21}{''.join(cells)}{len(common):>6} runs in common")
     return lines
 
 

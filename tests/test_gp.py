@@ -171,6 +171,22 @@ def test_mean_is_unknown():
     assert gp.posterior(theta, gp.X).predict(np.array([[0.0, 1.0]]))[0][0, 0] == pytest.approx(7.0, abs=0.05)
 
 
+def test_corners_wait():
+    """Losses that say nothing: with a mean that rises to them far fewer suggestions are at the ends of ranges."""
+    space = {f"x{i}": uniform(0, 1) for i in range(5)} | {"kind": choice(["a", "b"])}
+
+    def n_at_ends(bowl, seed):
+        searcher, trials, rng = GPSearch(space, seed), [], np.random.default_rng(seed)
+        searcher.prior = Prior(bowl=bowl)
+        for i in range(16):
+            trials.append(Trial(i, *searcher.suggest(trials), status="done", curve=[(1, rng.normal())]))
+        values = np.array([[trial.config[f"x{i}"] for i in range(5)] for trial in trials if trial.origin == "model"])
+        return (np.abs(values - 0.5) > 0.48).sum()
+
+    with_bowl, without = (sum(n_at_ends(bowl, seed) for seed in range(5)) for bowl in (Prior().bowl, (0.0, 0.0)))
+    assert with_bowl < 0.5 * without
+
+
 @pytest.mark.parametrize("n", [1, 5, 97, 300])
 def test_inverse_of_lower_matches_numpy(n):
     L = np.tril(np.random.default_rng(n).random((n, n))) + n * np.eye(n)
