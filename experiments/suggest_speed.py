@@ -11,6 +11,7 @@ makes no second suggestion in it is not asked for larger n. Tellings are part of
 
 import dataclasses
 import multiprocessing
+import pathlib
 import time
 
 import numpy as np
@@ -91,7 +92,7 @@ def main():
         if name in peers.PEERS and (why := peers.missing(name)):
             print(why)
             continue
-        print(f"{name[-19:]:<20}", end="", flush=True)
+        print(f"{pathlib.Path(name).name[-19:]:<20}", end="", flush=True)
         for n in args.n:
             seconds, why = collect(name, n, args.suggestions, args.limit)
             # a peer's first suggestion is told everything at once, and SMAC makes its initial design whatever it is told
