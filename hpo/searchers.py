@@ -141,6 +141,13 @@ class Prior:
     constant: tuple = (0.0, 3.16)  # of the mean
     bowl: tuple = (0.5, 0.125)  # of the mean, see `GaussianProcess.basis`
 
+    def __post_init__(self):
+        for name, pair in vars(self).items():
+            lowest = "at least" if name in ("constant", "bowl") else "above"
+            numbers_given = np.ndim(pair) == 1 and len(pair) == 2 and np.isfinite(pair).all()
+            if not numbers_given or pair[1] < 0 or (lowest == "above" and pair[1] == 0):
+                raise ValueError(f"Prior.{name}: expected (mean, standard deviation), that {lowest} 0, got {pair!r}")
+
 
 class GaussianProcess:
     """A mean plus a function, additive in part, of which (X, y) are noisy observations.
@@ -363,6 +370,13 @@ class Settings:
     n_rows: int = 500  # rows in the posterior: O(n^3)
     n_listed: int = 2000  # a finite space of at most so many configurations is searched whole
 
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            kind, lowest = (numbers.Real, 0) if name == "cost_power" else (numbers.Integral, 1)
+            if not isinstance(value, kind) or not lowest <= value < math.inf:
+                expected = "a number" if kind is numbers.Real else "an integer"
+                raise ValueError(f"Settings.{name}: expected {expected}, at least {lowest}, got {value!r}")
+
 
 @dataclass(frozen=True)
 class Model:
@@ -454,7 +468,7 @@ class GPSearch:
             curves, progress = [[trial.value] for trial in observed], None
         trial_of = np.repeat(np.arange(len(curves)), [len(curve) for curve in curves])
         rung_of = np.concatenate([np.arange(len(curve)) for curve in curves])
-        y, units = standardise(np.concatenate(curves), trial_of, rung_of, self.places(observed))
+        y, units = standardise(np.concatenate(curves).astype(float), trial_of, rung_of, self.places(observed))
 
         def inputs(trials, rungs):
             X = self.encode(trials)
@@ -522,6 +536,10 @@ class GPSearch:
     def sound(self, trials):
         """The trials whose losses the model learns from; those that have ended and are not among them count as failed."""
         valued = [trial for trial in trials if trial.value is not None]
+        for trial in valued:
+            if not math.isfinite(trial.value) or not math.isfinite(trial.curve[0][1]):
+                got = f"{trial.curve[0][1]!r} at first, {trial.value!r} at best"
+                raise ValueError(f"trial {trial.id}: expected finite losses, or the status 'failed', got {got}")
         return [trial for trial, is_sound in zip(valued, in_proportion(valued, self.places(valued))) if is_sound]
 
     def process(self, X, y, prior):
@@ -561,6 +579,10 @@ class GPSearch:
             scores = scores - np.logaddexp(0, -1.702 * z)  # ln Phi(z) by the logistic function, within 0.01 of Phi
         if model.costs is not None:
             scores = scores - self.settings.cost_power * cost_features(X) @ model.costs
+        if np.isnan(scores).any():
+            raise ValueError(
+                "scores: expected numbers, got NaN; from an acquisition, a correlation or a loss of its own?"
+            )
         return scores
 
     def candidates(self, model, trials, rng):
@@ -645,7 +667,7 @@ def in_proportion(trials, X, factor=20, n_first=20):
     quantile of the first reports, as a stopped trial may have no more, of the first n_first trials. These are weighted by
     1 / crowding, and later ones left out, as trials that crowd at the optimum would make all others outliers.
     """
-    values = np.array([[trial.value, trial.curve[0][1]] for trial in trials])
+    values = np.array([[trial.value, trial.curve[0][1]] for trial in trials], float)
     if len(values) < 8:  # a few may be close by chance
         return np.ones(len(values), bool)
     values = values / (np.abs(values).max() or 1.0)  # differences of 1e308 would overflow

@@ -55,6 +55,11 @@ def test_loop_by_hand_suggests_from_a_run(tmp_path):
     assert set(names["config"]) == set(names["config_space"]) and names["origin"] == "model"
 
 
+def test_loop_of_ones_own_finds_the_optimum(tmp_path):
+    trials = run_example("own", tmp_path)["trials"]
+    assert len(trials) == 20 and min(trial.value for trial in trials) < 0.01  # the optimum is 0
+
+
 def test_replaced_parts_are_used_and_their_gradient_fits(tmp_path):
     names = run_example("parts", tmp_path)
     space, rng = {"x": uniform(0, 1), "y": uniform(0, 1)}, np.random.default_rng(0)

@@ -4,11 +4,12 @@ import copy
 import itertools
 import math
 import random
+import re
 
 import numpy as np
 import pytest
 
-from hpo.searchers import SEARCHERS, GPSearch, RandomSearch
+from hpo.searchers import SEARCHERS, GPSearch, Prior, RandomSearch, Settings
 from hpo.space import (
     cast_config,
     choice,
@@ -214,3 +215,44 @@ def test_registry_names_the_searchers():
 def test_bad_argument_is_named(searcher, name, value):
     with pytest.raises(ValueError, match=f"{name}: expected an integer, at least [01], got {value!r}"):
         searcher({"x": uniform(0, 1)}, **{name: value})
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (lambda: Prior(bowl=0), "Prior.bowl: expected (mean, standard deviation), that at least 0, got 0"),
+        (lambda: Prior(bowl=(0, -1)), "Prior.bowl: expected (mean, standard deviation), that at least 0, got (0, -1)"),
+        (lambda: Prior(ridge=(0, 0)), "Prior.ridge: expected (mean, standard deviation), that above 0, got (0, 0)"),
+        (lambda: Prior(additive=(math.nan, 1)), "Prior.additive: expected (mean"),
+        (lambda: Settings(n_initial=0), "Settings.n_initial: expected an integer, at least 1, got 0"),
+        (lambda: Settings(n_random=10.5), "Settings.n_random: expected an integer, at least 1, got 10.5"),
+        (lambda: Settings(cost_power="a"), "Settings.cost_power: expected a number, at least 0, got 'a'"),
+    ],
+)
+def test_bad_number_of_the_searcher_is_named(settings, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        settings()
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+def test_loss_that_is_no_number_is_an_error(loss):
+    trials = [Trial(i, {"x": i / 10}, "random", status="done", curve=[(1, float(i))]) for i in range(9)]
+    trials[6].curve = [(1, loss)]
+    with pytest.raises(ValueError, match="trial 6: expected finite losses, or the status 'failed', got"):
+        GPSearch({"x": uniform(0, 1)}).suggest(trials)
+    trials[6].status = "failed"
+    assert GPSearch({"x": uniform(0, 1)}).suggest(trials)[1] == "model"
+
+
+def test_losses_may_be_huge_integers():
+    trials = [Trial(i, {"x": i / 10}, "random", status="done", curve=[(1, 10**30 * i)]) for i in range(9)]
+    assert GPSearch({"x": uniform(0, 1)}).suggest(trials)[1] == "model"
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_acquisition_that_is_nan_is_an_error():
+    searcher = GPSearch({"x": uniform(0, 1)})
+    searcher.acquisition = lambda mu, sigma, best, noise: mu * math.nan
+    trials = [Trial(i, {"x": i / 10}, "random", status="done", curve=[(1, float(i))]) for i in range(9)]
+    with pytest.raises(ValueError, match="scores: expected numbers, got NaN"):
+        searcher.suggest(trials)
