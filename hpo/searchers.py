@@ -251,14 +251,27 @@ class GaussianProcess:
         gradient = np.array([*by_lengthscale, *by_ridge, by_share, by_signal, 0.5 * noise * trace])
         return value, gradient - deviation / self.prior_sd
 
-    def fit(self, n_steps=30):
-        """theta at a maximum of the log posterior, found by BFGS from the prior's mean (Nocedal & Wright, Alg. 6.1).
+    def fit(self):
+        """theta at a maximum of the log posterior, climbed to from the prior's mean.
 
         But the ridge starts along the slope of y: at 0, where v and -v are the same, its gradient is 0 and it would stay.
+        Where short lengthscales and little noise are a better start, a climb from there too: a function with many waves
+        can pass for noise, and there is a valley between the two.
         """
-        theta, X = self.prior_mean.copy(), self.X[:, : self.d_ridge]
+        start, X = self.prior_mean.copy(), self.X[:, : self.d_ridge]
         slope = (X - X.mean(0)).T @ (self.residual - self.residual.mean())
-        theta[self.p : -3] += slope / (np.linalg.norm(slope) or 1.0)
+        start[self.p : -3] += slope / (np.linalg.norm(slope) or 1.0)
+        wavy = start.copy()
+        wavy[[*range(self.p), -1]] -= 2.5
+        value, theta = self.climb(start)
+        if self.log_posterior(wavy)[0] > self.log_posterior(start)[0]:
+            other_value, other = self.climb(wavy)
+            if other_value > value and other[-1] < theta[-1]:  # it is there to explain more, not to find more noise
+                return other
+        return theta
+
+    def climb(self, theta, n_steps=30):
+        """Log posterior and theta at the end of a climb by BFGS (Nocedal & Wright, Alg. 6.1) from theta."""
         value, gradient = self.log_posterior(theta)
         H = 0.1 * np.diag(self.prior_sd**2)  # inverse Hessian of -value
         for _ in range(n_steps):
@@ -279,7 +292,7 @@ class GaussianProcess:
                 crossed = np.outer(w, step)
                 H = H + rho * ((1 + rho * (change @ w)) * np.outer(step, step) - crossed - crossed.T)
             theta, value, gradient = theta + step, new_value, new_gradient
-        return theta
+        return value, theta
 
     def posterior(self, theta, incumbents, pending=(), n_fantasies=1, rng=None, failed=()):
         """Posterior given y and, at the rows of `pending` (m, d), n_fantasies joint samples of the function there.

@@ -115,6 +115,16 @@ def test_fit_finds_a_ridge():
     assert errors[0] < 0.2 * errors[1]
 
 
+def test_fit_does_not_take_waves_for_noise():
+    """Ten waves without noise, rows unevenly spread: predicted, where a fit from the prior's mean alone finds noise."""
+    rng = np.random.default_rng(0)
+    X = np.concatenate([rng.random((25, 1)), 0.4 + 0.1 * rng.random((10, 1))])
+    gp = GaussianProcess(X, np.sin(60 * X[:, 0]), np.array([0]))
+    theta = gp.fit()
+    assert math.exp(theta[-1]) < 0.01 and math.exp(theta[0]) < 0.1
+    assert gp.log_posterior(theta)[0] > gp.log_posterior(np.array([-1.0, 0.0, 0.0, 0.0, -0.5]))[0] + 10
+
+
 @pytest.mark.parametrize("constant", [0.0, 2.0])
 def test_posterior_matches_the_dense_formula(constant):
     gp, rng = process(prior=Prior(constant=(constant, 3.0), bowl=(0.7, 0.4)))
