@@ -15,6 +15,8 @@ from hpo.searchers import (
     Settings,
     append_rows,
     cost_features,
+    decays,
+    distances,
     in_proportion,
     inverse_of_lower,
     log_augmented_improvement,
@@ -38,9 +40,21 @@ def process(n=25, seed=0, **options):
 def test_matern52_matches_textbook_formula():
     for r in (0.0, 0.1, 1.0, 7.0):
         a = math.sqrt(5) * r
-        k, slope = matern52(np.array([a]))
+        k, slope = matern52(np.array([a]), np.array([math.exp(-a)]))
         assert k == pytest.approx((1 + a + 5 * r * r / 3) * math.exp(-a), rel=1e-14)
         assert slope == pytest.approx((1 + a) / 3 * math.exp(-a), rel=1e-14)  # -k'(a) / a
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 600.0, 5000.0])  # e^5000 would overflow
+@pytest.mark.parametrize("n_columns", [1, 3])
+def test_decays_match_the_exponential_of_the_distances(scale, n_columns):
+    rng = np.random.default_rng(0)
+    A, B = scale * rng.random((20, n_columns)), scale * rng.random((30, n_columns))
+    B[:20] = A  # distance 0
+    a = distances(A, B)
+    expected = np.linalg.norm(A[:, None] - B, axis=2)
+    assert a == pytest.approx(expected, rel=1e-9, abs=1e-6 * scale)
+    assert decays(A, B, a) == pytest.approx(np.exp(-a), rel=1e-12)
 
 
 def textbook_kernel(gp, theta, A, B):
