@@ -45,8 +45,12 @@ def test_examples_run_with_the_real_command(tmp_path):
 
 def test_loop_by_hand_suggests_from_a_run(tmp_path):
     objective = tmp_path / "quick.py"
+    source = (ROOT / "train" / "mlp_fashion_mnist.py").read_text(encoding="utf-8")
+    space = re.search(r"^config_space = {\n.*?^}\n", source, re.DOTALL | re.MULTILINE)[
+        0
+    ]  # without torch, which takes seconds
     objective.write_text(
-        "from hpo import Reporter\nfrom train.mlp_fashion_mnist import config_space, metric, mode\n"
+        f"from hpo import *\nmetric, mode = 'accuracy', 'max'\n{space}"
         "def objective(config):\n    Reporter()(epoch=1, accuracy=config['dropout_1'])\n"
     )
     command = [sys.executable, "run.py", objective, "--trials", "8", "--results", tmp_path / "run"]

@@ -293,11 +293,15 @@ def test_main_job_at_toy_size(tmp_path):
         "n_units_2=16",
     ]
     flags = [flag for value in sets for flag in ("--set", value)]
-    for name in ("a", "b"):
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}  # on which equal seeds may not give equal numbers
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}  # on which equal seeds may not give equal numbers
+
+    def answer(name):
         ending = {"timeout": 120, "env": environment}
-        code, out, err = run(*flags, "--trials", 2, "--workers", 2, "--results", tmp_path / name, **ending)
-        assert code == 0 and "STAND-IN DATA" in out, err
+        return run(*flags, "--trials", 2, "--workers", 2, "--results", tmp_path / name, **ending)
+
+    with ThreadPoolExecutor(2) as pool:
+        for code, out, err in pool.map(answer, "ab"):
+            assert code == 0 and "STAND-IN DATA" in out, err
     first, second = ({row["trial"]: row for row in rows(tmp_path / name / "trials.csv")} for name in ("a", "b"))
     for i in ("0", "1"):
         assert 0.05 < float(first[i]["value"]) == float(second[i]["value"]) < 1
@@ -713,14 +717,15 @@ def test_help_groups_the_flags_and_loads_no_numpy():
     assert out.count("default") >= 10
 
 
-def test_tuner_process_imports_no_torch(quick, tmp_path):
-    quick.write_text("import torch\n" + QUICK, encoding="utf-8")
+def test_tuner_process_imports_nothing_of_the_objective_file(quick, tmp_path):
+    """Such as torch, which takes seconds and memory; pytest is sooner there."""
+    quick.write_text("import pytest\n" + QUICK, encoding="utf-8")
     code = (
         f"import sys; sys.argv = ['run.py', {str(quick)!r}, '--trials', '1', '--results', {str(tmp_path / 'run')!r}]\n"
     )
-    code += "import run; status = run.main(); print(status, 'torch' in sys.modules, 'quick' in sys.modules)"
+    code += "import run; status = run.main(); print(status, 'pytest' in sys.modules, 'quick' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=ROOT, timeout=60
     )
     assert done.stdout.splitlines()[-1] == "0 False False", done.stderr
-    assert "warning" not in done.stderr  # torch was preloaded
+    assert "warning" not in done.stderr  # pytest was preloaded
