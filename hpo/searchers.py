@@ -23,15 +23,16 @@ import itertools
 import logging
 import math
 import numbers
+import sys
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from hpo.space import (
     Choice,
+    cast_value,
     check_space,
     config_key,
-    constants,
     decode,
     domains,
     encode,
@@ -63,21 +64,32 @@ class RandomSearch:
         rng = np.random.default_rng([self.seed, len(trials)])  # one stream for each suggestion
         if n_configs(self.space) == math.inf:
             return sample(self.space, rng), "random"  # a float twice has probability 0
-        seen = {config_key(trial.config) for trial in trials}
+        seen = {config_key(hyperparameters(self.space, trial)) for trial in trials}
         for _ in range(100):
             config = sample(self.space, rng)
-            if config_key(config) not in seen:
+            if config_key(without_constants(self.space, config)) not in seen:
                 return config, "random"
         left = unseen_configs(self.space, seen)
         return (left[rng.integers(len(left))], "random") if left else None
 
 
 def unseen_configs(space, seen):
-    """The configurations of a finite space that are not among `seen` (a set of config_key), by listing them all."""
+    """The configurations of a finite space that are not among `seen` (config_key of each's hyperparameters), by listing."""
     names, values = zip(*((name, domain.values) for name, domain in domains(space).items()))
-    order = {**space, **constants(space)}
-    configs = ({**order, **dict(zip(names, combination))} for combination in itertools.product(*values))
-    return [config for config in configs if config_key(config) not in seen]
+    configs = (dict(zip(names, combination)) for combination in itertools.product(*values))
+    return [{**space, **config} for config in configs if config_key(config) not in seen]
+
+
+def without_constants(space, config):
+    return {name: config[name] for name in domains(space)}
+
+
+def hyperparameters(space, trial):
+    """{name: value} of a trial, whatever its constants; ValueError names the trial and what does not fit the space."""
+    try:
+        return {name: cast_value(name, domain, trial.config.get(name)) for name, domain in domains(space).items()}
+    except ValueError as error:
+        raise ValueError(f"trial {trial.id}: {error}") from None
 
 
 # ---- Gaussian process -----------------------------------------------------------------------------------------------
@@ -457,7 +469,7 @@ class GPSearch:
         candidates = [self.initial_point(len(trials))] if model is None else self.candidates(model, trials, rng)
         for x in candidates:
             config = decode(self.space, x)
-            if config_key(config) not in seen:
+            if config_key(without_constants(self.space, config)) not in seen:
                 return config, "initial" if model is None else "model"
         if model is not None:
             logger.warning("trial %d is drawn at random: all %d candidates are taken", len(trials), len(candidates))
@@ -567,8 +579,9 @@ class GPSearch:
         """The trials whose losses the model learns from; those that have ended and are not among them count as failed."""
         valued = [trial for trial in trials if trial.value is not None]
         for trial in valued:
-            if not math.isfinite(trial.value) or not math.isfinite(trial.curve[0][1]):
-                got = f"{trial.curve[0][1]!r} at first, {trial.value!r} at best"
+            first_and_best = trial.curve[0][1], trial.value
+            if not all(abs(loss) <= sys.float_info.max for loss in first_and_best):  # NaN is not, nor is 10**400
+                got = "{!r:.100} at first, {!r:.100} at best".format(*first_and_best)
                 raise ValueError(f"trial {trial.id}: expected finite losses, or the status 'failed', got {got}")
         return [trial for trial, is_sound in zip(valued, in_proportion(valued, self.places(valued))) if is_sound]
 
@@ -584,8 +597,8 @@ class GPSearch:
     def recall(self, trial):
         """(configuration, its key, its encoding (d,) at the kernel's scale) of a trial, worked out once."""
         if trial.id not in self.memory or self.memory[trial.id][0] != trial.config:
-            config = dict(trial.config)
-            self.memory[trial.id] = config, config_key(config), encode(self.space, config) * self.scale
+            config = hyperparameters(self.space, trial)
+            self.memory[trial.id] = dict(trial.config), config_key(config), encode(self.space, config) * self.scale
         return self.memory[trial.id]
 
     def places(self, trials):

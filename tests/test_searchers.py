@@ -234,7 +234,7 @@ def test_bad_number_of_the_searcher_is_named(settings, message):
         settings()
 
 
-@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf, 10**400])
 def test_loss_that_is_no_number_is_an_error(loss):
     trials = [Trial(i, {"x": i / 10}, "random", status="done", curve=[(1, float(i))]) for i in range(9)]
     trials[6].curve = [(1, loss)]
@@ -256,3 +256,33 @@ def test_acquisition_that_is_nan_is_an_error():
     trials = [Trial(i, {"x": i / 10}, "random", status="done", curve=[(1, float(i))]) for i in range(9)]
     with pytest.raises(ValueError, match="scores: expected numbers, got NaN"):
         searcher.suggest(trials)
+
+
+@pytest.mark.parametrize("searcher", [RandomSearch, GPSearch])
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"n": 1}, "trial 1: kind: expected"),
+        ({"n": 1, "kind": "c"}, "trial 1: kind: expected"),
+        ({"n": 7, "kind": "a"}, "trial 1: n: expected an integer in randint(1, 3), got 7"),
+    ],
+)
+def test_trial_of_another_space_is_named(searcher, config, message):
+    space = {"n": randint(1, 3), "kind": choice(["a", "b"])}
+    trials = [
+        Trial(i, c, "random", status="done", curve=[(1, 1.0)]) for i, c in enumerate([{"n": 1, "kind": "a"}, config])
+    ]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        searcher(space).suggest(trials)
+
+
+@pytest.mark.parametrize("searcher", [RandomSearch, GPSearch])
+def test_a_finite_space_is_drained_whatever_else_the_trials_have(searcher):
+    """Such as a constant that has changed since, or a note."""
+    searcher, trials = searcher({"n": randint(1, 3), "kind": choice(["a", "b"]), "epochs": 3}), []
+    while (suggestion := searcher.suggest(trials)) is not None:
+        assert suggestion[0]["epochs"] == 3
+        config = {**suggestion[0], "epochs": 9, "note": "hi"}
+        trials.append(Trial(len(trials), config, "random", status="done", curve=[(1, config["n"] ** 2.0)]))
+        assert len(trials) <= 6
+    assert len({(trial.config["n"], trial.config["kind"]) for trial in trials}) == 6
