@@ -322,21 +322,23 @@ class GaussianProcess:
             theta, value, gradient = theta + step, new_value, new_gradient
         return value, theta
 
-    def posterior(self, theta, incumbents, pending=(), n_fantasies=1, rng=None, failed=()):
+    def posterior(self, theta, incumbents, pending=(), n_fantasies=1, rng=None, failed=(), hopeless=False):
         """Posterior given y and, at the rows of `pending` (m, d), n_fantasies joint samples of the function there.
 
         The fantasies (Snoek et al. 2012, 1206.2944) share one L, as the covariance does not depend on y.
         incumbents: rows whose lowest posterior mean given y is to be improved on, as are the samples at `pending`.
         failed: rows (m, d) that have no loss: as if they had had the one expected of them, as that nothing is known
-        there would be a reason to try them again.
+        there would be a reason to try them again. But where most do fail, as `hopeless` (m,) tells, an expected loss
+        below the incumbent would be one too: there it is at least 0.25 above.
         """
         X, y, noise = self.X, self.residual[:, None], math.exp(theta[-1])
         L_inv = inverse_of_lower(robust_cholesky(self.kernel(theta, X, X) + noise * np.eye(len(X))))
         b = L_inv @ y
         best = (self.mean(incumbents)[:, None] + self.kernel(theta, incumbents, X) @ (L_inv.T @ b)).min(axis=0)
         if len(failed):
-            A = self.kernel(theta, failed, X) @ L_inv.T
-            X, y = np.concatenate([X, failed]), np.concatenate([y, A @ b])
+            A, mean = self.kernel(theta, failed, X) @ L_inv.T, self.mean(failed)[:, None]
+            expected = np.maximum(mean + A @ b, np.where(hopeless, best + 0.25, -np.inf).reshape(-1, 1))
+            X, y = np.concatenate([X, failed]), np.concatenate([y, expected - mean])
             L_inv = append_rows(L_inv, A, self.kernel(theta, failed, failed) - A @ A.T + noise * np.eye(len(A)))
             b = L_inv @ y
         if len(pending):
@@ -344,6 +346,7 @@ class GaussianProcess:
             C = self.kernel(theta, pending, pending) - A @ A.T
             samples = A @ b + robust_cholesky(C) @ rng.normal(size=(len(C), n_fantasies))
             X, y = np.concatenate([X, pending]), np.concatenate([np.repeat(y, n_fantasies, axis=1), samples])
+            # exact samples, as if they were noisy: without the noise no difference could be measured (experiments/LOG.md)
             L_inv = append_rows(L_inv, A, C + noise * np.eye(len(C)))
             b, best = L_inv @ y, np.minimum(best, (self.mean(pending)[:, None] + samples).min(axis=0))
         return Posterior(self, theta, X, L_inv, b, best)
@@ -385,15 +388,16 @@ def log_h(z):
     return np.where(z > 0, np.log(np.where(z > 0, z + np.exp(left), 1.0)), left)
 
 
-def log_augmented_improvement(mu, sigma, best, noise):
-    """ln of E[max(best - f, 0)], f ~ N(mu, sigma^2), times 1 - noise / sqrt(noise^2 + sigma^2).
+def log_augmented_improvement(mu, sigma, best, noise, least=0.01):
+    """ln of E[max(best - least - f, 0)], f ~ N(mu, sigma^2), times 1 - noise / sqrt(noise^2 + sigma^2).
 
     Ament et al. 2023 (2310.20708) on why the logarithm. noise: the standard deviation of an observation of f. The factor
     is of Huang et al. 2006 (J. Global Optimization 34): where f is known better than one observation can tell, another
-    says little; without it noise, which keeps sigma up, keeps the search at the incumbent.
+    says little; without it noise, which keeps sigma up, keeps the search at the incumbent. Without noise it is `least` that
+    lets it go: else ever smaller improvements in one basin, certain ones, are worth more than any other basin.
     """
     both = np.hypot(noise, sigma)
-    return 3 * np.log(sigma) + log_h((best - mu) / sigma) - np.log(both) - np.log(both + noise)
+    return 3 * np.log(sigma) + log_h((best - least - mu) / sigma) - np.log(both) - np.log(both + noise)
 
 
 # ---- Bayesian optimisation ------------------------------------------------------------------------------------------
@@ -520,11 +524,13 @@ class GPSearch:
         rows, y = [observed[i] for i in trial_of[kept]], y[kept]
         is_sound = {trial.id for trial in sound}
         failed = [trial for trial in ended if trial.id not in is_sound]
-        some = rows, running, failed[-settings.n_fit :]
+        failures, failed = self.failures(ended, failed, rng), failed[-settings.n_fit :]
+        some = rows, running, failed
         incumbents, pending, lost = (inputs(trials, np.full(len(trials), -1)) for trials in some)
-        arguments = incumbents, pending, settings.n_fantasies, rng, lost
+        hopeless = self.predict(failures, self.encode(failed) / self.scale)[0][:, 0] < -0.5 if failed else ()
+        arguments = incumbents, pending, settings.n_fantasies, rng, lost, hopeless
         losses = self.learn(inputs(rows, rung_of[kept]), y, self.prior, rng, *arguments)
-        return Model(losses, self.failures(ended, failed, rng), self.costs(ended, running), units)
+        return Model(losses, failures, self.costs(ended, running), units)
 
     def failures(self, ended, failed, rng):
         """Posterior of -1 where an ended trial failed, +1 where it is sound; None when all are."""
