@@ -25,6 +25,7 @@ def pytest_configure(config):
 def pytest_runtestloop(session):
     """All tests by two processes, each of which takes the next file: what most tests do is wait for a command of theirs."""
     files = [list(items) for _, items in itertools.groupby(session.items, key=lambda item: item.path)]
+    files.reverse()  # test_run and test_resume, which take longest, are not the last to begin
     config, options = session.config, session.config.option
     if len(files) < 4 or options.collectonly or options.usepdb or options.maxfail:
         return None  # as pytest does by itself
