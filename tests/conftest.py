@@ -27,8 +27,8 @@ def pytest_runtestloop(session):
     files = [list(items) for _, items in itertools.groupby(session.items, key=lambda item: item.path)]
     files.reverse()  # test_run and test_resume, which take longest, are not the last to begin
     config, options = session.config, session.config.option
-    if len(files) < 4 or options.collectonly or options.usepdb or options.maxfail:
-        return None  # as pytest does by itself
+    if len(files) < 4 or options.collectonly or options.usepdb or options.maxfail or hasattr(config, "workerinput"):
+        return None  # as pytest, or a worker of pytest-xdist, does by itself
     if SHARED in os.environ:
         run_untaken(config, files, pathlib.Path(os.environ[SHARED]))
         return True

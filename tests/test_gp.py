@@ -382,6 +382,15 @@ def test_a_region_that_fails_where_losses_fall_is_left():
     assert min(trial.value for trial in trials if trial.value is not None) < 0.06  # 0.04 at the boundary
 
 
+def test_a_basin_that_is_known_is_left():
+    """A certain improvement of a millionth of a deviation is worth less than a place five of its own deviations off."""
+    mu, sigma = np.array([[-1e-6], [1.0]]), np.array([[1e-7], [0.2]])
+    known, unknown = log_augmented_improvement(mu, sigma, np.zeros(1), 0.0)[:, 0]
+    assert known < unknown
+    known, unknown = log_augmented_improvement(mu, sigma, np.zeros(1), 0.0, least=0.0)[:, 0]
+    assert known > unknown
+
+
 @pytest.mark.parametrize("seed", [0, 1, 7])
 def test_initial_points_and_the_middle_share_out_every_range_and_choice(seed):
     space = {
