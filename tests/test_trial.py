@@ -296,7 +296,9 @@ def test_nothing_outlives_the_tuner(tmp_path, number):
     mark, path = tmp_path / "pids", tmp_path / "children.py"
     path.write_text(HANG_WITH_THE_LOCK.replace("MARK", repr(str(mark))))
     command = [sys.executable, "run.py", str(path), "--workers", "2", "--results", str(tmp_path / "run")]
-    tuner = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    (temporary := tmp_path / "t").mkdir()
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    tuner = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     until = time.monotonic() + 30
     while time.monotonic() < until and (not mark.exists() or len(mark.read_text().split()) < 4):
         time.sleep(0.02)
@@ -305,9 +307,10 @@ def test_nothing_outlives_the_tuner(tmp_path, number):
     tuner.send_signal(number)
     tuner.wait(timeout=20)
     until = time.monotonic() + 10
-    while any(is_alive(pid) for pid in children) and time.monotonic() < until:
+    while (any(is_alive(pid) for pid in children) or [*temporary.iterdir()]) and time.monotonic() < until:
         time.sleep(0.02)
     assert not any(is_alive(pid) for pid in children)
+    assert [*temporary.iterdir()] == []  # of the fork server's socket
     assert len((tmp_path / "run" / "configs.jsonl").read_text().splitlines()) == 2
     assert all(json.loads(line) for line in (tmp_path / "run" / "configs.jsonl").read_text().splitlines())
 
