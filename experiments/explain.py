@@ -120,7 +120,7 @@ def show_model(run, searcher, model, before, trial):
         end="",
     )
     print(
-        f"to be improved on: {sign * (centre + unit * losses.best.mean()):.5g}, what pending trials may find included"
+        f"to be improved on: {sign * (centre + unit * (losses.best.mean() - model.least)):.5g}, what pending trials may find included"
     )
     print(f"acquisition {score:.3f}; random configurations: median {np.median(others):.3f}, best {others.max():.3f}")
     if model.failures:
@@ -130,7 +130,7 @@ def show_model(run, searcher, model, before, trial):
     if model.costs is not None:
         print(f"seconds per epoch: predicted {math.exp((cost_features(x) @ model.costs)[0]):.3g}")
 
-    here, there = (searcher.at_epoch(losses, X) for X in (x * searcher.scale, searcher.encode(before)))
+    here, there = (searcher.at_epoch(losses, X) for X in (x * searcher.scale, searcher.encode(before) * searcher.scale))
     process = losses.process
     k = process.kernel(losses.theta, here, there)[0] - process.mean_kernel(here, there)[0]
     correlation = k / signal

@@ -195,8 +195,8 @@ def prepare(args, show_quality=True):
     """
     command.check_results(args.results)
     recording = read(args.recordings)
+    print(f"{recording.about}; {recording.machine}; making a surrogate of them", flush=True)  # minutes for 1,700 curves
     surrogate = Surrogate(recording)
-    print(f"{recording.about}; {recording.machine}")
     if show_quality:
         print("\n".join(quality(recording)))
     jitter, spread = np.median(surrogate.residual.std(1)), surrogate.level_sd

@@ -23,7 +23,6 @@ import itertools
 import logging
 import math
 import numbers
-import sys
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -44,7 +43,7 @@ from hpo.space import (
 logger = logging.getLogger(__name__)
 
 
-# ---- Random search --------------------------------------------------------------------------------------------------
+# ---- Arguments of both searchers, and random search -----------------------------------------------------------------
 def check_arguments(space, seed, max_epochs):
     """ValueError where they are no space, no integer from 0, no integer from 1 or None."""
     check_space(space)
@@ -168,9 +167,11 @@ class Prior:
     def __post_init__(self):
         for name, pair in vars(self).items():
             lowest = "at least" if name in ("constant", "bowl") else "above"
-            numbers_given = np.ndim(pair) == 1 and len(pair) == 2 and np.isfinite(pair).all()
-            if not numbers_given or pair[1] < 0 or (lowest == "above" and pair[1] == 0):
-                raise ValueError(f"Prior.{name}: expected (mean, standard deviation), that {lowest} 0, got {pair!r}")
+            are_two = np.ndim(pair) == 1 and len(pair) == 2
+            if not are_two or not all(isinstance(number, numbers.Real) and math.isfinite(number) for number in pair):
+                raise ValueError(f"Prior.{name}: expected two numbers, mean and standard deviation, got {pair!r}")
+            if pair[1] < 0 or (lowest == "above" and pair[1] == 0):
+                raise ValueError(f"Prior.{name}: expected a standard deviation {lowest} 0, got {pair[1]!r}")
 
 
 class GaussianProcess:
@@ -194,15 +195,15 @@ class GaussianProcess:
     def __init__(self, X, y, groups, prior=Prior(), correlation=matern52, with_epoch=False):
         self.X, self.y, self.groups, self.p = X, y, groups, int(groups.max()) + 1
         self.prior, self.correlation = prior, correlation
-        pairs = [prior.lengthscale if n == 1 else prior.choice_lengthscale for n in np.bincount(groups)]
+        priors = [prior.lengthscale if n == 1 else prior.choice_lengthscale for n in np.bincount(groups)]
         if with_epoch:
-            pairs[-1] = prior.epoch_lengthscale
+            priors[-1] = prior.epoch_lengthscale
         self.d_ridge = len(groups) - with_epoch
-        pairs += self.d_ridge * [prior.ridge] + [prior.additive, prior.signal_variance, prior.noise_variance]
-        self.prior_mean, self.prior_sd = np.array(pairs).T
+        priors += self.d_ridge * [prior.ridge] + [prior.additive, prior.signal_variance, prior.noise_variance]
+        self.prior_mean, self.prior_sd = np.array(priors).T
         ends = np.cumsum(np.bincount(groups))
         self.columns = [slice(None), *map(slice, ends - np.bincount(groups), ends)]  # of each term of k
-        self.numeric = np.flatnonzero(np.bincount(groups)[groups[: self.d_ridge]] == 1)  # neither choices nor the epoch
+        self.numeric = np.flatnonzero(np.bincount(groups)[groups[: self.d_ridge]] == 1)  # no choices, no epoch
         self.coefficients, self.coefficients_sd = np.array([prior.constant, prior.bowl]).T
         self.residual, self.mean_covariance = y - self.mean(X), self.mean_kernel(X, X)
 
@@ -388,16 +389,15 @@ def log_h(z):
     return np.where(z > 0, np.log(np.where(z > 0, z + np.exp(left), 1.0)), left)
 
 
-def log_augmented_improvement(mu, sigma, best, noise, least=0.01):
-    """ln of E[max(best - least - f, 0)], f ~ N(mu, sigma^2), times 1 - noise / sqrt(noise^2 + sigma^2).
+def log_augmented_improvement(mu, sigma, best, noise):
+    """ln of E[max(best - f, 0)], f ~ N(mu, sigma^2), times 1 - noise / sqrt(noise^2 + sigma^2).
 
     Ament et al. 2023 (2310.20708) on why the logarithm. noise: the standard deviation of an observation of f. The factor
     is of Huang et al. 2006 (J. Global Optimization 34): where f is known better than one observation can tell, another
-    says little; without it noise, which keeps sigma up, keeps the search at the incumbent. Without noise it is `least` that
-    lets it go: else ever smaller improvements in one basin, certain ones, are worth more than any other basin.
+    says little; without it noise, which keeps sigma up, keeps the search at the incumbent.
     """
     both = np.hypot(noise, sigma)
-    return 3 * np.log(sigma) + log_h((best - least - mu) / sigma) - np.log(both) - np.log(both + noise)
+    return 3 * np.log(sigma) + log_h((best - mu) / sigma) - np.log(both) - np.log(both + noise)
 
 
 # ---- Bayesian optimisation ------------------------------------------------------------------------------------------
@@ -408,6 +408,7 @@ class Settings:
     n_initial: int = 5  # trials before the model: the start configuration and a space-filling design
     category_period: int = 4  # of so many suggestions one may go to the category tried least
     cost_power: float = 1.0  # expected improvement / (seconds per epoch)^cost_power; 0 ignores time
+    least: float = 0.01  # deviations of the losses: of four suggestions, three are to improve by so much at least
     n_fantasies: int = 4  # joint samples at the pending configurations, over which the acquisition is averaged
     n_random: int = 1000  # candidates from all of the space
     n_rounds: int = 4  # of ever smaller mutations of the best candidates
@@ -417,7 +418,7 @@ class Settings:
 
     def __post_init__(self):
         for name, value in vars(self).items():
-            kind, lowest = (numbers.Real, 0) if name == "cost_power" else (numbers.Integral, 1)
+            kind, lowest = (numbers.Real, 0) if name in ("cost_power", "least") else (numbers.Integral, 1)
             if not isinstance(value, kind) or not lowest <= value < math.inf:
                 expected = "a number" if kind is numbers.Real else "an integer"
                 raise ValueError(f"Settings.{name}: expected {expected}, at least {lowest}, got {value!r}")
@@ -436,6 +437,7 @@ class Model:
     failures: Posterior | None
     costs: np.ndarray | None
     units: tuple
+    least: float  # an improvement on `losses.best` counts from here on, see `GPSearch.least`
 
 
 class GPSearch:
@@ -456,6 +458,7 @@ class GPSearch:
 
     def __init__(self, space, seed=0, max_epochs=None):
         check_arguments(space, seed, max_epochs)
+        self.check_parts()
         self.space, self.seed = space, seed
         self.rungs = [3**k for k in range(40) if max_epochs and 3**k < max_epochs] + [max_epochs]
         parts = list(domains(space).values())
@@ -464,7 +467,28 @@ class GPSearch:
         self.scale = np.array([math.sqrt(0.5) if isinstance(parts[i], Choice) else 1.0 for i in self.groups])
         self.memory = {}  # trial id -> what `recall` returns
 
+    def check_parts(self):
+        """ValueError names what a subclass has replaced by something of another kind or shape."""
+        name, a = type(self).__name__, np.ones((3, 2))
+        for part, kind in (("prior", Prior), ("settings", Settings)):
+            if not isinstance(got := getattr(self, part), kind):
+                raise ValueError(f"{name}.{part}: expected {kind.__name__}(...), got {got!r}")
+        for part, arguments, expected in (
+            ("correlation", (a, np.exp(-a)), [(2, 3, 2)]),
+            ("acquisition", (a, a[:, :1], a[0], 0.1), [(3, 2), (3, 1)]),
+        ):
+            shapes = " or ".join(map(str, expected))
+            try:
+                got = np.shape(getattr(self, part)(*arguments))
+            except (TypeError, ValueError) as error:
+                got = f"{type(error).__name__}: {error} (staticmethod forgotten?)"
+            if got not in expected:
+                given = ", ".join(str(np.shape(argument)) for argument in arguments)
+                raise ValueError(f"{name}.{part}: expected shape {shapes} from arguments of shapes {given}, got {got}")
+
     def suggest(self, trials):
+        if len({trial.id for trial in trials}) < len(trials):
+            raise ValueError("trials: expected each with an id of its own, got one twice")
         seen = {self.recall(trial)[1] for trial in trials}
         if len(seen) >= n_configs(self.space):
             return None
@@ -517,7 +541,7 @@ class GPSearch:
         y, units = standardise(np.concatenate(curves).astype(float), trial_of, rung_of, self.places(observed))
 
         def inputs(trials, rungs):
-            X = self.encode(trials)
+            X = self.encode(trials) * self.scale
             return X if progress is None else np.column_stack([X, progress[rungs]])
 
         kept = best_and_random(y, settings.n_rows, rng)
@@ -527,10 +551,18 @@ class GPSearch:
         failures, failed = self.failures(ended, failed, rng), failed[-settings.n_fit :]
         some = rows, running, failed
         incumbents, pending, lost = (inputs(trials, np.full(len(trials), -1)) for trials in some)
-        hopeless = self.predict(failures, self.encode(failed) / self.scale)[0][:, 0] < -0.5 if failed else ()
+        hopeless = self.predict(failures, self.encode(failed))[0][:, 0] < -0.5 if failed else ()
         arguments = incumbents, pending, settings.n_fantasies, rng, lost, hopeless
         losses = self.learn(inputs(rows, rung_of[kept]), y, self.prior, rng, *arguments)
-        return Model(losses, failures, self.costs(ended, running), units)
+        return Model(losses, failures, self.costs(ended, running), units, self.least(len(trials)))
+
+    def least(self, n):
+        """By how much the suggestion after n trials is to improve at least, in deviations of the losses.
+
+        Without noise ever smaller improvements in one basin, certain ones, would be worth more than any other basin. But
+        where there is no other, they are all that is left: every fourth suggestion is for them.
+        """
+        return self.settings.least if n % 4 else 0.0
 
     def failures(self, ended, failed, rng):
         """Posterior of -1 where an ended trial failed, +1 where it is sound; None when all are."""
@@ -539,7 +571,7 @@ class GPSearch:
         has_failed = {trial.id for trial in failed}
         y = np.array([-1.0 if trial.id in has_failed else 1.0 for trial in ended])
         kept = best_and_random(y, self.settings.n_rows, rng)  # failures first: they may be few
-        X = self.encode([ended[i] for i in kept])
+        X = self.encode([ended[i] for i in kept]) * self.scale
         return self.learn(X, y[kept], replace(self.prior, bowl=(0.0, 0.0)), rng, X)
 
     def learn(self, X, y, prior, rng, *arguments):
@@ -559,13 +591,13 @@ class GPSearch:
         timed = timed[-self.settings.n_fit :]
         if self.rungs[-1] is None or not self.settings.cost_power or not running or len(timed) < 3:
             return None
-        F = cost_features(self.encode(timed) / self.scale)
+        F = cost_features(self.encode(timed))
         y = np.log([(trial.ended - trial.started) / trial.n_epochs for trial in timed])
         penalty = 0.05 * (np.arange(F.shape[1]) > 0)  # none of the mean
         return np.linalg.solve(F.T @ F + np.diag(penalty), F.T @ y)
 
     def recommend(self, trials):
-        """(trial, mu, sigma): the trial with the lowest posterior mean of the loss; None while there is no model.
+        """(trial, epoch, mu, sigma): the trial with the lowest posterior mean of the loss; None while there is no model.
 
         The lowest of many noisy values is lucky; the posterior mean is what training it again as far would give. Only
         trials at the highest rung that any has come to are compared: how others would go on would be a guess.
@@ -577,18 +609,21 @@ class GPSearch:
         n_rungs = [len(losses_at(self.rungs, t)) if self.rungs[-1] else t.status == "done" for t in observed]
         observed = [trial for trial, n in zip(observed, n_rungs) if n == max(n_rungs)]
         epoch = self.rungs[max(n_rungs) - 1]
-        mu, sigma = self.predict(model.losses, self.encode(observed) / self.scale, epoch)
+        mu, sigma = self.predict(model.losses, self.encode(observed), epoch)
         i, (centre, unit) = mu.mean(axis=1).argmin(), model.units
-        return observed[i], float(centre + unit * mu[i].mean()), float(unit * np.hypot(sigma[i, 0], mu[i].std()))
+        return observed[i], epoch, float(centre + unit * mu[i].mean()), float(unit * np.hypot(sigma[i, 0], mu[i].std()))
 
     def sound(self, trials):
         """The trials whose losses the model learns from; those that have ended and are not among them count as failed."""
+        for trial in trials:
+            try:
+                is_finite = trial.value is None or math.isfinite(trial.curve[0][1]) and math.isfinite(trial.value)
+            except (TypeError, ValueError, OverflowError):  # no curve, no number, or 10**400
+                is_finite = False
+            if not is_finite:
+                expected = "a curve [(epoch, loss)] of finite losses, or the status 'failed'"
+                raise ValueError(f"trial {trial.id}: expected {expected}, got {trial.curve!r:.200}")
         valued = [trial for trial in trials if trial.value is not None]
-        for trial in valued:
-            first_and_best = trial.curve[0][1], trial.value
-            if not all(abs(loss) <= sys.float_info.max for loss in first_and_best):  # NaN is not, nor is 10**400
-                got = "{!r:.100} at first, {!r:.100} at best".format(*first_and_best)
-                raise ValueError(f"trial {trial.id}: expected finite losses, or the status 'failed', got {got}")
         return [trial for trial, is_sound in zip(valued, in_proportion(valued, self.places(valued))) if is_sound]
 
     def process(self, X, y, prior):
@@ -597,19 +632,19 @@ class GPSearch:
         return GaussianProcess(X, y, groups, prior, self.correlation, with_epoch)
 
     def encode(self, trials):
-        """(n, d): the configurations of trials, at the kernel's scale."""
+        """(n, d): the configurations of trials, in [0, 1]."""
         return np.array([self.recall(trial)[2] for trial in trials]).reshape(-1, len(self.scale))
 
     def recall(self, trial):
-        """(configuration, its key, its encoding (d,) at the kernel's scale) of a trial, worked out once."""
+        """(configuration, its key, its encoding (d,) in [0, 1]) of a trial, worked out once."""
         if trial.id not in self.memory or self.memory[trial.id][0] != trial.config:
             config = hyperparameters(self.space, trial)
-            self.memory[trial.id] = dict(trial.config), config_key(config), encode(self.space, config) * self.scale
+            self.memory[trial.id] = dict(trial.config), config_key(config), encode(self.space, config)
         return self.memory[trial.id]
 
     def places(self, trials):
-        """(n, d): the configurations of trials; their squared distances are means over the hyperparameters."""
-        return self.encode(trials) / math.sqrt(self.groups[-1] + 1)
+        """(n, d): the configurations of trials, such that squared distances are means over the hyperparameters."""
+        return self.encode(trials) * self.scale / math.sqrt(self.groups[-1] + 1)
 
     def at_epoch(self, posterior, X, epoch=None):
         """Rows X (m, d) at the kernel's scale as inputs of a posterior, which may have the epoch (None: the last) too."""
@@ -626,7 +661,7 @@ class GPSearch:
         mu, sigma = self.predict(model.losses, X)
         has_epoch = model.losses.X.shape[1] > len(self.scale)  # there, minutes count, and augmented it was slower
         noise = 0.0 if has_epoch else math.exp(model.losses.theta[-1] / 2)
-        scores = self.acquisition(mu, sigma, model.losses.best, noise)
+        scores = self.acquisition(mu, sigma, model.losses.best - model.least, noise)
         scores = np.logaddexp.reduce(scores, axis=1) - math.log(mu.shape[1])
         if model.failures:
             mu, sigma = self.predict(model.failures, X)
@@ -643,7 +678,11 @@ class GPSearch:
     def candidates(self, model, trials, rng):
         """Points (m, d) of the space, those with the highest score first, those that trials have taken last."""
         finite = n_configs(self.space) < math.inf  # else no point comes twice
-        taken = {row.tobytes() for row in np.round(self.encode(trials) / self.scale, 9)} if finite else set()
+        taken = {row.tobytes() for row in np.round(self.encode(trials), 9)} if finite else set()
+
+        column = self.category_in_turn(trials)
+        if column is not None:
+            model = self.with_incumbent_of(column, model)
 
         def score(X):
             scores = self.score(model, X)
@@ -651,9 +690,6 @@ class GPSearch:
                 scores[[row.tobytes() in taken for row in np.round(X, 9)]] = -np.inf
             return scores if column is None else np.where(X[:, column] > 0.5, scores, scores - 1e6)
 
-        column = self.category_in_turn(trials)
-        if column is not None:
-            model = self.with_incumbent_of(column, model)
         if n_configs(self.space) <= self.settings.n_listed:
             X = all_points(self.space)
             return X[np.argsort(-score(X), kind="stable")]

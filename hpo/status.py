@@ -99,10 +99,12 @@ class Status:
         if best:
             say(f"best {self.value(best.value)} (trial {best.id}, epoch {best.best_epoch})")
             self.say_config(best)
-            expected = GPSearch(tuner.space, self.args.seed, tuner.max_epochs).recommend(tuner.trials)
-            if expected:  # the lowest of many noisy values is lucky
-                trial, mu, sigma = expected
-                say(f"best by posterior mean {self.value(mu)} +- {sigma:.2g} (trial {trial.id})")
+            is_gp = isinstance(tuner.searcher, GPSearch)
+            model = tuner.searcher if is_gp else GPSearch(tuner.space, self.args.seed, tuner.max_epochs)
+            if expected := model.recommend(tuner.trials):  # the lowest of many noisy values is lucky
+                trial, epoch, mu, sigma = expected
+                at = f", epoch {epoch}" if epoch else ""
+                say(f"best by posterior mean {self.value(mu)} +- {sigma:.2g} (trial {trial.id}{at})")
                 if trial is not best:
                     self.say_config(trial)
         else:

@@ -86,7 +86,7 @@ def test_run_writes_its_folder_and_a_summary(quick, tmp_path):
     config = next(json.loads(line) for line in out.splitlines() if line.startswith("{"))
     assert config["x"] == float(best["config_x"]) and config["nested"] == {"list": [1, 2.5, None]}
     assert "7 done" in out and str(folder / "trials.csv") in out and "% of the time" in out
-    expected = re.search(r"best by posterior mean loss=(\S+) \+- (\S+) \(trial \d+\)", out)
+    expected = re.search(r"best by posterior mean loss=(\S+) \+- (\S+) \(trial \d+(?:, epoch \d+)?\)", out)
     assert abs(float(expected[1]) - float(best["value"])) < 0.5 and float(expected[2]) > 0
     assert len(list((folder / "logs").iterdir())) == 7
     loaded = load(folder)

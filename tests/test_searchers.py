@@ -220,10 +220,12 @@ def test_bad_argument_is_named(searcher, name, value):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        (lambda: Prior(bowl=0), "Prior.bowl: expected (mean, standard deviation), that at least 0, got 0"),
-        (lambda: Prior(bowl=(0, -1)), "Prior.bowl: expected (mean, standard deviation), that at least 0, got (0, -1)"),
-        (lambda: Prior(ridge=(0, 0)), "Prior.ridge: expected (mean, standard deviation), that above 0, got (0, 0)"),
-        (lambda: Prior(additive=(math.nan, 1)), "Prior.additive: expected (mean"),
+        (lambda: Prior(bowl=0), "Prior.bowl: expected two numbers, mean and standard deviation, got 0"),
+        (lambda: Prior(bowl=(0, -1)), "Prior.bowl: expected a standard deviation at least 0, got -1"),
+        (lambda: Prior(ridge=(0, 0)), "Prior.ridge: expected a standard deviation above 0, got 0"),
+        (lambda: Prior(additive=(math.nan, 1)), "Prior.additive: expected two numbers"),
+        (lambda: Prior(lengthscale=("a", 1)), "Prior.lengthscale: expected two numbers"),
+        (lambda: Settings(least=-1), "Settings.least: expected a number, at least 0, got -1"),
         (lambda: Settings(n_initial=0), "Settings.n_initial: expected an integer, at least 1, got 0"),
         (lambda: Settings(n_random=10.5), "Settings.n_random: expected an integer, at least 1, got 10.5"),
         (lambda: Settings(cost_power="a"), "Settings.cost_power: expected a number, at least 0, got 'a'"),
@@ -234,19 +236,46 @@ def test_bad_number_of_the_searcher_is_named(settings, message):
         settings()
 
 
-@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf, 10**400])
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"settings": Settings}, "Mine.settings: expected Settings(...), got <class"),
+        ({"prior": (0, 1)}, "Mine.prior: expected Prior(...), got (0, 1)"),
+        (
+            {"acquisition": staticmethod(lambda mu, sigma, best, noise: -mu.mean(axis=1))},
+            "Mine.acquisition: expected shape (3, 2) or (3, 1) from arguments of shapes (3, 2), (3, 1), (2,), (), got (3,)",
+        ),
+        ({"acquisition": staticmethod(lambda mu, sigma, best, noise: None)}, "or (3, 1) from"),
+        ({"acquisition": lambda mu, sigma, best, noise: -mu}, "5 were given (staticmethod forgotten?)"),
+        ({"correlation": staticmethod(lambda a, decay: decay)}, "Mine.correlation: expected shape (2, 3, 2)"),
+        ({"correlation": staticmethod(lambda a, decay: (decay.T, decay.T))}, "got (2, 2, 3)"),
+    ],
+)
+def test_bad_part_of_a_subclass_is_named_before_any_training(part, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        type("Mine", (GPSearch,), part)({"x": uniform(0, 1)})
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf, 10**400, np.float32("inf"), "0.3", [0.3]])
 def test_loss_that_is_no_number_is_an_error(loss):
     trials = [Trial(i, {"x": i / 10}, "random", status="done", curve=[(1, float(i))]) for i in range(9)]
     trials[6].curve = [(1, loss)]
-    with pytest.raises(ValueError, match="trial 6: expected finite losses, or the status 'failed', got"):
+    with pytest.raises(ValueError, match="trial 6: expected a curve .* of finite losses, or the status 'failed', got"):
         GPSearch({"x": uniform(0, 1)}).suggest(trials)
     trials[6].status = "failed"
     assert GPSearch({"x": uniform(0, 1)}).suggest(trials)[1] == "model"
 
 
-def test_losses_may_be_huge_integers():
-    trials = [Trial(i, {"x": i / 10}, "random", status="done", curve=[(1, 10**30 * i)]) for i in range(9)]
+@pytest.mark.parametrize("one", [10**30, np.float32(1), np.float16(1), np.int8(1)])
+def test_losses_may_be_huge_integers_and_numbers_of_numpy(one):
+    trials = [Trial(i, {"x": i / 10}, "random", status="done", curve=[(1, one * type(one)(i))]) for i in range(9)]
     assert GPSearch({"x": uniform(0, 1)}).suggest(trials)[1] == "model"
+
+
+def test_an_id_that_comes_twice_is_an_error():
+    trials = [Trial(i % 8, {"x": i / 10}, "random", status="done", curve=[(1, float(i))]) for i in range(9)]
+    with pytest.raises(ValueError, match="trials: expected each with an id of its own"):
+        GPSearch({"x": uniform(0, 1)}).suggest(trials)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
