@@ -408,7 +408,7 @@ class Settings:
     n_initial: int = 5  # trials before the model: the start configuration and a space-filling design
     category_period: int = 4  # of so many suggestions one may go to the category tried least
     cost_power: float = 1.0  # expected improvement / (seconds per epoch)^cost_power; 0 ignores time
-    least: float = 0.01  # deviations of the losses: of four suggestions, three are to improve by so much at least
+    least: float = 0.01  # deviations of the losses by which suggestions are to improve, see `GPSearch.model`
     n_fantasies: int = 4  # joint samples at the pending configurations, over which the acquisition is averaged
     n_random: int = 1000  # candidates from all of the space
     n_rounds: int = 4  # of ever smaller mutations of the best candidates
@@ -437,7 +437,7 @@ class Model:
     failures: Posterior | None
     costs: np.ndarray | None
     units: tuple
-    least: float  # an improvement on `losses.best` counts from here on, see `GPSearch.least`
+    least: float  # the smallest improvement on `losses.best` that counts
 
 
 class GPSearch:
@@ -554,15 +554,11 @@ class GPSearch:
         hopeless = self.predict(failures, self.encode(failed))[0][:, 0] < -0.5 if failed else ()
         arguments = incumbents, pending, settings.n_fantasies, rng, lost, hopeless
         losses = self.learn(inputs(rows, rung_of[kept]), y, self.prior, rng, *arguments)
-        return Model(losses, failures, self.costs(ended, running), units, self.least(len(trials)))
-
-    def least(self, n):
-        """By how much the suggestion after n trials is to improve at least, in deviations of the losses.
-
-        Without noise ever smaller improvements in one basin, certain ones, would be worth more than any other basin. But
-        where there is no other, they are all that is left: every fourth suggestion is for them.
-        """
-        return self.settings.least if n % 4 else 0.0
+        # without noise ever smaller, certain improvements in one basin would be worth more than any other basin; but where
+        # there is no other they are all that is left, so a fourth of the suggestions may go to what noise does not hide
+        may_polish = len(trials) % 4 == 0 and math.exp(losses.theta[-1] / 2) < settings.least
+        least = 0.0 if may_polish else settings.least
+        return Model(losses, failures, self.costs(ended, running), units, least)
 
     def failures(self, ended, failed, rng):
         """Posterior of -1 where an ended trial failed, +1 where it is sound; None when all are."""
