@@ -723,11 +723,12 @@ def test_improvement_is_augmented_unless_the_epoch_is_an_input():
     trials = [Trial(i, sample(SPACE, rng), "random", status="done") for i in range(12)]
     for trial in trials:
         trial.curve = [(epoch, rng.random()) for epoch in (1, 3)]
-    Watched(SPACE, 0, 3).suggest(trials)
+    searcher = Watched(SPACE, 0, 3)
+    searcher.suggest(trials)
     assert seen and min(seen) > 0
-    seen.clear()
     trials[5].status, trials[5].curve = "stopped", trials[5].curve[:1]
-    Watched(SPACE, 0, 3).suggest(trials)
+    seen.clear()
+    searcher.suggest(trials)
     assert seen and max(seen) == 0
 
 
