@@ -593,17 +593,21 @@ class GPSearch:
         return np.linalg.solve(F.T @ F + np.diag(penalty), F.T @ y)
 
     def recommend(self, trials):
-        """(trial, epoch, mu, sigma): the trial with the lowest posterior mean of the loss; None while there is no model.
+        """(trial, epoch, mu, sigma): the trial with the lowest posterior mean of the loss; or None.
 
         The lowest of many noisy values is lucky; the posterior mean is what training it again as far would give. Only
-        trials at the highest rung that any has come to are compared: how others would go on would be a guess.
+        trials at the highest rung that any has come to are compared: how others would go on would be a guess. None while
+        there is no model, or the lowest value is of such another: of two quick trials, the better may be a poor one.
         """
         model = self.model(trials, np.random.default_rng([self.seed, len(trials)]))
         if model is None:
             return None
         observed = [trial for trial in self.sound(trials) if trial.status != "running"]
         n_rungs = [len(losses_at(self.rungs, t)) if self.rungs[-1] else t.status == "done" for t in observed]
+        lowest = min(observed, key=lambda trial: trial.value)
         observed = [trial for trial, n in zip(observed, n_rungs) if n == max(n_rungs)]
+        if all(trial.value > lowest.value for trial in observed):
+            return None
         epoch = self.rungs[max(n_rungs) - 1]
         mu, sigma = self.predict(model.losses, self.encode(observed), epoch)
         i, (centre, unit) = mu.mean(axis=1).argmin(), model.units

@@ -783,6 +783,16 @@ def test_complete_trials_are_modelled_by_their_values_alone():
     assert GPSearch(space, 0, 27).suggest(trials) == GPSearch(space, 0, None).suggest(short)
 
 
+def test_none_is_recommended_while_a_poor_trial_alone_has_come_furthest():
+    space, rng = {"x": uniform(0, 1), "epochs": 27}, np.random.default_rng(0)
+    trials = [Trial(i, sample(space, rng), "random", status="stopped", curve=[(1, 0.1 * i)]) for i in range(8)]
+    trials[7].curve = [(epoch, 0.7) for epoch in range(1, 28)]
+    assert GPSearch(space, 0, 27).recommend(trials) is None
+    trials[7].curve[-1] = (27, -0.1)
+    trial, epoch, *_ = GPSearch(space, 0, 27).recommend(trials)
+    assert (trial.id, epoch) == (7, 27)
+
+
 def test_the_recommended_trial_is_not_the_luckiest():
     """In noise as large as half of the landscape, the lowest value of repeated configurations is not the one to take."""
     rng, space = np.random.default_rng(0), {"x": uniform(0, 1)}
