@@ -119,9 +119,8 @@ def show_model(run, searcher, model, before, trial):
         f"\nprediction there: {sign * (centre + unit * mu.mean()):.5g} +- {unit * np.hypot(sigma[0, 0], mu.std()):.2g}, ",
         end="",
     )
-    print(
-        f"to be improved on: {sign * (centre + unit * (losses.best.mean() - model.least)):.5g}, what pending trials may find included"
-    )
+    target = sign * (centre + unit * (losses.best.mean() - model.least))
+    print(f"to be improved on: {target:.5g}, what pending trials may find included")
     print(f"acquisition {score:.3f}; random configurations: median {np.median(others):.3f}, best {others.max():.3f}")
     if model.failures:
         mu, sigma = searcher.predict(model.failures, x)

@@ -597,7 +597,7 @@ class GPSearch:
 
         The lowest of many noisy values is lucky; the posterior mean is what training it again as far would give. Only
         trials at the highest rung that any has come to are compared: how others would go on would be a guess. None while
-        there is no model, or the lowest value is of such another: of two quick trials, the better may be a poor one.
+        there is no model, or the lowest value is of another: a quick trial may be alone at the highest rung, and poor.
         """
         model = self.model(trials, np.random.default_rng([self.seed, len(trials)]))
         if model is None:
