@@ -1,337 +1,255 @@
 """Compares searchers over problems and seeds, by the tuner's own loop on a simulated clock.
 
-    python -m experiments.compare_searchers                                   ours and every peer that is installed
+    python -m experiments.compare_searchers                  ours, and every peer that is installed
     python -m experiments.compare_searchers --searcher gp --searcher my_gp.py:MySearcher --quick
+    python -m experiments.compare_searchers --half report --searcher gp --searcher ax
 
-A run: one searcher, one problem, one seed; trials last log-normal times; the seed decides durations and noise, trial by
-trial, the same for every searcher. Rows go to RESULTS/<searcher>.csv as runs end; what is there is not run again
-(until the searcher's file or the peer's version changes), so an interrupted comparison continues, and several at once
-can share the work of different searchers.
+A run is a searcher, a problem and a seed. Trials last log-normal times; the seed decides durations
+and noise, trial by trial, the same for every searcher. A run is a row of RESULTS/<searcher>.csv,
+written when it ends. What has a row is not run again until the file of the searcher changes, so
+that an interrupted comparison goes on. Runs of peers take hours: those of experiments/compared/
+are read too, whatever version is installed, and a problem that has some there is not run again.
 
-Normalised regret after n ended trials: (lowest true loss so far - optimum) / (median true loss of random configurations
-- optimum), clipped to [0, 1]; "true" means without noise; the optimum is the best known. `chosen`: the same for the true loss of the trial with the
-lowest observed loss, which is what a user takes home. Means: over the seeds of a problem, then over the problems.
-Intervals: 95%, bootstrap over the runs of each problem; differences to the first are paired by problem and seed.
+Normalised regret after n trials have ended: (lowest true loss so far - optimum) / (median true loss
+of random configurations - optimum), clipped to [0, 1]. True means without noise; the optimum is the
+best known. `chosen` is the same for the trial with the lowest observed loss, which is what a user
+takes home. Means are over the seeds of a problem, then over problems. Intervals: 95%, bootstrap
+over the runs of each problem; differences to the first searcher are paired by problem and seed.
 """
 
 import functools
 import hashlib
 import inspect
+import itertools
 import math
 import pathlib
 import sys
 import zlib
-from collections import Counter
 
 import numpy as np
 
 from experiments import command, peers
 from experiments.problems import PROBLEMS
 from experiments.simulated import simulate
-from hpo.arguments import find_searcher
 from hpo.searchers import SEARCHERS
 from hpo.space import sample
 from hpo.trial import n_threads
-from run import positive_int
 
-COLUMNS = {"searcher": str, "version": str, "problem": str, "seed": int, "workers": int, "trials": int, "trial": int}
-KEY = list(COLUMNS)[:6]
-COLUMNS |= {"best": float, "chosen": float, "suggest_seconds": float, "origin": str, "status": str}
-LEGEND = (
-    "\nmean normalised regret [95% bootstrap interval]: 0 the best known loss, 1 the median of random configurations; "
-    "chosen: of the trial with the lowest noisy loss; rank: 1 the best"
-)
-AT = (20, 40, 60)  # numbers of trials in the table
-N_TYPICAL = 300  # random configurations whose median loss counts as regret 1
-GROUPS = ("analytic", "hpo", "real")
-ENDED = "ended"  # status of the trials that a searcher did not ask for: it had nothing new to suggest
+COMPARED = pathlib.Path(__file__).parent / "compared"
+KEY = {"searcher": str, "version": str, "problem": str, "seed": int, "workers": int, "trials": int}
+# true losses after each third of the trials: 20, 40 and 60 of 60; mean seconds of a suggestion
+BEST, CHOSEN = [[f"{kind}_{third}" for third in (1, 2, 3)] for kind in ("best", "chosen")]
+COLUMNS = KEY | dict.fromkeys([*BEST, *CHOSEN, "seconds"], float)
+LEGEND = """
+mean normalised regret [95% bootstrap interval]: 0 the best known loss, 1 the median of random
+configurations; chosen: of the trial with the lowest noisy loss"""
 
 
-# ---- One run ---------------------------------------------------------------------------------------------------------
+# ---- One run ----
 def searcher_class(name):
-    return peers.PEERS[name] if name in peers.PEERS else find_searcher(name)
+    if name in peers.PEERS:
+        return functools.partial(peers.Peer, name)
+    return command.find_searcher(name)
 
 
 def version_of(name):
-    """The peer's version, or a hash of the files that define our searcher: results are kept as long as it stands."""
+    """The peer's version, None if it is not installed; or a hash of our searcher's files."""
     if name in peers.PEERS:
         return peers.version(name)
     classes = [kind for kind in searcher_class(name).__mro__ if kind.__module__ != "builtins"]
     files = dict.fromkeys(inspect.getsourcefile(kind) for kind in classes)
-    return hashlib.sha1(b"".join(pathlib.Path(path).read_bytes() for path in files)).hexdigest()[:10]
+    return hashlib.sha1(b"".join(pathlib.Path(path).read_bytes() for path in files)).hexdigest()[
+        :10
+    ]
+
+
+def thirds(n_trials):
+    return [math.ceil(n_trials * k / 3) for k in (1, 2, 3)]
 
 
 def run(name, version, problem_name, seed, n_workers, n_trials):
-    """Rows of one run: after each ended trial, the losses so far."""
+    """The row of a run."""
     problem = PROBLEMS[problem_name]
 
     def objective(config, rng):
         seconds = rng.lognormal(0, 0.5)  # drawn first: the same for every searcher
         yield seconds, {"loss": problem.evaluate(config, rng)}
 
-    noise_seed = zlib.crc32(problem_name.encode()) + seed
     with command.blaming(f"{name} on {problem_name}, seed {seed}"):
         searcher = searcher_class(name)(problem.space, seed, None)
         if version != version_of(name):
-            raise RuntimeError("its file has changed since the comparison began; run it again")
+            raise ValueError("its file has changed since the comparison began; run it again")
         start = () if name in peers.PEERS else None  # peers have first trials of their own
         settings = {"n_workers": n_workers, "n_trials": n_trials, "start": start}
+        noise_seed = zlib.crc32(problem_name.encode()) + seed
         trials = simulate(searcher, problem.space, objective, noise_seed, **settings)
+    best, chosen, lowest = [math.inf], [math.inf], math.inf  # after 0, 1, ... trials
+    for trial in sorted(trials, key=lambda trial: trial.ended):
+        true_loss = problem.true_loss(trial.config) if trial.status == "done" else math.inf
+        is_chosen = trial.status == "done" and trial.value < lowest
+        lowest = trial.value if is_chosen else lowest
+        best.append(min(best[-1], true_loss))
+        chosen.append(true_loss if is_chosen else chosen[-1])
+    ends = [min(n, len(trials)) for n in thirds(n_trials)]  # a searcher may end earlier
+    seconds = np.mean([trial.suggest_seconds for trial in trials if trial.origin != "start"])
     key = [name, version, problem_name, seed, n_workers, n_trials]
-    rows, best, chosen, lowest = [], np.inf, np.inf, np.inf
-    for n, trial in enumerate(sorted(trials, key=lambda trial: trial.ended), 1):
-        if trial.status == "done":
-            true_loss = problem.true_loss(trial.config)
-            best = min(best, true_loss)
-            chosen, lowest = (true_loss, trial.value) if trial.value < lowest else (chosen, lowest)
-        rows.append([*key, n, best, chosen, round(trial.suggest_seconds, 6), trial.origin, trial.status])
-    rows += [[*key, n, best, chosen, 0, "", ENDED] for n in range(len(rows) + 1, n_trials + 1)]
-    return rows
+    return [*key, *(best[n] for n in ends), *(chosen[n] for n in ends), f"{seconds:.4g}"]
 
 
-# ---- Results on disk -------------------------------------------------------------------------------------------------
+# ---- Results on disk ----
 def results_file(folder, name):
     return folder / f"{name.rpartition('/')[2].replace(':', '.')}.csv"
 
 
-def read_runs(folder, name):
-    """{key: rows} of the complete runs in a searcher's file; a run cut off in the middle of its rows is left out."""
+def read_runs(folder, versions, workers, trials):
+    """{searcher: {(problem, seed): row}}; a peer's runs count whatever their version."""
     runs = {}
-    for row in command.read_rows(results_file(folder, name), COLUMNS):
-        runs.setdefault(tuple(row[column] for column in KEY), {})[row["trial"]] = row
-    return {key: list(rows.values()) for key, rows in runs.items() if len(rows) == key[-1]}
+    for name, version in versions.items():
+        wanted = {"searcher": name, "workers": workers, "trials": trials}
+        wanted |= {} if name in peers.PEERS else {"version": version}
+        rows = command.read_rows(results_file(folder, name), COLUMNS)
+        rows = [row for row in rows if wanted.items() <= row.items()]
+        runs[name] = {(row["problem"], row["seed"]): row for row in rows}
+    return runs
 
 
-def run_missing(tasks, folder, n_processes):
-    """Runs what has no rows yet; {searcher: number of its runs that failed}. tasks: (*KEY) of each run."""
-    have, failed = {key for name in {task[0] for task in tasks} for key in read_runs(folder, name)}, Counter()
-    with command.in_processes(run, {task: task for task in tasks if task not in have}, n_processes) as ended:
-        for task, future in ended:
-            try:
-                command.append_rows(results_file(folder, task[0]), COLUMNS, future.result())
-            except command.Failed as error:  # a peer may fail on a problem; the comparison goes on, and says so
-                if not failed[task[0]]:
-                    print(error, file=sys.stderr, flush=True)
-                failed[task[0]] += 1
-    return failed
-
-
-# ---- The table -------------------------------------------------------------------------------------------------------
+# ---- The table ----
 @functools.cache
 def typical_loss(problem_name):
-    """Median true loss of random configurations that do not fail."""
+    """Median true loss of 300 random configurations, without those that fail."""
     problem, rng = PROBLEMS[problem_name], np.random.default_rng(0)
-    return float(np.nanmedian([problem.true_loss(sample(problem.space, rng)) for _ in range(N_TYPICAL)]))
+    return np.nanmedian([problem.true_loss(sample(problem.space, rng)) for _ in range(300)])
 
 
-def regrets(rows, problem_name, column):
-    """Normalised regret (n_trials,) after each ended trial."""
-    losses = np.array([row[column] for row in sorted(rows, key=lambda row: row["trial"])])
-    optimum = PROBLEMS[problem_name].optimum
-    return np.clip((losses - optimum) / (typical_loss(problem_name) - optimum), 0, 1)
-
-
-def load(folder, tasks, column="best"):
-    """{searcher: {(problem, seed): regret (n_trials,)}}, and the same of the [seconds of each suggestion]."""
-    curves, seconds = {}, {}
-    for name in dict.fromkeys(task[0] for task in tasks):
-        runs = read_runs(folder, name)
-        mine = [(task, runs[task]) for task in tasks if task[0] == name and task in runs]
-        curves[name] = {(task[2], task[3]): regrets(rows, task[2], column) for task, rows in mine}
-        seconds[name] = {(task[2], task[3]): thought(rows) for task, rows in mine}
-    return curves, seconds
-
-
-def thought(rows):
-    """[seconds of each suggestion] of a run."""
-    return [row["suggest_seconds"] for row in rows if row["origin"] != "start" and row["status"] != ENDED]
+def regrets(row):
+    """{column: normalised regret} of a row."""
+    optimum, typical = PROBLEMS[row["problem"]].optimum, typical_loss(row["problem"])
+    losses = {column: row[column] for column in BEST + CHOSEN}
+    return {c: np.clip((v - optimum) / (typical - optimum), 0, 1) for c, v in losses.items()}
 
 
 def mean_and_interval(values, n_bootstrap=2000):
-    """(mean, low, high) of {(problem, seed): number}: mean over problems of the mean over seeds; NaN where one has one seed.
+    """(mean, low, high) of {(problem, seed): number}; NaN where a problem has one seed.
 
-    Resampling n runs makes their variance (n - 1)/n of what it should be, which is set right (Efron 1982, section 5.3).
+    Resampling n runs makes their variance (n - 1)/n of what it should be, which is set right
+    (Efron 1982, section 5.3).
     """
     rng, means = np.random.default_rng(0), []
     for problem in sorted({problem for problem, _ in values}):
         numbers = np.array([value for key, value in sorted(values.items()) if key[0] == problem])
         n, mean = len(numbers), numbers.mean()
         resampled = numbers[rng.integers(n, size=(n_bootstrap, n))].mean(axis=1)
-        widened = mean + (resampled - mean) * math.sqrt(n / (n - 1)) if n > 1 else np.full(n_bootstrap, math.nan)
-        means.append(np.append(widened, mean))
-    overall = np.mean(means, axis=0)
-    return overall[-1], *np.quantile(overall[:-1], (0.025, 0.975))
-
-
-def ranks(curves, keys, at):
-    """Mean rank {searcher: rank} over the runs that all searchers have; ties share their rank."""
-    table = np.array([[curves[name][key][at - 1] for name in curves] for key in keys])  # (n_runs, n_searchers)
-    below = (table[:, :, None] > table[:, None, :]).sum(axis=2)
-    ties = (table[:, :, None] == table[:, None, :]).sum(axis=2)
-    return dict(zip(curves, (below + (ties + 1) / 2).mean(axis=0)))
+        factor = math.sqrt(n / (n - 1)) if n > 1 else math.nan
+        means.append(np.append(mean + (resampled - mean) * factor, mean))
+    *resampled, mean = np.mean(means, axis=0)
+    return mean, *np.quantile(resampled, (0.025, 0.975))
 
 
 def label(name):
-    """At most 23 characters: a searcher's name, or its file's without the folder."""
     return pathlib.Path(name).name[-23:]
 
 
-def table(curves, chosen, seconds, title):
-    """Lines of text: mean normalised regret [interval] at each number of trials, rank, seconds per suggestion."""
-    n_trials = min(len(curve) for runs in curves.values() for curve in runs.values())
-    at = sorted({*(n for n in AT if n <= n_trials), n_trials})
-    common = sorted(set.intersection(*(set(runs) for runs in curves.values())))
-    rank = ranks(curves, common, at[-1]) if common else {}
-    heads = "".join(f"{f'{n} trials':>23}" for n in at)
-    lines = [f"{title}", f"{'':<24}{heads}{f'chosen at {at[-1]}':>15}{'rank':>7}{'s/suggestion':>14}{'runs':>6}"]
-    for name, runs in curves.items():
-        cells = []
-        for n in at:
-            mean, low, high = mean_and_interval({key: curve[n - 1] for key, curve in runs.items()})
-            cells.append(f"{mean:.4f} [{low:.4f} {high:.4f}]".rjust(23))
-        taken = mean_and_interval({key: chosen[name][key][at[-1] - 1] for key in runs})[0]
-        # the mean, as some peers think at every eighth suggestion only
-        mean_seconds = f"{np.mean([value for key in runs for value in seconds[name][key]]):.3g}"
-        lines.append(
-            f"{label(name):<24}{''.join(cells)}{taken:>15.4f}{rank.get(name, np.nan):>7.2f}{mean_seconds:>14}{len(runs):>6}"
-        )
-    return lines + differences(curves, at)
+def cell(values, sign=""):
+    mean, low, high = mean_and_interval(values)
+    return f"{mean:{sign}.4f} [{low:{sign}.4f} {high:{sign}.4f}]".rjust(26)
 
 
-def differences(curves, at):
-    """Lines: each searcher's regret minus the first one's, over the runs that both have."""
-    first, *others = curves
-    lines = [f"difference to {first}, paired (above 0: {first} is better)"] if others else []
-    for name in others:
-        cells = []
-        common = set(curves[name]) & set(curves[first])
-        for n in at if common else []:
-            values = {key: curves[name][key][n - 1] - curves[first][key][n - 1] for key in common}
-            mean, low, high = mean_and_interval(values)
-            cells.append(f"{mean:+.4f} [{low:+.4f} {high:+.4f}]".rjust(26))
-        lines.append(f"{label(name):<21}{''.join(cells)}{len(common):>6} runs in common")
+def table(runs, n_trials):
+    """Lines: a searcher each, then the differences to the first. runs: {searcher: {key: row}}."""
+    at = "".join(f"{f'{n} trials':>26}" for n in thirds(n_trials))
+    lines = [f"{'':<24}{at}{f'chosen at {n_trials}':>15}{'s/suggestion':>14}{'runs':>6}"]
+    for name, mine in runs.items():
+        best = "".join(cell({key: row[c] for key, row in mine.items()}) for c in BEST)
+        chosen = mean_and_interval({key: row[CHOSEN[-1]] for key, row in mine.items()})[0]
+        seconds = np.mean([row["seconds"] for row in mine.values()])
+        lines.append(f"{label(name):<24}{best}{chosen:>15.4f}{seconds:>14.3g}{len(mine):>6}")
+    (first, its_runs), *others = runs.items()
+    if others:
+        lines.append(f"difference to {label(first)}, paired (above 0: {label(first)} is better)")
+    for name, mine in others:
+        keys = mine.keys() & its_runs.keys()
+        pairs = [{key: mine[key][c] - its_runs[key][c] for key in keys} for c in BEST if keys]
+        differences = "".join(cell(values, "+") for values in pairs)
+        lines.append(f"{label(name):<24}{differences}{len(keys):>8} runs in common")
     return lines
 
 
-def report(folder, tasks, workers):
-    """Prints the tables, pooled and by group, and saves the plot."""
-    curves, seconds = load(folder, tasks)
-    chosen, _ = load(folder, tasks, "chosen")
-    if without := [name for name, runs in curves.items() if not runs]:
+def report(runs, n_workers, n_trials):
+    """Prints the tables, pooled and by group, of the problems that all searchers have."""
+    if without := [name for name, mine in runs.items() if not mine]:
         print(f"no runs yet: {', '.join(without)}")
-    curves = {name: runs for name, runs in curves.items() if runs}
-    problems = [{problem for problem, _ in runs} for runs in curves.values()]
+    runs = {name: mine for name, mine in runs.items() if mine}
+    problems = [{problem for problem, _ in mine} for mine in runs.values()]
     common = set.intersection(*problems) if problems else set()
-    if not common:
-        print("no results yet on a problem that all searchers have in common")
-        return
-    if left_out := len(set.union(*problems) - common):
-        print(f"{left_out} problems are left out, on which some searcher has no runs yet")
-    curves = {name: {key: runs[key] for key in runs if key[0] in common} for name, runs in curves.items()}
-    for group in ("pooled", *GROUPS):
-        part = curves if group == "pooled" else in_group(curves, group)
-        if all(part.values()):
-            title = f"{group}: {len({problem for runs in part.values() for problem, _ in runs})} problems, {workers}"
-            print("", *table(part, chosen, seconds, title), sep="\n")
+    if left_out := set().union(*problems) - common:
+        print(f"left out, as a searcher has no runs of them yet: {', '.join(sorted(left_out))}")
+    for group in ("pooled", "analytic", "hpo", "real"):
+        names = {name for name in common if group in ("pooled", PROBLEMS[name].group)}
+        part = {
+            name: {key: row | regrets(row) for key, row in mine.items() if key[0] in names}
+            for name, mine in runs.items()
+        }
+        if names:
+            print(f"\n{group}: {len(names)} problems, workers: {n_workers}")
+            print(*table(part, n_trials), sep="\n")
     print(LEGEND)
-    try:
-        plot(curves, folder / "regret.png")
-        print(f"\nplot: {folder / 'regret.png'}")
-    except ImportError:
-        print("\nno plot: pip install matplotlib", file=sys.stderr)
+    for name in [name for name in runs if name in peers.PEERS]:
+        print(name, *sorted({row["version"] for row in runs[name].values()}), sep=": ")
 
 
-def plot(curves, path):
-    """Mean normalised regret against the number of trials, pooled and by group."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    parts = {"pooled": curves, **{group: in_group(curves, group) for group in GROUPS}}
-    parts = {title: part for title, part in parts.items() if any(part.values())}
-    figure, axes = plt.subplots(1, len(parts), figsize=(4.5 * len(parts), 4), squeeze=False)
-    for axis, (title, part) in zip(axes[0], parts.items()):
-        for name, runs in part.items():
-            problems = sorted({problem for problem, _ in runs})
-            means = [
-                np.mean([curve for key, curve in runs.items() if key[0] == problem], axis=0) for problem in problems
-            ]
-            if means:
-                axis.plot(np.arange(1, len(means[0]) + 1), np.mean(means, axis=0), label=name)
-        axis.set(title=title, xlabel="trials", yscale="log")
-    axes[0, 0].set_ylabel("mean normalised regret")
-    axes[0, 0].legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-
-
-def in_group(curves, group):
-    """The part of {searcher: {(problem, seed): ...}} on the problems of a group."""
-    return {
-        name: {key: curve for key, curve in runs.items() if PROBLEMS[key[0]].group == group}
-        for name, runs in curves.items()
-    }
-
-
-# ---- Command line ----------------------------------------------------------------------------------------------------
+# ---- Command line ----
 def parse(arguments=None):
     parser = command.parser("compare_searchers", __doc__)
-    add = parser.add_argument
-    add(
-        "--searcher",
-        action="append",
-        metavar="NAME",
-        help="ours, a peer, or FILE.py:CLASS; again for more; default all",
-    )
-    add("--half", choices=["tune", "report", "all"], default="tune", help="default tune: report is for the last word")
-    add("--group", action="append", choices=GROUPS, help="default: all three")
-    add("--problems", nargs="+", choices=PROBLEMS, metavar="NAME", help="these alone, whatever their half and group")
-    add("--seeds", type=positive_int, default=10)
-    add("--trials", type=positive_int, default=60)
-    add("--workers", type=positive_int, default=4, help="simulated; default 4")
-    add("--sequential", action="store_true", help="one worker")
-    add("--quick", action="store_true", help="3 seeds: two searchers of ours in under 3 minutes on 2 cores")
-    add("--processes", type=positive_int, default=n_threads(1), help="default: one for each core")
+    add, several = parser.add_argument, {"action": "append", "metavar": "NAME"}
+    add("--searcher", **several, help="ours, a peer, or FILE.py:CLASS; again for more; default all")
+    add("--half", choices=["tune", "report", "all"], default="tune", help="report: the last word")
+    add("--problems", nargs="+", choices=PROBLEMS, metavar="NAME", help="these, whatever the half")
+    add("--seeds", type=command.positive_int, default=10)
+    add("--trials", type=command.positive_int, default=60)
+    add("--workers", type=command.positive_int, default=4, help="simulated; default 4")
+    add("--quick", action="store_true", help="3 seeds: a searcher of ours in under 2 minutes")
+    add("--processes", type=command.positive_int, default=n_threads(1), help="default: all cores")
     add("--results", type=pathlib.Path, default=pathlib.Path("results/compare"), metavar="DIR")
     add("--table", action="store_true", help="run nothing, print what there is")
     args = parser.parse_args(arguments)
-    args.workers = 1 if args.sequential else args.workers
     args.seeds = min(args.seeds, 3) if args.quick else args.seeds
-    args.problems = args.problems or [
-        name
-        for name, problem in PROBLEMS.items()
-        if args.half in ("all", problem.half) and (not args.group or problem.group in args.group)
-    ]
+    half = [name for name, problem in PROBLEMS.items() if args.half in ("all", problem.half)]
+    args.problems = args.problems or half
     return parser, args
-
-
-def recorded_version(folder, name):
-    """The version of a searcher's last row in the folder; None when there is none."""
-    runs = read_runs(folder, name)
-    return list(runs)[-1][1] if runs else None
 
 
 def main(arguments=None):
     parser, args = parse(arguments)
     names = list(dict.fromkeys(args.searcher or [*reversed(SEARCHERS), *peers.PEERS]))
-    missing = {name: why for name in names if name in peers.PEERS and (why := peers.missing(name))}
+    settings = args.workers, args.trials
     with command.checking(parser):
         command.check_results(args.results)
-        recorded = {name: recorded_version(args.results, name) for name in names}
-        versions = recorded | {name: version_of(name) for name in names if name not in missing}
-    for name, why in missing.items():
-        print(why + (": its recorded results are shown" if versions[name] else ""), file=sys.stderr)
-    settings = (args.workers, args.trials)
-    tasks = [(n, versions[n], p, s, *settings) for s in range(args.seeds) for p in args.problems for n in names]
-    args.results.mkdir(parents=True, exist_ok=True)
-    todo = [task for task in tasks if task[0] not in missing and not args.table]
-    failed = run_missing(todo, args.results, args.processes)
-    report(args.results, tasks, f"{args.workers} workers" if args.workers > 1 else "sequential")
-    for name, n in failed.items():
-        print(f"{name} failed in {n} of its {len(tasks) // len(names)} runs, first as above", file=sys.stderr)
-    return 1 if failed else 0
+        versions = {name: version_of(name) for name in names}
+        compared = read_runs(COMPARED, versions, *settings)
+        runs = read_runs(args.results, versions, *settings)
+    recorded = {(name, problem) for name in names for problem, _ in compared[name]}
+    keys = list(itertools.product(range(args.seeds), args.problems))
+    tasks = [
+        (name, versions[name], problem, seed, *settings)
+        for (seed, problem), name in itertools.product(keys, names)
+        if (problem, seed) not in runs[name] and (name, problem) not in recorded
+    ]
+    for name in dict.fromkeys(task[0] for task in tasks if task[1] is None):
+        print(peers.missing(name), file=sys.stderr)
+    if not args.table:
+        args.results.mkdir(parents=True, exist_ok=True)
+        calls = {task: task for task in tasks if task[1]}  # those that can be run
+        with command.in_processes(run, calls, args.processes) as ended:
+            for task, future in ended:
+                row = future.result()
+                command.append_rows(results_file(args.results, task[0]), COLUMNS, [row])
+        runs = read_runs(args.results, versions, *settings)
+    for name in names:
+        both = compared[name] | runs[name]
+        runs[name] = {key: both[key] for key in both if key[::-1] in keys}
+    report(runs, *settings)
 
 
 if __name__ == "__main__":
-    command.run("compare_searchers", "runs that had ended are kept: the same command continues, --table shows them")
+    kept = "runs that had ended are kept: the same command continues, --table shows them"
+    command.run("compare_searchers", kept)

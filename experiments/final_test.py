@@ -1,69 +1,59 @@
-"""The honest end of a run of the main job: the accuracy on the test images, which nothing has seen before.
+"""The honest end of a run of the main job: accuracy on the test images, which nothing has seen yet.
 
-    python -m experiments.final_test results/DIR [--workers 4] [--seeds 5]
+    python -m experiments.final_test results/DIR [--workers 4]
 
-The best of hundreds of noisy maxima is lucky. So the run's three best configurations are trained again with new seeds on
-the 50,000 images; the highest mean validation accuracy picks configuration and epoch; that is trained on all 60,000 with
-each seed, and each network measured once on the 10,000 test images. DIR/final_test.csv has every accuracy: what is there is
-not trained again, so an interrupted call can go on; and what is to be measured is noted there as NaN before the first
-measurement, so that a run's folder has one final test, whatever a second call asks for. DIR/best.pt is the first seed's
-network, not the luckiest:
+The best of hundreds of noisy maxima is lucky. So the three best configurations are trained again
+with new seeds, and the highest mean validation accuracy picks configuration and epoch. That is
+trained on all 60,000 images with each seed, and each network is measured once on the 10,000 test
+images. DIR/final_test.csv has every accuracy, so an interrupted call can go on, and first of all
+the choice, as NaN, so a run has one final test. DIR/best.pt has the first seed's network:
 
     saved = torch.load("results/DIR/best.pt", weights_only=True)
-    model = train.mlp_fashion_mnist.build(saved["config"]); model.load_state_dict(saved["weights"])
+    model = train.mlp_fashion_mnist.build(saved["config"])
+    model.load_state_dict(saved["weights"])
 """
 
 import math
+import os
 import pathlib
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from experiments import command
+from hpo.journal import load, load_run
 from hpo.objective import set_generators
-from hpo.results import load, load_run
-from hpo.space import config_key, domains
 from hpo.trial import n_threads
-from run import positive_int
 from train import fashion_mnist, mlp_fashion_mnist
 from train.mlp_fashion_mnist import N_TRAIN, Adam, build, config_space, train, validate
 
 COLUMNS = {"part": str, "trial": int, "seed": int, "epoch": int, "accuracy": float}
-SEED = 1_000_000  # the first of the new seeds: trials' own are hashes of theirs
+N_BEST, N_SEEDS = 3, 5
+FIRST_SEED = 1_000_000
 
 
-def fit(config, seed, threads, n_epochs, on_all=False):
-    """([validation accuracy of each epoch], weights); on_all: trains on all 60,000, [test accuracy after the last epoch]."""
+def fit(config, seed, threads, n_epochs, on_all):
+    """({epoch: validation accuracy}, weights); on_all: trains on all, {n_epochs: test accuracy}."""
     torch.set_flush_denormal(True)  # as the objective does
     device = "cuda" if torch.cuda.is_available() else "cpu"
     arrays = fashion_mnist.load(config["dataset"], config["dataset_path"])
-    images, labels, test_images, test_labels = (torch.from_numpy(array).to(device) for array in arrays)
-    images, test_images = images.flatten(1), test_images.flatten(1)
-    labels, test_labels = labels.long(), test_labels.long()
+    images, labels, test_images, test_labels = (torch.from_numpy(a).to(device) for a in arrays)
+    images, labels = images.flatten(1), labels.long()
     set_generators(seed, threads)
     model = build(config).to(device)
     optimizer = Adam(model.parameters(), config["learning_rate"], config["weight_decay"])
-    n, accuracies = len(images) if on_all else N_TRAIN, []
-    for _ in range(n_epochs):
+    n, accuracies = len(images) if on_all else N_TRAIN, {}
+    test = test_images.flatten(1), test_labels.long()
+    for epoch in range(1, n_epochs + 1):
         train(model, optimizer, images[:n], labels[:n], config["batch_size"])
-        if not on_all:
-            accuracies.append(validate(model, images[n:], labels[n:]))
-    if on_all:
-        accuracies.append(validate(model, test_images, test_labels))
+        if epoch == n_epochs or not on_all:
+            accuracies[epoch] = validate(model, *(test if on_all else (images[n:], labels[n:])))
     return accuracies, {name: tensor.cpu() for name, tensor in model.state_dict().items()}
 
 
-def best_trials(trials, n):
-    """The n best trials of different configurations, the best first."""
-    found = {}
-    for trial in sorted((trial for trial in trials if trial.value is not None), key=lambda trial: trial.value):
-        found.setdefault(config_key(trial.config), trial)
-    return list(found.values())[:n]
-
-
 def recorded(path, part):
-    """{(trial, seed): {epoch: accuracy}} of what an earlier call has written."""
+    """{(trial, seed): {epoch: accuracy}} of what has been written."""
     found = {}
     for row in command.read_rows(path, COLUMNS):
         if row["part"] == part:
@@ -71,121 +61,90 @@ def recorded(path, part):
     return found
 
 
-def train_missing(part, jobs, path, workers, save=None):
-    """{(trial, seed): [accuracies]}; jobs: {(trial, seed): (config, epochs)}. Rows are written as trainings end."""
-    on_all, have, threads = part == "test", recorded(path, part), n_threads(workers)
-    epochs = {key: [n] if on_all else range(1, n + 1) for key, (_, n) in jobs.items()}  # in the file
-    found = {key: [have.get(key, {}).get(epoch, math.nan) for epoch in at] for key, at in epochs.items()}
-    calls = {
-        key: (config, SEED + key[1], threads, n, on_all)
-        for key, (config, n) in jobs.items()
-        if np.isnan(found[key]).any()
-    }
+def train_missing(part, jobs, path, workers):
+    """What is recorded, once all jobs {(trial, seed): (config, epochs)} are."""
+    found, threads, calls = recorded(path, part), n_threads(workers), {}
+    for (trial, seed), (config, n_epochs) in jobs.items():
+        if math.isnan(found.get((trial, seed), {}).get(n_epochs, math.nan)):
+            calls[trial, seed] = (config, FIRST_SEED + seed, threads, n_epochs, part == "test")
     with command.in_processes(fit, calls, workers, threads) as ended:
         for (trial, seed), future in ended:
-            found[trial, seed], weights = future.result()
-            if save and seed == 0:
-                save(weights)
-            rows = [[part, trial, seed, *of_epoch] for of_epoch in zip(epochs[trial, seed], found[trial, seed])]
+            accuracies, weights = future.result()
+            if part == "test" and seed == 0:
+                saved = {"config": jobs[trial, seed][0], "weights": weights}
+                torch.save(saved, path.with_name("best.pt"))
+            rows = [[part, trial, seed, *point] for point in accuracies.items()]
             command.append_rows(path, COLUMNS, rows)
-            print(f"{part}: trial {trial}, seed {seed}: {max(found[trial, seed]):.4f}", flush=True)
-    return found
+            print(f"{part}: trial {trial}, seed {seed}: {max(accuracies.values()):.4f}", flush=True)
+    return recorded(path, part)
 
 
-def choose(run, trials, path, args):
+def choose(trials, n_epochs, path, workers):
     """(trial, epoch) with the highest mean validation accuracy over new seeds."""
-    trials = best_trials(trials, args.best)
-    n_epochs = args.epochs or run["space"]["epochs"]
-    jobs = {(trial.id, seed): (trial.config, n_epochs) for trial in trials for seed in range(args.seeds)}
-    found = train_missing("validation", jobs, path, args.workers)
-    print("\nvalidation accuracy: in the run, then mean and standard deviation over new seeds at the best epoch")
+    jobs = {(t.id, seed): (t.config, n_epochs) for t in trials for seed in range(N_SEEDS)}
+    found = train_missing("validation", jobs, path, workers)
     means = {}
     for trial in trials:
-        table = np.array([found[trial.id, seed] for seed in range(args.seeds)])  # (seeds, epochs)
-        epoch = int(table.mean(0).argmax())
-        means[trial.id] = table[:, epoch].mean(), epoch + 1
-        print(f"trial {trial.id:4d}: {-trial.value:.4f}   {mean_and_spread(table[:, epoch])} at epoch {epoch + 1}")
-    chosen = max(means, key=lambda i: means[i][0])
-    return chosen, means[chosen][1]
+        curves = np.array([list(found[trial.id, seed].values()) for seed in range(N_SEEDS)])
+        at = int(curves.mean(0).argmax())
+        means[trial.id, at + 1] = curves[:, at].mean()
+        text = f"{mean_and_sd(curves[:, at])} with new seeds at epoch {at + 1}"
+        print(f"trial {trial.id}: accuracy {-trial.value:.4f} in the run, {text}")
+    return max(means, key=means.get)
 
 
-def mean_and_spread(accuracies):
-    spread = f" +- {np.std(accuracies, ddof=1):.4f}" if len(accuracies) > 1 else ""  # of one nothing is known
-    return f"{np.mean(accuracies):.4f}{spread}"
+def mean_and_sd(accuracies):
+    return f"{np.mean(accuracies):.4f} +- {np.std(accuracies, ddof=1):.4f}"
 
 
-def summary(accuracies):
-    mean = np.mean(accuracies)
-    sampling = math.sqrt(mean * (1 - mean) / 10_000)  # binomial: what another 10,000 images would change
-    about = f"over {len(accuracies)} seed{'s' * (len(accuracies) > 1)} (and +- {sampling:.4f} for the choice of images)"
-    return f"test accuracy {mean_and_spread(accuracies)} {about}"
+def check(folder, run, trials, tests):
+    """ValueError where there can be no final test, or no other one."""
+    objective, ours = run["arguments"]["objective"], mlp_fashion_mnist.__file__
+    is_other = os.path.isfile(objective) and not os.path.samefile(objective, ours)
+    if is_other or config_space.keys() - run["space"].keys() or not trials:
+        got = f"got {objective} with {len(trials)} results"
+        raise ValueError(f"{folder}: expected a run of train/mlp_fashion_mnist.py, {got}")
+    accuracies = [accuracy for of_epoch in tests.values() for accuracy in of_epoch.values()]
+    if accuracies and not np.isnan(accuracies).any():
+        done = f"the test was made, accuracy {mean_and_sd(accuracies)}"
+        raise ValueError(f"{folder}: {done}; a second look would tune on the test images")
 
 
-def examine(folder):
-    """(run, trials, {(trial, seed): epoch} of a test that has begun, lock); ValueError when there can be none, or no other."""
-    run, lock, path = load_run(folder), FileLock(folder / ".lock", timeout=0), folder / "final_test.csv"
-    try:
-        lock.acquire()
-    except Timeout:
-        raise ValueError(f"{folder}: a run or another final test is using it; wait for its end") from None
-    trials = load(folder)
-    needed = {*domains(config_space), "epochs", "dataset", "dataset_path"}
-    objective = pathlib.Path(run["directory"], run["arguments"].get("objective", ""))
-    is_ours = not objective.is_file() or objective.samefile(
-        mlp_fashion_mnist.__file__
-    )  # it is the one that is trained here
-    if set(domains(run["space"])) - set(domains(config_space)) or needed - set(run["space"]) or not is_ours:
-        raise ValueError(f"{folder}: expected a run of train/mlp_fashion_mnist.py, got {objective}")
-    if not best_trials(trials, 1):
-        raise ValueError(f"{folder}: no trial has a value; there is nothing to test")
+def measure(folder, run, workers):
+    """Chooses a configuration and epoch, unless an earlier call has, and measures its networks."""
+    path, trials = folder / "final_test.csv", load(folder)
+    best = sorted((t for t in trials if t.value is not None), key=lambda t: t.value)[:N_BEST]
     tests = recorded(path, "test")
-    begun = {key: epoch for key, of_epoch in tests.items() for epoch in of_epoch}
-    for trial, _ in begun:
-        if not 0 <= trial < len(trials):
-            raise ValueError(f"{path}, column trial: expected one of the {len(trials)} of the run, got {trial}")
-    accuracies = [tests[key][epoch] for key, epoch in begun.items()]
-    if begun and not np.isnan(accuracies).any():
-        raise ValueError(
-            f"{path}: the test images have been measured, trial {trial} at epoch {max(begun.values())}: "
-            f"{summary(accuracies)}; a second look would tune on them: for another test, tune into another folder"
-        )
+    check(folder, run, best, tests)
     fashion_mnist.prepare(run["space"]["dataset"], run["space"]["dataset_path"])
-    return run, trials, begun, lock
+    if tests:
+        print("the test has begun, and goes on as chosen then")
+    else:
+        trial, epoch = choose(best, run["space"]["epochs"], path, workers)
+        rows = [["test", trial, seed, epoch, math.nan] for seed in range(N_SEEDS)]
+        command.append_rows(path, COLUMNS, rows)
+        tests = recorded(path, "test")
+    (trial, _), of_epoch = next(iter(tests.items()))
+    epoch = max(of_epoch)  # the only one
+    print(f"\ntrial {trial}: {epoch} epochs on all 60,000 images, with {len(tests)} seeds")
+    job = trials[trial].config, epoch
+    tests = train_missing("test", dict.fromkeys(tests, job), path, workers)
+    accuracies = [of_epoch[epoch] for of_epoch in tests.values()]
+    of_images = math.sqrt(np.mean(accuracies) * (1 - np.mean(accuracies)) / 10_000)  # binomial
+    print(f"test accuracy {mean_and_sd(accuracies)} over seeds, +- {of_images:.4f} over images")
+    print(run["note"])
 
 
 def main(arguments=None):
     parser = command.parser("final_test", __doc__)
-    add = parser.add_argument
-    add("folder", metavar="DIR", type=pathlib.Path, help="the folder of a finished run")
-    add("--best", type=positive_int, default=3, help="how many configurations; default 3")
-    add("--seeds", type=positive_int, default=5)
-    add("--epochs", type=positive_int, help="default: those of the run")
-    add("--workers", type=positive_int, default=4)
+    parser.add_argument("folder", metavar="DIR", type=pathlib.Path, help="of a finished run")
+    parser.add_argument("--workers", type=command.positive_int, default=4, help="default 4")
     args = parser.parse_args(arguments)
-    path = args.folder / "final_test.csv"
     with command.checking(parser):
-        run, trials, begun, _lock = examine(args.folder)  # two at once would look twice
-    if begun:
-        print("the test has begun: it goes on as chosen then, whatever --best, --seeds and --epochs are now")
-    else:
-        trial, epoch = choose(run, trials, path, args)
-        begun = {(trial, seed): epoch for seed in range(args.seeds)}
-        command.append_rows(path, COLUMNS, [["test", *key, epoch, math.nan] for key in begun])
-    (trial, _), epoch = next(iter(begun.items()))
-    print(f"\ntrial {trial} is trained on all 60,000 images for {epoch} epochs, with {len(begun)} seeds")
-    config = trials[trial].config
-
-    def save(weights):
-        torch.save({"config": config, "epochs": epoch, "seed": SEED, "weights": weights}, args.folder / "best.pt")
-
-    found = train_missing("test", {key: (config, epoch) for key in begun}, path, args.workers, save)
-    accuracies = [accuracy for (accuracy,) in found.values()]
-    if run["space"]["dataset"] == "synthetic":
-        print("STAND-IN DATA: these are generated images, not FashionMNIST")
-    print(summary(accuracies))
-    each = ", ".join(f"{accuracy:.4f}" for accuracy in sorted(accuracies))
-    print(f"each: {each}; {path}, {args.folder / 'best.pt'}")
+        run = load_run(args.folder)
+        with FileLock(args.folder / ".lock", timeout=0):  # two at once would look twice
+            measure(args.folder, run, args.workers)
 
 
 if __name__ == "__main__":
-    command.run("final_test", "trainings that had ended are in final_test.csv: the same command goes on")
+    command.run("final_test", "what had ended is in final_test.csv, and the same command goes on")

@@ -1,19 +1,18 @@
-"""Torture: tuners and trials killed, a full disk, a folder taken away, damaged files; is anything lost?
+"""Torture: tuners, trials and fork servers killed, disks full, folders taken: is anything lost?
 
     python -m experiments.torture                   everything, 15 minutes on 2 cores; Linux only
-    python -m experiments.torture --kills 5 --trials 14 --disks 2 --folders 3 --fuzz 500
+    python -m experiments.torture --kills 15 --trials 40 --servers 3 --folders 8 --fuzz 999
 
-Every trial keeps a side log of its own, the ground truth: a report has a random token, noted before it is reported and
-again when the tuner has answered. What was answered must be in reports.csv, once; what was not even begun must not. What
-the tuner has printed of an ended trial must be in trials.csv, once. At last the run is resumed in peace, and each of its
-trials must have ended with exactly the values of its objective.
+All runs are of the real command. Each trial keeps a side log, the ground truth: a report has a
+random token, noted before it is reported and again when the tuner has answered. What was answered
+must be in the journal, once; what was not begun must not. What the tuner has printed of a trial
+that has ended must be there too. At last each run is resumed in peace: then all its trials have
+ended with exactly the values of their objective, and the CSVs are what the journal makes of them.
 """
 
 import collections
-import csv
-import functools
+import contextlib
 import json
-import math
 import os
 import pathlib
 import random
@@ -28,76 +27,57 @@ import time
 import uuid
 import warnings
 
-import hpo.trial
 from experiments import command
-from hpo.results import STATUSES, Results, ResultsError, load
-from hpo.searchers import RandomSearch
-from hpo.space import cast_config, choice, loguniform, randint, uniform
-from hpo.trial import LocalBackend, Trial, warm_up
-from hpo.tuner import Tuner
-from run import natural
+from hpo.journal import Journal, load, load_run, write_tables
+from hpo.space import cast_config
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-N_EPOCHS = 4
-TRIAL_TIMEOUT = 1.5  # of the trials that hang
-TEXTS = ["a,b", 'c"d', "e\nf\\n", "\u00e9\u2028\U0001f600", "=1+1", "x" * 300]
+N_EPOCHS, TRIAL_TIMEOUT = 4, 1.5  # seconds
+LATE, RUBBISH = ("timeout", "--trial_timeout"), ("failed", "what is no report")
+FAULTS = {  # name: the trial's status, a word of its error, and what it does after two reports
+    "none": ("done", "", "pass"),
+    "grandchildren": ("done", "", "os.system('setsid sleep 600 & setsid sleep 600 &')"),
+    "exception": ("failed", "RuntimeError: fault", "raise RuntimeError('fault')"),
+    "SIGKILL": ("failed", "SIGKILL", "os.kill(os.getpid(), signal.SIGKILL)"),
+    "SIGSEGV": ("failed", "SIGSEGV", "ctypes.string_at(0)"),
+    "memory": ("failed", "MemoryError", "bytearray(2**60)"),
+    "hang": (*LATE, "time.sleep(600)"),
+    "hang with the lock": (*LATE, "ctypes.PyDLL(None).sleep(600)"),
+    "hang, SIGTERM ignored": (*LATE, "signal.signal(15, signal.SIG_IGN); time.sleep(600)"),
+    "StopTrial swallowed": (
+        *("stopped", ""),
+        "while True:\n try: report(epoch=3, loss=0)\n except BaseException: time.sleep(0.05)",
+    ),
+    "rubbish sent": (*RUBBISH, "send(b'\\xff log line\\n')"),
+    "another message sent": (*RUBBISH, "send(b'{\"report\": 1}\\n')"),
+    "huge line sent": (*RUBBISH, "send(b'x' * 10**7)"),
+    "half a line sent": (*LATE, "send(b'{\"report\": {'); time.sleep(600)"),
+}
 OBJECTIVE = f"""
-import ctypes, json, os, resource, signal, time
+import ctypes, json, os, signal, time
+import hpo.report
 from hpo import Reporter, choice, uniform
 
-FAULTS = ["none", "SIGKILL", "SIGSEGV", "memory", "hang", "hang with the lock", "hang without SIGTERM", "swallow"]
-config_space = {{"x": uniform(0, 1), "fault": choice(FAULTS), "text": choice({TEXTS!r}), "epochs": {N_EPOCHS}, "pause": 0.01}}
+FAULTS = { {name: code for name, (*_, code) in FAULTS.items()} }
+config_space = dict(x=uniform(0, 1), fault=choice([*FAULTS]), epochs={N_EPOCHS})
 metric, mode = "loss", "min"
 
 def objective(config):
-    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))  # a full disk is the tuner's alone, not the side log's
     log = os.open(os.environ["TORTURE_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-
-    def note(what, value):
-        os.write(log, (json.dumps([time.monotonic(), what, value]) + "\\n").encode())
-
-    report = Reporter()
+    report, send = Reporter(), hpo.report.tuner.sendall
     for epoch in range(1, config["epochs"] + 1):
-        time.sleep(config["pause"])
+        time.sleep(0.01)
         token = os.urandom(8).hex()
-        note("begun", token)
-        report(epoch=epoch, loss=config["x"] / epoch, token=token, text=config["text"])
-        note("answered", token)
-        if epoch == 2 and config["fault"] != "none":
-            note("fault", config["x"])
-            fault(config["fault"], report)
-
-def fault(name, report):
-    if name == "SIGKILL":
-        os.kill(os.getpid(), signal.SIGKILL)
-    elif name == "SIGSEGV":
-        ctypes.string_at(0)
-    elif name == "memory":
-        resource.setrlimit(resource.RLIMIT_AS, (2**32, 2**32))
-        bytearray(2**36)
-    elif name == "hang with the lock":
-        ctypes.PyDLL(None).sleep(600)
-    elif name == "hang without SIGTERM":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    while name == "swallow":
-        try:
-            report(epoch=3, loss=0.0)
-        except BaseException:
-            time.sleep(0.05)
-    while name.startswith("hang"):
-        time.sleep(1)
+        os.write(log, json.dumps([time.monotonic(), "begun", token]).encode() + b"\\n")
+        report(epoch=epoch, loss=config["x"] / epoch, token=token)
+        os.write(log, json.dumps([time.monotonic(), "answered", token]).encode() + b"\\n")
+        if epoch == 2:
+            exec(FAULTS[config["fault"]])
 """
-ENDS = {  # fault: status, a word of the error
-    "none": ("done", ""),
-    "SIGKILL": ("failed", "SIGKILL"),
-    "SIGSEGV": ("failed", "SIGSEGV"),
-    "memory": ("failed", "MemoryError"),
-    "hang": ("timeout", "--trial_timeout"),
-    "hang with the lock": ("timeout", "--trial_timeout"),
-    "hang without SIGTERM": ("timeout", "--trial_timeout"),
-    "swallow": ("stopped", ""),
-}
+RULE = "def rule(trial, *_):\n    return 'Stop' in trial.config['fault'] and trial.n_epochs > 2\n"
+IMPATIENT = "import hpo.trial as t, run, sys; t.STOP_SECONDS = t.TERM_SECONDS = 0.5; run.main()"
+# RLIMIT_NPROC does not bind root, whose files others may not read
+NOBODY = ["setpriv", "--reuid=65534", *(f"--{k}-caps=+dac_override" for k in ("inh", "ambient"))]
 
 
 class Tally:
@@ -105,40 +85,59 @@ class Tally:
 
     def __init__(self):
         self.events = self.expected = self.found = self.lost = self.twice = self.orphans = 0
-        self.longest_hang = 0.0
-        self.wrong = []
+        self.longest_hang, self.wrong = 0.0, []
+
+    def count(self, expected, found):
+        """expected, found: Counters of what must be written down, and of what was."""
+        self.expected += expected.total()
+        self.found += (expected & found).total()
+        self.lost += (expected - found).total()
+
+    def hung(self, seconds):
+        self.events += 1
+        self.longest_hang = max(self.longest_hang, seconds)
+
+
+def marked(mark):
+    """Ids of the processes that live with this mark in their environment."""
+    found = []
+    for path in pathlib.Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # it has ended
+            found += [int(path.parent.name)] * (mark.encode() in path.read_bytes())
+    return found
 
 
 class Run:
     """A run of the real command, its side log, and what it has printed."""
 
-    def __init__(self, folder, tally):
-        self.home, self.folder, self.tally = folder, folder / "run", tally
-        folder.mkdir()
-        (folder / "objective.py").write_text(OBJECTIVE, encoding="utf-8")
-        self.log, self.printed = folder / "side.log", ""
-        self.mark = uuid.uuid4().hex
-        self.environment = {**os.environ, "TORTURE_LOG": str(self.log), "TORTURE_MARK": self.mark}
+    def __init__(self, home, tally):
+        self.home, self.folder, self.log, self.tally = home, home / "run", home / "log", tally
+        self.printed, self.mark = "", uuid.uuid4().hex
+        own = {"TORTURE_LOG": str(self.log), "TORTURE_MARK": self.mark, "TMPDIR": f"{home}/tmp"}
+        self.environment = os.environ | own
+        (home / "tmp").mkdir(parents=True)
+        (home / "objective.py").write_text(OBJECTIVE)
 
-    def start(self, *arguments, **options):
-        if (self.folder / "run.json").exists():
-            command = ["--resume", self.folder]
-        else:  # killed before it was made: nothing has begun
+    def start(self, *arguments, fault="none", program=("run.py",), prefix=()):
+        """Begins the run, or goes on with it. A fault of None: each trial has its own."""
+        if (journal := self.folder / "journal.jsonl").exists() and b"\n" in journal.read_bytes():
+            words = ["--resume", self.folder]
+        else:  # killed before it was made
             shutil.rmtree(self.folder, ignore_errors=True)
-            command = [self.home / "objective.py", "--results", self.folder, "--set", "fault=none"]
-            command += ["--stopping", "none", "--workers", 4]  # every trial runs to its last epoch
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "encoding": "utf-8"}
-        words = [sys.executable, "run.py", *map(str, command), *map(str, arguments)]
-        return subprocess.Popen(words, cwd=ROOT, env=self.environment, **pipes, **options)
+            words = [self.home / "objective.py", "--results", self.folder]
+            words += ["--set", f"fault={fault}", "--stopping", "none"] if fault else []
+        words = [*prefix, sys.executable, *program, *map(str, [*words, *arguments])]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "pipesize": 2**20}
+        return subprocess.Popen(words, cwd=ROOT, env=self.environment, text=True, **pipes)
 
     def wait(self, process, seconds=30):
-        """(exit code, time when all was gone) of a tuner that is to end; counts what outlives it."""
-        until = time.monotonic() + seconds
+        """(exit code, time when all was gone) of a tuner that ends; counts what outlives it."""
         try:
             process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
             self.tally.wrong.append(f"the tuner was still there after {seconds} s")
             process.kill()
+        until = time.monotonic() + 5
         while (left := marked(self.mark)) and time.monotonic() < until:
             time.sleep(0.01)
         gone = time.monotonic()
@@ -148,20 +147,26 @@ class Run:
         self.printed += process.communicate()[0]
         return process.returncode, gone
 
-    def fails(self, process, since=None):
-        """The tuner must end by itself with exit code 1 and a word why. since: the event; default a trial's last sign."""
-        code, gone = self.wait(process)
-        since = since or max(seconds for seconds, *_ in read_log(self.log))
-        self.tally.events += 1
-        self.tally.longest_hang = max(self.tally.longest_hang, gone - since)
-        if code != 1 or "cannot append a row" not in self.printed or "Traceback" in self.printed:
-            self.tally.wrong.append(f"exit code {code}:\n{self.printed[-2000:]}")
+    def notes(self, kind):
+        """{token: seconds} of the side log; kind: begun or answered."""
+        lines = map(json.loads, self.log.read_text().splitlines() if self.log.exists() else [])
+        return {token: seconds for seconds, what, token in lines if what == kind}
+
+    def seconds_to_answers(self, n, since=0.0):
+        """Waits, at most 30 s, until n reports have been answered since an instant."""
+        for _ in range(3_000):
+            if len(times := [t for t in self.notes("answered").values() if t > since]) >= n:
+                return sorted(times)[n - 1] - since
+            time.sleep(0.01)
+        self.tally.wrong.append("no trial has reported for 30 s")
+        return 30.0
 
     def finish(self):
-        """Resumes the run without further events until it has some more trials, and checks everything."""
-        n_trials = (len(load(self.folder)) if (self.folder / "run.json").exists() else 0) + 4
-        process = self.start("--trials", n_trials)
-        if self.wait(process, 300)[0] != 0:
+        """Resumes the run in peace until it has some more trials, and checks everything."""
+        with contextlib.suppress(ValueError), warnings.catch_warnings(action="ignore"):
+            n_trials = 4
+            n_trials += len(load(self.folder))
+        if self.wait(self.start("--trials", n_trials), 300)[0] != 0:
             self.tally.wrong.append(f"the last session failed:\n{self.printed[-2000:]}")
         self.check()
         trials = load(self.folder)
@@ -171,314 +176,199 @@ class Run:
                 self.tally.wrong.append(f"trial {trial.id} is {trial.status}, with {trial.curve}")
         if len(trials) != n_trials:
             self.tally.wrong.append(f"{len(trials)} trials instead of {n_trials}")
+        return f"{sum(trial.attempt > 1 for trial in trials)} trials started again"
 
     def check(self):
-        """Counts rows lost and twice: reports by their tokens, ends by what was printed."""
-        check_reports(self.tally, self.folder, self.log)
-        ended = re.findall(r"^trial +(\d+) (?:done|failed|stopped|timeout)", self.printed, re.MULTILINE)
-        rows = [row["trial"] for row in read_rows(self.folder / "trials.csv")]
-        count(self.tally, collections.Counter(ended), collections.Counter(rows))
-        attempts = collections.Counter((row["trial"], row["attempt"]) for row in read_rows(self.folder / "trials.csv"))
-        self.tally.twice += sum(n - 1 for n in attempts.values())
+        """Counts lines lost and twice: reports by their tokens, ends by what was printed."""
+        lines = list(map(json.loads, (self.folder / "journal.jsonl").read_text().splitlines()))
+        metrics = [line["metrics"] for line in lines if "report" in line]
+        tokens = collections.Counter(m["token"] for m in metrics if "token" in m)
+        ends = collections.Counter((str(e["end"]), e["status"]) for e in lines if "end" in e)
+        printed = re.findall(r"^trial +(\d+) (\w+)", self.printed, re.MULTILINE)
+        self.tally.count(collections.Counter([*self.notes("answered")]), tokens)
+        self.tally.count(collections.Counter(printed), ends)
+        self.tally.twice += tokens.total() - len(tokens)
+        self.tally.twice += sum(n - 1 for (_, how), n in ends.items() if how != "interrupted")
+        invented = tokens.keys() - self.notes("begun")
+        self.tally.wrong += [f"a report that no trial has made: {token}" for token in invented]
+        tables = [self.folder / name for name in ("trials.csv", "reports.csv")]
+        live = [path.read_bytes() for path in tables]
+        write_tables(self.folder)
+        if live != [path.read_bytes() for path in tables]:
+            self.tally.wrong.append("the CSVs are not what the journal makes of them")
 
 
-def check_reports(tally, folder, log):
-    entries, rows = read_log(log), read_rows(folder / "reports.csv")
-    tokens = collections.Counter(row["token"] for row in rows if row["token"])
-    count(tally, {token: 1 for _, what, token in entries if what == "answered"}, tokens)
-    begun = {token for _, what, token in entries if what == "begun"}
-    tally.twice += sum(n - 1 for n in tokens.values())
-    tally.wrong += [f"a report that no trial has made: {token}" for token in tokens if token not in begun]
-
-
-def count(tally, expected, found):
-    """expected, found: {key: number of rows}."""
-    tally.expected += sum(expected.values())
-    tally.found += sum(min(n, found.get(key, 0)) for key, n in expected.items())
-    tally.lost += sum(max(0, n - found.get(key, 0)) for key, n in expected.items())
-
-
-def read_log(path):
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def read_rows(path):
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def marked(mark):
-    """Ids of the processes that live with this mark in their environment."""
-    found = []
-    for path in pathlib.Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if f"TORTURE_MARK={mark}".encode() in path.read_bytes():
-                found.append(int(path.parent.name))
-        except OSError:
-            continue  # it has ended
-    return found
-
-
-# ---- The tuner dies -----------------------------------------------------------------------------------------------------
+# ---- Processes die -------------------------------------------------------------------------------
 def kill_tuners(home, n, rng):
-    tally, say = Tally(), progress("kills", n)
-    run = Run(home / "kills", tally)
-    for i in range(n):
-        process = run.start()
+    run = Run(home, Tally())
+    for _ in range(n):
+        process = run.start(fault="grandchildren")
         time.sleep(rng.choice([rng.uniform(0, 1.5), rng.uniform(0.5, 4)]))  # while it starts too
         process.kill()
         killed = time.monotonic()
-        tally.longest_hang = max(tally.longest_hang, run.wait(process)[1] - killed)
-        tally.events += 1
-        say(i)
-    run.finish()
-    n_again = sum(trial.attempt > 1 for trial in load(run.folder))
-    return {f"tuner SIGKILLed, {n_again} trials started again": tally}
+        run.tally.hung(run.wait(process)[1] - killed)
+    return {f"tuner SIGKILLed, {run.finish()}": run.tally}
 
 
-# ---- Trials die ---------------------------------------------------------------------------------------------------------
 def kill_trials(home, n, rng):
-    """A run in this process, with a rule that stops the trials that swallow, and less patience than usual."""
-    home = home / "trials"
-    home.mkdir()
-    (home / "objective.py").write_text(OBJECTIVE, encoding="utf-8")
-    os.environ["TORTURE_LOG"], os.environ["TORTURE_MARK"] = str(home / "side.log"), "trials"
-    before = hpo.trial.GRACE_SECONDS, hpo.trial.TERM_SECONDS
-    hpo.trial.GRACE_SECONDS, hpo.trial.TERM_SECONDS = 0.5, 0.5
-    patience = {"swallow": 0.5, "hang without SIGTERM": 0.5}  # beside the timeout of those that hang
-    faults = [fault for fault in ENDS if fault != "none"]
-    space = {"x": uniform(0, 1), "fault": choice([*ENDS]), "text": choice(TEXTS), "epochs": N_EPOCHS, "pause": 0.01}
-    chosen = ["none", *rng.sample([faults[i % len(faults)] for i in range(n)], n), *["none"] * (n // 7)]
-    start = [{**RandomSearch(space, i).suggest([])[0], "fault": fault} for i, fault in enumerate(chosen)]
-    warm_up(home / "objective.py", 8)
-    results = Results.create(home / "run", space, "loss", "min", {})
-    backend = LocalBackend(home / "objective.py", results.folder / "logs", n_workers=8)
-    say, ours = progress("trials", len(start)), set(marked("trials"))  # the fork server, the guard
-    show = type("Show", (), {"seconds": 60, "tick": lambda *_: None, "ended": lambda _, trial: say(trial.id)})()
-    tuner = Tuner(
-        space, RandomSearch(space), backend, results, n_workers=8, n_trials=len(start), start=start, show=show,
-        trial_timeout=TRIAL_TIMEOUT, rule=lambda trial, *_: trial.config["fault"] == "swallow" and len(trial.curve) > 2,
-    )  # fmt: skip
-    tuner.run()
-    orphans = len(set(marked("trials")) - ours)
-    results.close()
-    hpo.trial.GRACE_SECONDS, hpo.trial.TERM_SECONDS = before
-    tallies = {f"trial: {fault}": Tally() for fault in ENDS}
-    when = {x: seconds for seconds, what, x in read_log(home / "side.log") if what == "fault"}
-    rows = collections.Counter(row["trial"] for row in read_rows(results.folder / "trials.csv"))
-    for trial in load(results.folder):
-        fault = trial.config["fault"]
-        tally = tallies[f"trial: {fault}"]
-        tally.events += 1
-        count(tally, {trial.id: 1}, {trial.id: rows[str(trial.id)]})
-        tally.twice += max(0, rows[str(trial.id)] - 1)
-        status, word = ENDS[fault]
+    """One run whose start configurations have all the faults; it has less patience than usual."""
+    run = Run(home, Tally())
+    faults = ["none", *rng.sample([[*FAULTS][i % len(FAULTS)] for i in range(n)], n)]
+    (home / "start.json").write_text(json.dumps([{"fault": fault} for fault in faults]))
+    (home / "rule.py").write_text(RULE)
+    arguments = ["--trials", n + 1, "--workers", 8, "--trial_timeout", TRIAL_TIMEOUT]
+    arguments += ["--start", home / "start.json", "--stopping", f"{home}/rule.py:rule"]
+    if run.wait(run.start(*arguments, fault=None, program=["-c", IMPATIENT]), 300)[0] != 0:
+        run.tally.wrong.append(f"the run failed:\n{run.printed[-2000:]}")
+    run.check()
+    tallies = {f"trial: {fault}": Tally() for fault in FAULTS}
+    for trial in load(run.folder):
+        status, word, _ = FAULTS[trial.config["fault"]]
+        tally = tallies[f"trial: {trial.config['fault']}"]
+        tally.hung(trial.ended - trial.started - (TRIAL_TIMEOUT if status == "timeout" else 0))
         if trial.status != status or word not in trial.error:
             tally.wrong.append(f"trial {trial.id} is {trial.status} ({trial.error})")
-        if fault != "none":
-            is_overdue = ENDS[fault][0] == "timeout"
-            since = backend.zero + trial.started + TRIAL_TIMEOUT if is_overdue else when[trial.config["x"]]
-            hang = backend.zero + trial.ended - since - patience.get(fault, 0)
-            tally.longest_hang = max(tally.longest_hang, hang)
-    reports = tallies["reports of these trials"] = Tally()
-    reports.orphans = orphans
-    check_reports(reports, results.folder, home / "side.log")
+    return {**tallies, "reports and ends of these trials": run.tally}
+
+
+def kill_servers(home, n, rng):
+    """The fork server dies, temporary files go, no process can be had: the run goes on."""
+    tallies = {}
+    for kind in ("fork server SIGKILLed", "TMPDIR emptied", "no process for seconds"):
+        run, prefix = Run(home / kind[:6], Tally()), NOBODY if os.geteuid() == 0 else []
+        process = run.start(prefix=prefix)
+        run.seconds_to_answers(9)
+        for _ in range(n):
+            time.sleep(rng.uniform(0.5, 2))
+            if process.poll() is not None:
+                break  # which is wrong
+            find = ["pgrep", "-P", str(process.pid), "-f", "spawn_main"]
+            server = subprocess.run(find, check=True, capture_output=True, text=True).stdout.strip()
+            if kind == "fork server SIGKILLed":
+                os.kill(int(server), signal.SIGKILL)
+            elif kind == "TMPDIR emptied":
+                shutil.rmtree(run.home / "tmp")
+                (run.home / "tmp").mkdir()
+            else:
+                for soft in (0, resource.getrlimit(resource.RLIMIT_NPROC)[0]):
+                    limit = f"--nproc={'unlimited' if soft < 0 else soft}:"
+                    subprocess.run([*prefix, "prlimit", f"--pid={server}", limit], check=True)
+                    time.sleep(rng.uniform(1, 3) if soft == 0 else 0)
+            run.tally.hung(run.seconds_to_answers(9, time.monotonic()))
+        process.send_signal(signal.SIGINT)
+        if run.wait(process)[0] != 130:
+            run.tally.wrong.append(f"the run has ended:\n{run.printed[-2000:]}")
+        tallies[f"{kind}, {run.finish()}"] = run.tally
     return tallies
 
 
-# ---- The folder fails ---------------------------------------------------------------------------------------------------
-def fill_disks(home, n, rng):
-    """A file-size limit stands for a full disk: the write that reaches it is cut short, as there."""
-    tally, say = Tally(), progress("disks", n)
-    for i in range(n):
-        run, limit = Run(home / f"disk{i}", tally), rng.randint(3_000, 15_000)
-        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-        set_limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, hard))
-        run.fails(run.start(preexec_fn=set_limit))
-        with warnings.catch_warnings(action="error"):  # the failed row was cut back: no line is torn
-            load(run.folder)
-        run.finish()
-        say(i)
-    return {"disk full": tally}
-
-
+# ---- The folder fails ----------------------------------------------------------------------------
 def take_folders(home, n, rng):
-    tallies, say = {}, progress("folders", n)
+    """A file-size limit stands for a full disk: it cuts the write that reaches it short, too."""
+    kinds = ("disk full", "folder deleted", "folder made read-only", "folder moved")
+    tallies = {kind: Tally() for kind in kinds}
     for i in range(n):
-        kind = ["deleted", "made read-only", "moved"][i % 3]
-        tally = tallies.setdefault(f"folder {kind}", Tally())
-        run = Run(home / f"folder{i}", tally)
-        process = run.start()
-        until = time.monotonic() + 60
-        while len(read_log(run.log)) < rng.randint(10, 200) and time.monotonic() < until:
-            time.sleep(0.01)
+        kind = kinds[i % 4]
+        run = Run(home / str(i), tallies[kind])
+        process, elsewhere = run.start(), run.home / "elsewhere"
+        run.seconds_to_answers(rng.randint(5, 100))
         since = time.monotonic()
-        if kind == "deleted":
-            while run.folder.exists():  # logs come into being meanwhile
-                shutil.rmtree(run.folder, ignore_errors=True)
-        elif kind == "moved":
-            run.folder.rename(run.home / "elsewhere")
-        else:
-            change_modes(run.folder, 0o222, 0)
-        run.fails(process, since)
-        if kind == "moved":
-            (run.home / "elsewhere").rename(run.folder)
-        elif kind == "made read-only":
-            change_modes(run.folder, 0, 0o200)
-        if kind != "deleted":
+        if kind == "disk full":
+            size = (run.folder / "journal.jsonl").stat().st_size + rng.randint(0, 300)
+            hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)[1]
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, hard))
+        elif kind == "folder moved":
+            run.folder.rename(elsewhere)
+        elif kind == "folder made read-only":
+            run.folder.chmod(0o555)
+        while kind == "folder deleted" and run.folder.exists():  # logs come into being meanwhile
+            shutil.rmtree(run.folder, ignore_errors=True)
+        code, gone = run.wait(process)
+        run.tally.hung(gone - since)
+        if code != 1 or f"\nrun.py: failed: {run.folder}" not in run.printed:
+            run.tally.wrong.append(f"exit code {code}:\n{run.printed[-2000:]}")
+        if kind == "folder moved":
+            elsewhere.rename(run.folder)
+        if kind != "folder deleted":
+            run.folder.chmod(0o755)
+            with warnings.catch_warnings(action="error"):  # no line is torn
+                load(run.folder)
             run.finish()
-        say(i)
     return tallies
 
 
-def change_modes(folder, off, on):
-    for path in [*folder.rglob("*"), folder]:
-        path.chmod(path.stat().st_mode & ~off | on)
-
-
-# ---- Damaged files ------------------------------------------------------------------------------------------------------
-FUZZ_SPACE = {"lr": loguniform(1e-4, 1), "n": randint(1, 9), "kind": choice(["a", 1, None, [1, "x,y\n"]]), "epochs": 3}
-
-
-def fuzz(home, n, rng):
-    """Bytes and rows of a good folder changed at random: an error that names a file, or trials within the schema.
-
-    One change in four takes whole rows away, which must be named unless a crash could have taken them.
-    """
-    tallies, n_named, say = collections.defaultdict(Tally), collections.Counter(), progress("fuzz", n)
-    folder = write_good_folder(home / "fuzz", rng)
-    good = {path: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != ".lock"}
-    *_, last = [json.loads(line) for line in good[folder / "configs.jsonl"].splitlines()]
-    # the lines on which others rest, headers included: starts up to the last that has a report, rows that a start has seen
-    reports = csv.DictReader(good[folder / "reports.csv"].decode().splitlines())
-    needed = {"configs.jsonl": 1 + max(int(row["trial"]) for row in reports)}
-    needed |= {f"{name}.csv": 1 + n_seen for name, n_seen in last["seen"].items()}
-    for i in range(n):
-        path, kind, first = rng.choice(list(good)), "file damaged", math.inf
-        if path.name in needed and rng.random() < 1 / 3:
-            kind, lines = "rows taken away", good[path].splitlines(True)
-            first = rng.randrange(len(lines))
-            gone = {first, *rng.sample(range(first, len(lines)), rng.randrange(min(4, len(lines) - first)))}
-            path.write_bytes(b"".join(line for k, line in enumerate(lines) if k not in gone))
-        else:
-            path.write_bytes(damage(good[path], rng))
-        read, tally = Results.open if rng.random() < 0.1 else load, tallies[kind]
+def fuzz(home, n, rng, good=None):
+    """Bytes and lines of a good journal changed at random: trials, or a line that names it."""
+    tally, n_named = Tally(), 0
+    if good is None:
+        run = Run(home, tally)
+        run.finish()
+        good = (run.folder / "journal.jsonl").read_bytes()
+    home.mkdir(exist_ok=True)
+    for _ in range(n):
+        (home / "journal.jsonl").write_bytes(damage(good, rng))
+        tally.events += 1
         try:
             with warnings.catch_warnings(action="ignore"):  # torn last lines
-                found = read(folder)
-            trials = found if read is load else found.trials
-            if read is not load:
-                found.close()
-            if path.name != "run.json":  # else it may be another space
-                tally.wrong += outside_schema(FUZZ_SPACE, trials)
-            if first < needed.get(path.name, 0):
-                tally.wrong.append(f"{path.name}: line {first + 1} was taken away, and nobody noticed")
-        except ResultsError as error:
-            n_named[kind] += 1
-            if str(folder) not in str(error) or "\n" in str(error):
+                for trial in load(home):
+                    assert cast_config(load_run(home)["space"], trial.config) == trial.config, trial
+                    assert all(loss == loss + 0 * epoch for epoch, loss in trial.curve), trial
+                    assert trial.started + (trial.ended or 0) + trial.suggest_seconds >= 0, trial
+                    assert isinstance(trial.origin + trial.status + trial.error, str), trial
+                if rng.random() < 0.2:
+                    journal = Journal.open(home)
+                    journal.begin_session({})
+                    journal.close()
+        except ValueError as error:
+            n_named += 1
+            if f"{home}/journal.jsonl, line " not in str(error) or "\n" in str(error):
                 tally.wrong.append(f"unclear: {error}")
         except Exception as error:  # that there is none is what is to be shown
-            tally.wrong.append(f"{path.name}: {error!r}")
-        for name, data in good.items():
-            name.write_bytes(data)
-        tally.events += 1
-        say(i)
-    return {f"{kind}, {n_named[kind]} times named": tally for kind, tally in tallies.items()}
+            tally.wrong.append(repr(error))
+    return {f"journal damaged, {n_named} times named": tally}
 
 
 def damage(data, rng):
-    lines = data.split(b"\n")
-    kind = rng.random()
-    i, n = rng.randrange(len(data)), rng.randint(0, 8)
-    if kind < 0.1:
-        return data[:i]
-    if kind < 0.2:
-        rng.shuffle(lines)
-        return b"\n".join(lines)
-    if kind < 0.3:
-        return b"\n".join([*lines[: i % len(lines)], rng.choice(lines), *lines[i % len(lines) :]])
-    alphabet = b'\0\n\r",{}[]0123456789eE-+.:\\ aNIn_\xff\xc3\xa9' if kind < 0.8 else bytes(range(256))
-    return data[:i] + bytes(rng.choices(alphabet, k=rng.randint(0, n + 1))) + data[i + n :]
+    lines, i, n = data.splitlines(True), rng.randrange(len(data)), rng.randint(0, 8)
+    first, second = sorted(rng.choices(range(len(lines)), k=2))
+    alphabet = b'\0\n\r",{}[]0123456789eE-+.:\\ aNIn_\xff\xc3\xa9'
+    return rng.choice([
+        data[:i],
+        b"".join(lines[:first] + lines[second:]),  # taken away
+        b"".join([*lines[:first], lines[second], *lines[first:]]),  # in another place
+        *[data[:i] + bytes(rng.choices(alphabet, k=rng.randint(0, n + 1))) + data[i + n :]] * 7,
+    ])  # fmt: skip
 
 
-def write_good_folder(folder, rng):
-    """A run of eight trials, three at a time, that has just started the last one."""
-    results = Results.create(folder, FUZZ_SPACE, "accuracy", "max", {"arguments": {"seed": 0}})
-    now, n_trials, running = 0.0, 0, []
-    while n_trials < 8:
-        now += rng.uniform(0.01, 0.1)
-        if len(running) < 3:
-            config, origin = RandomSearch(FUZZ_SPACE, 1).suggest([None] * n_trials)
-            running.append(Trial(n_trials, config, origin, started=now))
-            results.append_config(running[-1], dict(results.n_rows))
-            n_trials += 1
-            continue
-        trial = rng.choice(running)
-        if len(trial.curve) < 3:
-            metrics = {"epoch": len(trial.curve) + 1, "accuracy": rng.random(), "note": 'a,"\n\u00e9'}
-            trial.curve.append(results.append_report(trial, metrics, now))
-        else:
-            trial.status, trial.error, trial.ended = STATUSES[trial.id % 4], 'bad,\n"\u00e9', now
-            results.append_trial(trial)
-            running.remove(trial)
-    results.close()
-    return folder
-
-
-def outside_schema(space, trials):
-    """What of loaded trials could not have been written, in words."""
-    wrong = []
-    for i, trial in enumerate(trials):
-        right = {
-            "id": trial.id == i,
-            "attempt": type(trial.attempt) is int and trial.attempt >= 1,
-            "config": cast_config(space, trial.config) == trial.config and list(trial.config) == list(space),
-            "status": trial.status in (*STATUSES, "running"),
-            "times": 0 <= trial.started < 1e12 and 0 <= (trial.ended or 0) < 1e12 and trial.suggest_seconds >= 0,
-            "ended": (trial.ended is None) == (trial.status == "running"),
-            "curve": all(type(epoch) is int and epoch >= 0 and math.isfinite(loss) for epoch, loss in trial.curve),
-            "texts": isinstance(trial.origin, str) and isinstance(trial.error, str),
-        }
-        wrong += [f"trial {i}: {name} of {trial}" for name, is_right in right.items() if not is_right]
-    return wrong
-
-
-# ---- All together -------------------------------------------------------------------------------------------------------
-def progress(name, n):
-    """Function that shows how far a part has come."""
-
-    def say(i):
-        if sys.stderr.isatty():
-            print(f"\r\x1b[K{name}: {i + 1} of {n}", end="\n" if i + 1 == n else "", file=sys.stderr, flush=True)
-
-    return say
+# ---- All together --------------------------------------------------------------------------------
+PARTS = [
+    ("kills", 100, kill_tuners, "times that the tuner is killed and resumed"),
+    ("trials", 210, kill_trials, f"trials, which die in {len(FAULTS) - 2} ways"),
+    ("servers", 10, kill_servers, "times that the fork server is killed, and so on"),
+    ("folders", 36, take_folders, "runs that meet a full disk, or lose their folder"),
+    ("fuzz", 20_000, fuzz, "journals damaged"),
+]
 
 
 def main(arguments=None):
     parser = command.parser("torture", __doc__)
-    parser.add_argument("--kills", type=natural, default=100, help="times that the tuner is killed and resumed")
-    parser.add_argument("--trials", type=natural, default=210, help="trials that die in one of seven ways")
-    parser.add_argument("--disks", type=natural, default=20, help="runs that meet a full disk")
-    parser.add_argument(
-        "--folders", type=natural, default=15, help="runs whose folder is deleted, made read-only or moved"
-    )
-    parser.add_argument("--fuzz", type=natural, default=20_000, help="files damaged")
-    parser.add_argument("--seed", type=natural, default=0)
+    for name, default, _, text in PARTS:
+        parser.add_argument(f"--{name}", type=command.natural, default=default, help=text)
+    parser.add_argument("--seed", type=command.natural, default=0)
     args = parser.parse_args(arguments)
     rng, tallies = random.Random(args.seed), {}
     with tempfile.TemporaryDirectory() as home:
-        parts = (kill_tuners, args.kills), (kill_trials, args.trials), (fill_disks, args.disks)
-        for part, n in (*parts, (take_folders, args.folders), (fuzz, args.fuzz)):
-            if n:
-                tallies |= part(pathlib.Path(home), n, rng)
-    print(f"{'event':45} events  rows expected   found  lost  twice  orphans  longest hang")
+        for name, _, part, _ in PARTS:
+            if n := getattr(args, name):
+                print(f"{name} {n} ...", file=sys.stderr)
+                tallies |= part(pathlib.Path(home, name), n, rng)
+    print(f"{'event':50} events  rows expected   found  lost  twice  orphans  longest hang")
+    problems = []
     for name, t in tallies.items():
-        row = f"{t.events:6} {t.expected:14} {t.found:7} {t.lost:5} {t.twice:6} {t.orphans:8} {t.longest_hang:12.2f}s"
-        print(f"{name:45} {row}")
-    problems = [f"{name}: {words}" for name, t in tallies.items() for words in t.wrong]
-    problems += [
-        f"{name}: rows lost, twice or orphans" for name, t in tallies.items() if t.lost or t.twice or t.orphans
-    ]
+        row = f"{t.events:6} {t.expected:14} {t.found:7} {t.lost:5} {t.twice:6} {t.orphans:8}"
+        print(f"{name:50} {row} {t.longest_hang:12.2f}s")
+        problems += [f"{name}: {words}" for words in t.wrong]
+        problems += [f"{name}: lost, twice or orphans"] * bool(t.lost or t.twice or t.orphans)
     print(*problems[:50], f"{len(problems)} problems", sep="\n")
     return 1 if problems else 0
 

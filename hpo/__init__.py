@@ -1,26 +1,17 @@
-"""Small hyperparameter optimiser. Names load their module at first use, so a Reporter costs no numpy."""
+"""A small hyperparameter optimiser. Names load their module at first use."""
 
 from importlib import import_module
 
+_DOMAINS = "choice finrange logfinrange loguniform logordinal lograndint ordinal randint"
 _HOMES = {
-    "objective": ["run_as_program"],
-    "report": ["Reporter", "StopTrial"],
-    "results": ["load"],
-    "searchers": ["SEARCHERS", "GPSearch", "RandomSearch"],
-    "space": [
-        "choice",
-        "finrange",
-        "logfinrange",
-        "loguniform",
-        "logordinal",
-        "lograndint",
-        "ordinal",
-        "randint",
-        "reverseloguniform",
-        "uniform",
-    ],
+    "journal": "load",
+    "objective": "run_as_program",
+    "report": "Reporter StopTrial",
+    "searchers": "SEARCHERS GPSearch RandomSearch",
+    "space": f"{_DOMAINS} reverseloguniform uniform",
+    "tuner": "tune",
 }
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
+_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 __all__ = list(_HOME)
 
 

@@ -5,22 +5,28 @@
         ...
         report(epoch=epoch, accuracy=accuracy)
 
-In a trial's process each report goes to the tuner, which answers "go on" or "stop". Anywhere else it is printed as one
-line, as Syne Tune's reporter does: [tune-metric]: {"epoch": 1, "accuracy": 0.81}. Imports the standard library only.
+In a trial's process each report goes to the tuner, which answers "go on" or "stop". Anywhere else
+it is printed as one line, as Syne Tune's reporter does: [tune-metric]: {"epoch": 1, "accuracy":
+0.81}. This module imports the standard library only.
 """
 
 import json
+import os
 import threading
 
 MAX_BYTES = 50_000  # of one report as JSON: metrics, not data
 
-tuner = None  # the connection to the tuner; set by hpo.trial in a trial's process
+tuner = None  # in a trial's process, the socket to the tuner; hpo/trial.py sets it
+process_id = None  # of the trial's process, which alone may report
+names = set()  # of the metrics that were reported
+stopped = False  # the tuner has stopped the trial
+lock = threading.Lock()  # a report and its answer belong together
 
 
 class StopTrial(BaseException):
-    """Raised by a report when the tuner has stopped the trial.
+    """Raised by a report when the tuner has stopped the trial. Clean up and let it pass.
 
-    Not an Exception, so that `except Exception` in training code does not swallow it. Clean up and let it pass.
+    Not an Exception, so that `except Exception` in training code does not swallow it.
     """
 
 
@@ -29,53 +35,56 @@ class Reporter:
 
     def __init__(self):
         self.n_reports = 0
-        self.stopped = False
-        self.lock = threading.Lock()  # a question to the tuner and its answer belong together
 
     def __call__(self, /, **metrics):
-        """None; raises StopTrial when the trial is to stop, TypeError or ValueError for what cannot be reported.
+        """Returns None; raises StopTrial when the trial is to stop.
 
-        metrics: JSON scalars by name (numpy and torch scalars are unwrapped). `epoch`, an integer >= 0, defaults to the
-        number of this report, counted from 1; by default no trial is stopped early that does not give it.
+        metrics: JSON scalars by name; numpy and torch scalars are unwrapped. `epoch`, an integer
+        >= 0, defaults to the number of this report, counted from 1; then the trial is not stopped
+        early by default. Raises TypeError or ValueError for what cannot be reported.
         """
-        with self.lock:
-            if self.stopped:
-                raise StopTrial
-            metrics = {name: _scalar(name, value) for name, value in metrics.items()}
-            counted = "epoch" not in metrics
-            epoch = metrics.setdefault("epoch", self.n_reports + 1)
-            if isinstance(epoch, float) and epoch.is_integer():
-                epoch = metrics["epoch"] = int(epoch)
-            if type(epoch) is not int or not 0 <= epoch < 2**53:
-                raise ValueError(f"epoch: expected an integer >= 0, got {epoch!r}")
-            if len(metrics) == 1:
-                raise ValueError("report needs at least one metric, such as report(epoch=1, accuracy=0.9)")
-            line = json.dumps(metrics)
-            if len(line) > MAX_BYTES:
-                raise ValueError(
-                    f"report: expected at most {MAX_BYTES} bytes of JSON, got {len(line)}; report less text"
-                )
-            self.n_reports += 1
-            if tuner is None:
-                print(f"[tune-metric]: {line}", flush=True)
-                return
-            tuner.send_bytes(json.dumps({"report": metrics, "counted": counted}).encode())
-            self.stopped = tuner.recv_bytes() == b"stop"
-            if self.stopped:
-                raise StopTrial
+        metrics = {name: scalar(name, value) for name, value in metrics.items()}
+        counted = "epoch" not in metrics
+        epoch = metrics.setdefault("epoch", self.n_reports + 1)
+        if isinstance(epoch, float) and epoch.is_integer():
+            epoch = metrics["epoch"] = int(epoch)
+        if type(epoch) is not int or not 0 <= epoch < 2**53:
+            raise ValueError(f"epoch: expected an integer >= 0, got {epoch!r}")
+        if len(metrics) == 1:
+            raise ValueError("report: expected a metric, such as report(epoch=1, accuracy=0.9)")
+        line = json.dumps(metrics)
+        if len(line) > MAX_BYTES:
+            raise ValueError(f"report: expected at most {MAX_BYTES} bytes of JSON, got {len(line)}")
+        self.n_reports += 1
+        if tuner is None:
+            print(f"[tune-metric]: {line}", flush=True)
+        else:
+            ask_tuner(metrics, counted)
 
 
-def _scalar(name, value):
-    """The plain Python scalar of a value; numpy's and torch's are unwrapped, subclasses (IntEnum) become int, str, ..."""
-    if value is None:
-        return None
+def ask_tuner(metrics, counted):
+    global stopped
+    if os.getpid() != process_id:
+        raise RuntimeError("report: called in a process that the trial forked; report in its own")
+    with lock:
+        if not stopped:
+            send({"report": metrics, "counted": counted})
+            names.update(metrics)
+            stopped = tuner.recv(8) != b"go"  # b"" when the tuner is gone
+        if stopped:
+            raise StopTrial
+
+
+def send(message):
+    tuner.sendall(json.dumps(message).encode() + b"\n")
+
+
+def scalar(name, value):
+    """The plain Python scalar of a value; numpy's and torch's are unwrapped, IntEnum is an int."""
     plain = value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
-    if type(plain).__name__ == "longdouble":  # numpy's, which has no Python equal
-        return float(plain)
     for kind in (bool, int, float, str):
         if isinstance(plain, kind):
             return kind(plain)
-    raise TypeError(
-        f"{name}: expected a number, string, boolean or None, got {type(value).__name__}; "
-        "report a scalar, such as float(value) or values.mean()"
-    )
+    if plain is not None:
+        got = type(value).__name__
+        raise TypeError(f"{name}: expected a number, string, boolean or None, got {got}")

@@ -521,8 +521,9 @@ class GPSearch:
     def model(self, trials, rng):
         """What the trials say; None while they are too few, or fewer than two of them have a loss."""
         settings, last = self.settings, self.rungs[-1]
-        # a trial that the deadline has cut off before its first report is neither a success nor a failure
-        ended = [t for t in trials if t.status != "running" and (t.curve or t.error != "deadline")]
+        # a trial cut off before its first report is neither a success nor a failure
+        ended = [t for t in trials if t.status != "running"]
+        ended = [t for t in ended if t.curve or (t.error != "deadline" and t.status != "interrupted")]
         running = [trial for trial in trials if trial.status == "running"]
         sound = self.sound(trials)
         observed = [trial for trial in sound if trial.status != "running"]

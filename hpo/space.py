@@ -2,365 +2,204 @@
 
     config_space = {"learning_rate": loguniform(1e-6, 1), "n_units": randint(4, 1024), "epochs": 81}
 
-A domain knows five things: how to turn a point of the unit cube into a value (`decode`) and back (`encode`), which
-points are values (`snap`), which values belong to it (`cast`), and its JSON form. Sampling is decoding a uniform
-random point, so there is one definition of every distribution. Both ends of a range are inclusive. The names are Syne
-Tune's.
-
-Exactness: decode(encode(config)) == config for whatever was decoded. Integers and grid values sit in the middle of
-their cells; decoded floats are rounded to 12 (log scale) or 14 significant digits, more coarsely than the errors of
-the two maps.
+A domain maps a point x of the unit cube to a value (`decode`) and a value to a point (`encode`).
+Sampling is decoding a uniform random point, so there is one definition of every distribution.
+Both bounds of a range belong to it. decode(encode(config)) == config for every decoded config:
+integers and listed values are encoded at the middle of their cells, floats are rounded.
 """
 
 import json
 import math
 import re
-import sys
+from contextlib import suppress
+from functools import partial
 
 import numpy as np
 
-RESERVED = ("help", "config_json", "trial_seed")  # flags of hpo.objective.run_as_program
-LARGEST_GRID = 100_000  # its values are listed
-LARGEST_INT = 2**44  # beyond, float64 cannot tell neighbouring integers apart on a log scale
+RESERVED = ("help", "config_json", "trial_seed")  # flags of every objective
+LISTED = ("choice", "ordinal", "logordinal", "constant")  # made from one argument
+# Types of numbers: the largest bound (high - low is finite, a log scale parts integers), in words
+NUMBERS = {float: (2.0**1022, "finite numbers"), int: (2**44, "integers of at most 2**44")}
+
+# Scales on which numbers are uniform: map, inverse, limits of the bounds, the limits in words
+LINEAR = np.positive, np.positive, -math.inf, math.inf, "low <= high"  # np.positive(v) is v
+LOG = np.log, np.exp, math.ulp(0), math.inf, "0 < low <= high"
+REVERSE = lambda v: -np.log1p(-v), lambda t: -np.expm1(-t), 0, 1 - 2**-53, "0 <= low <= high < 1"
 
 
-# ---- Domains ---------------------------------------------------------------------------------------------------------
+# ---- Domains ----
 class Domain:
-    """A set of values and its map to the unit cube; `arguments` are those of the constructor named `kind`."""
+    """A set of values and its map to the unit cube, made by the constructor named `kind`.
 
-    n_dims = 1  # coordinates in the unit cube
-    n_values = math.inf
-    values = None  # all of them, where they are finitely many
+    Each value has a number: a real or an integer is its own, a listed value has its position.
+    Numbers go from low to high on a scale, and each has the cell [number - half, number + half].
+    """
 
-    def __init__(self, kind, *arguments):
+    def __init__(self, kind, arguments, values, scale, low, high):
         self.kind, self.arguments = kind, arguments
+        self.n_dims = len(values) if kind == "choice" else 1
+        self.values = values  # a list or a range; None for real numbers
+        self.n_values = math.inf if values is None else len(values)
+        listed = values if isinstance(values, list) else []
+        self.positions = {config_key(value): i for i, value in enumerate(listed)}
+        self.equals = {value: value for value in listed if type(value) in NUMBERS}
+        if len(self.positions) < len(listed):
+            raise ValueError(f"{kind} needs distinct values, got {values}")
+        self.low, self.high, self.half = low, high, 0 if values is None else 0.5
+        self.to_scale, self.from_scale = scale[:2]
+        self.start = self.to_scale(low - self.half)
+        self.width = self.to_scale(high + self.half) - self.start
+
+    def points(self, numbers):
+        """Points (..., n_dims) in [0, 1] of numbers (...,): the middles of their cells."""
+        t = (self.to_scale(numbers - self.half) + self.to_scale(numbers + self.half)) / 2
+        return ((t - self.start) / (self.width or 1))[..., None]
+
+    def numbers(self, X):
+        """The inverse: numbers (...,) at points X (..., n_dims)."""
+        x = np.minimum(np.maximum(X[..., 0], 0), 1)  # np.clip is slow for one x
+        numbers = self.from_scale(self.start + x * self.width)
+        rounded = np.floor(numbers + 0.5) if self.half else numbers
+        return np.minimum(np.maximum(rounded, self.low), self.high)
+
+    def snap(self, X):
+        """encode(decode(x)) of the rows x of X (m, n_dims), but for rounded floats."""
+        return self.points(self.numbers(X))
+
+    def encode(self, value):
+        """The point (n_dims,) of a value."""
+        return self.points(np.array(self.positions[config_key(value)] if self.positions else value))
+
+    def decode(self, x):
+        """The value at a point (n_dims,)."""
+        number = self.numbers(np.asarray(x))
+        if self.values is not None:
+            return self.values[int(number) - self.low]
+        # the maps err by less than 12 digits: of the number on a log scale, else of the larger end
+        size = number if self.to_scale is np.log else max(-self.low, self.high)
+        rounded = round(float(number), 12 - math.ceil(math.log10(size or 1))) + 0.0  # not -0.0
+        return min(max(rounded, self.low), self.high)
+
+    def sample(self, rng):
+        return self.decode(rng.random(self.n_dims))
+
+    def cast(self, value):
+        """The domain's own value equal to `value`, with its exact type."""
+        value = _plain(value)
+        if self.positions and config_key(value) in self.positions:
+            return self.values[self.positions[config_key(value)]]
+        if type(value) in NUMBERS and value in self.equals:
+            return self.equals[value]
+        if type(value) in NUMBERS and not self.positions and self.low <= value <= self.high:
+            own = type(self.low)(value)
+            if own == value:
+                return own
+        raise ValueError(f"expected a value of {self!r}, got {value!r}")
 
     def to_json(self):
         return {self.kind: self.arguments[0] if self.kind in LISTED else list(self.arguments)}
 
-    def __reduce__(self):  # pickled as the call that made it
-        return DOMAINS[self.kind], self.arguments
+    def __reduce__(self):
+        return _from_json, (self.kind, self.to_json())
 
     def __repr__(self):
         return f"{self.kind}({', '.join(map(repr, self.arguments))})"
 
     def __eq__(self, other):
-        return isinstance(other, Domain) and _typed(self.to_json()) == _typed(other.to_json())
+        return repr(self) == repr(other)
 
     def __hash__(self):
-        return hash(_typed(self.to_json()))
-
-    def sample(self, rng):
-        return self.decode(rng.random(self.n_dims))
-
-    def encode(self, value):
-        """Point (n_dims,) in [0, 1] of a value of the domain."""
-        raise TypeError(f"{type(self).__name__} has no encoding")
-
-    def decode(self, x):
-        """Value at the point x (n_dims,); coordinates outside [0, 1] count as the nearest end."""
-        raise TypeError(f"{type(self).__name__} has no encoding")
-
-    def snap(self, X):
-        """Encodings (m, n_dims) of the values at the rows of X (m, n_dims), but for the rounding of floats."""
-        raise TypeError(f"{type(self).__name__} has no encoding")
-
-    def cast(self, value):
-        """The domain's own value equal to `value`, with its exact type; ValueError when there is none."""
-        raise TypeError(f"{type(self).__name__} has no values")
-
-    def parse(self, text):
-        """The value written as `text`: JSON, Python's True/False/None, or a bare string; ValueError when not in it."""
-        for value in (_parse_json(text), text):
-            try:
-                return self.cast(value)
-            except ValueError:
-                continue
-        raise ValueError(f"expected a value of {self!r}, got {text!r}")
-
-
-class Float(Domain):
-    """Real numbers in [low, high], uniform on the scale that `to_scale` and `from_scale` map to and from."""
-
-    def __init__(self, kind, low, high, to_scale, from_scale, n_digits=14):
-        super().__init__(kind, low, high)
-        coarsest = 10.0 ** (3 - n_digits) * max(abs(low), abs(high))  # a thousand values at the least
-        if low < high and high - low <= coarsest:
-            raise ValueError(f"{kind} needs high - low > {coarsest:.2g} or low == high, got low={low!r}, high={high!r}")
-        self.low, self.high = low, high
-        self.to_scale, self.from_scale, self.n_digits = to_scale, from_scale, n_digits
-        self.start, self.width = to_scale(low), to_scale(high) - to_scale(low)
-        self.n_values, self.values = (1, [low]) if low == high else (math.inf, None)
-
-    def encode(self, value):
-        x = (self.to_scale(value) - self.start) / self.width if self.low < self.high else 0.5
-        return np.array([min(max(x, 0.0), 1.0)])
-
-    def decode(self, x):
-        x = float(x[0])
-        if x <= 0 or x >= 1:
-            return self.low if x <= 0 else self.high
-        value = self.from_scale(self.start + x * self.width)
-        if self.low < 0 < self.high:  # errors are relative to the larger end, not to the value
-            value = round(value, self.n_digits - math.ceil(math.log10(max(-self.low, self.high))))
-        else:
-            value = float(f"{value:.{self.n_digits - 1}e}")
-        return min(max(value, self.low), self.high)
-
-    def snap(self, X):
-        return np.clip(X, 0, 1) if self.low < self.high else np.full_like(X, 0.5)
-
-    def cast(self, value):
-        value = _plain(value)
-        if _is_number(value) and self.low <= value <= self.high:
-            return float(value)
-        raise ValueError(f"expected a number in {self!r}, got {value!r}")
-
-
-class Integer(Domain):
-    """Integers low..high: equal cells, or (log) cells as wide as [value - 1/2, value + 1/2] on a log scale."""
-
-    def __init__(self, kind, low, high, log):
-        super().__init__(kind, low, high)
-        self.low, self.high, self.log = low, high, log
-        self.n_values, self.values = high - low + 1, range(low, high + 1)
-        if log:
-            self.start, self.width = math.log(low - 0.5), math.log((high + 0.5) / (low - 0.5))
-
-    def encode(self, value):
-        if self.log:  # the middle of the cell
-            middle = (math.log(value - 0.5) + math.log(value + 0.5)) / 2
-            return np.array([(middle - self.start) / self.width])
-        return np.array([(value - self.low + 0.5) / self.n_values])
-
-    def decode(self, x):
-        x = min(max(float(x[0]), 0.0), 1.0)
-        if self.log:
-            value = round(math.exp(self.start + x * self.width))
-        else:
-            value = self.low + int(x * self.n_values)
-        return min(max(value, self.low), self.high)
-
-    def snap(self, X):
-        X = np.clip(X, 0, 1)
-        if self.log:
-            values = np.clip(np.rint(np.exp(self.start + X * self.width)), self.low, self.high)
-            return ((np.log(values - 0.5) + np.log(values + 0.5)) / 2 - self.start) / self.width
-        return (np.minimum(np.floor(X * self.n_values), self.n_values - 1) + 0.5) / self.n_values
-
-    def cast(self, value):
-        value = _plain(value)
-        if _is_number(value) and self.low <= value <= self.high and value == int(value):
-            return int(value)
-        raise ValueError(f"expected an integer in {self!r}, got {value!r}")
-
-
-class Grid(Domain):
-    """Ordered values, kept exactly; `edges` (n_values + 1,) are the ends of their cells, whose widths are the odds."""
-
-    def __init__(self, kind, values, edges, *arguments):
-        super().__init__(kind, *arguments)
-        self.values, self.edges, self.n_values = values, edges, len(values)
-        self.index = {_typed(value): i for i, value in enumerate(values)}
-
-    def encode(self, value):
-        i = self.index[_typed(value)]
-        return np.array([(self.edges[i] + self.edges[i + 1]) / 2])
-
-    def decode(self, x):
-        x = min(max(float(x[0]), 0.0), 1.0)
-        return self.values[min(int(np.searchsorted(self.edges, x, side="right")) - 1, self.n_values - 1)]
-
-    def snap(self, X):
-        i = np.minimum(np.searchsorted(self.edges, np.clip(X, 0, 1), side="right") - 1, self.n_values - 1)
-        return (self.edges[i] + self.edges[i + 1]) / 2
-
-    def cast(self, value):
-        return _cast_listed(self, value)
+        return hash(repr(self))
 
 
 class Choice(Domain):
-    """Unordered values, one coordinate each (one-hot); the largest coordinate wins."""
+    """Values without order, one coordinate each (one-hot); the largest coordinate wins."""
 
-    def __init__(self, values):
-        super().__init__("choice", values)
-        self.values, self.n_values = values, len(values)
-        self.n_dims = len(values)
-        self.index = {_typed(value): i for i, value in enumerate(values)}
+    def points(self, numbers):
+        return (numbers[..., None] == np.arange(self.n_dims)).astype(float)
 
-    def encode(self, value):
-        x = np.zeros(self.n_dims)
-        x[self.index[_typed(value)]] = 1.0
-        return x
-
-    def decode(self, x):
-        return self.values[int(np.argmax(x))]
-
-    def snap(self, X):
-        return (X.argmax(1)[:, None] == np.arange(self.n_dims)).astype(float)  # no n_dims x n_dims array
-
-    def cast(self, value):
-        return _cast_listed(self, value)
+    def numbers(self, X):
+        return X.argmax(-1)
 
 
-# ---- Constructors: the ten domains ------------------------------------------------------------------------------------
-def uniform(low, high):
-    """Real numbers in [low, high], all equally likely."""
-    low, high = _bounds("uniform", low, high)
-    return Float("uniform", low, high, float, float)
-
-
-def loguniform(low, high):
-    """Real numbers in [low, high], 0 < low, uniform in log(value)."""
-    low, high = _bounds("loguniform", low, high, "0 < low <= high", above=0)
-    return Float("loguniform", low, high, math.log, math.exp, n_digits=12)
-
-
-def reverseloguniform(low, high):
-    """Real numbers in [low, high], 0 <= low and high < 1, uniform in -log(1 - value): for values such as momentum."""
-    low, high = _bounds("reverseloguniform", low, high, "0 <= low <= high < 1", least=0, below=1)
-    return Float("reverseloguniform", low, high, lambda value: -math.log1p(-value), lambda t: -math.expm1(-t))
-
-
-def randint(low, high):
-    """Integers low..high, both included, all equally likely."""
-    return Integer("randint", *_integer_bounds("randint", low, high), log=False)
-
-
-def lograndint(low, high):
-    """Integers low..high, 1 <= low, the probability of v proportional to log((v + 1/2) / (v - 1/2))."""
-    return Integer("lograndint", *_integer_bounds("lograndint", low, high, "1 <= low <= high", least=1), log=True)
-
-
-def choice(values):
-    """Unordered JSON values (numbers, strings, booleans, null, lists, dicts), all equally likely."""
-    return Choice(_listed("choice", values))
-
-
-def ordinal(values):
-    """Ordered JSON values, all equally likely; neighbours in the list count as close."""
-    values = _listed("ordinal", values)
-    return Grid("ordinal", values, np.linspace(0, 1, len(values) + 1), values)
-
-
-def logordinal(values):
-    """Increasing positive numbers, each as likely as the stretch of the log scale to which it is the nearest.
-
-    The two outer cells reach half a mean distance beyond the ends, as in Syne Tune.
-    """
-    values = _listed("logordinal", values)
-    if not all(_is_number(value) for value in values) or not all(a < b for a, b in zip([0, *values], values)):
-        raise ValueError(f"logordinal needs increasing positive numbers, got {values}")
-    t = np.array([math.log(value) for value in values])
-    reach = (t[-1] - t[0]) / (len(t) - 1) / 2 if len(t) > 1 else 1.0
-    edges = np.concatenate([[t[0] - reach], (t[1:] + t[:-1]) / 2, [t[-1] + reach]])
-    if not np.all(np.diff(edges) > 1e-12 * np.abs(edges).max()):
-        raise ValueError(f"logordinal needs values further apart on a log scale, got {values}")
-    return Grid("logordinal", values, (edges - edges[0]) / (edges[-1] - edges[0]), values)
-
-
-def finrange(low, high, size):
-    """`size` equally spaced numbers from low to high, both included, all equally likely."""
-    return _finite("finrange", uniform, _bounds("finrange", low, high), size)
-
-
-def logfinrange(low, high, size):
-    """`size` numbers from low to high, both included, equally spaced on a log scale, all equally likely."""
-    return _finite("logfinrange", loguniform, _bounds("logfinrange", low, high, "0 < low <= high", above=0), size)
-
-
-DOMAINS = {
-    f.__name__: f
-    for f in (uniform, loguniform, reverseloguniform, randint, lograndint)
-    + (choice, ordinal, logordinal, finrange, logfinrange)
-}
-LISTED = ("choice", "ordinal", "logordinal")  # made from one list of values
-
-
-def _bounds(kind, low, high, need="low <= high", above=-math.inf, least=-math.inf, below=math.inf):
-    low, high = _plain(low), _plain(high)
-    for name, bound in (("low", low), ("high", high)):
-        if not _is_finite(bound):
-            raise ValueError(f"{kind} needs finite numbers {need}, got {name}={bound!r}")
-    if not (above < low <= high < below and least <= low):
+# ---- Constructors: the ten domains ----
+def _range(kind, number, scale, low, high):
+    (least, most, need), (size, words) = scale[2:], NUMBERS[number]
+    low, high = bounds = _plain(low), _plain(high)
+    own = tuple(number(b) for b in bounds if type(b) in NUMBERS and abs(b) <= size)
+    if own != bounds or not least <= low <= high <= most:
+        need = need if own == bounds else words
         raise ValueError(f"{kind} needs {need}, got low={low!r}, high={high!r}")
-    if not math.isfinite(float(high) - float(low)):
-        raise ValueError(f"{kind} needs a finite high - low, got low={low!r}, high={high!r}")
-    return float(low) + 0.0, float(high) + 0.0  # + 0.0: -0.0 becomes 0.0
+    if number is float and low == high:  # one value, as in a list
+        return Domain(kind, own, [own[0]], LINEAR, 0, 0)
+    values = range(own[0], own[1] + 1) if number is int else None
+    return Domain(kind, own, values, scale, *own)
 
 
-def _integer_bounds(kind, low, high, need="low <= high", least=-math.inf):
-    low, high = _plain(low), _plain(high)
-    for name, bound in (("low", low), ("high", high)):
-        if not _is_finite(bound) or bound != int(bound):
-            raise ValueError(f"{kind} needs integers {need}, got {name}={bound!r}")
-    if not least <= low <= high:
-        raise ValueError(f"{kind} needs {need}, got low={low!r}, high={high!r}")
-    if max(abs(low), abs(high)) > LARGEST_INT:
-        raise ValueError(f"{kind} needs bounds of at most 2**44 in size, got low={low!r}, high={high!r}")
-    return int(low), int(high)
+def _spaced(kind, scale, low, high, size):
+    between, size = _range(kind, float, scale, low, high), _plain(size)
+    if type(size) is not int or size < 2:
+        raise ValueError(f"{kind} needs an integer size >= 2, got size={size!r}")
+    values = [between.low, *map(between.decode, np.linspace([0], [1], size)[1:-1]), between.high]
+    return Domain(kind, (*between.arguments, size), values, LINEAR, 0, size - 1)
 
 
-def _listed(kind, values):
-    if isinstance(values, (str, dict, set, frozenset)) or not hasattr(values, "__iter__"):
-        raise ValueError(f"{kind} needs a list of values, got {values!r}")
+def _listed(kind, domain, scale, values):
+    if not isinstance(values, (list, tuple, range, np.ndarray)) or not len(values):
+        raise ValueError(f"{kind} needs a list of at least one value, got {values!r}")
     values = [_plain(value) for value in values]
-    if not values:
-        raise ValueError(f"{kind} needs at least one value, got an empty list")
-    for i, value in enumerate(values):
-        _check_json(f"{kind} value {i}", value)
-    seen = [_typed(value) for value in values]
-    for i, key in enumerate(seen):
-        if key in seen[:i]:
-            raise ValueError(f"{kind} needs distinct values, got {values[i]!r} twice")
-    return values
+    _check_json(kind, values)
+    if scale is LOG:  # the outer cells reach half a mean distance beyond the ends, as in Syne Tune
+        if {*map(type, values)} - {*NUMBERS} or any(a >= b for a, b in zip([0, *values], values)):
+            raise ValueError(f"{kind} needs increasing positive numbers, got {values}")
+        t = [math.log(value) for value in values]
+        step = (t[-1] - t[0]) / max(len(t) - 1, 1)
+        t = np.array([t[0] - step, *t, t[-1] + step])
+        n, edges = np.arange(len(values) + 1) - 0.5, (t[1:] + t[:-1]) / 2
+        scale = partial(np.interp, xp=n, fp=edges), partial(np.interp, xp=edges, fp=n)
+    return domain(kind, (values,), values, scale, 0, len(values) - 1)
 
 
-def _finite(kind, domain, bounds, size):
-    low, high = bounds
-    size = _plain(size)
-    if not _is_finite(size) or size != int(size) or size < 1 or (size == 1) != (low == high):
-        raise ValueError(f"{kind} needs an integer size >= 2 (1 when low == high), got size={size!r}")
-    if size > LARGEST_GRID:
-        raise ValueError(
-            f"{kind} needs a size of at most {LARGEST_GRID}, got size={size!r}; uniform and randint have no grid"
-        )
-    try:
-        between = domain(low, high)
-    except ValueError as error:
-        raise ValueError(f"{kind}: {error}") from None
-    values = [between.decode([i / (size - 1)]) for i in range(int(size))] if size > 1 else [low]
-    if len(set(values)) < size:
-        raise ValueError(f"{kind} needs distinct values, got size={size} between {low!r} and {high!r}")
-    return Grid(kind, values, np.linspace(0, 1, int(size) + 1), low, high, int(size))
+# (low, high): reals, uniform on the scale; REVERSE is for values such as momentum
+uniform = partial(_range, "uniform", float, LINEAR)
+loguniform = partial(_range, "loguniform", float, LOG)
+reverseloguniform = partial(_range, "reverseloguniform", float, REVERSE)
+# (low, high): integers, v as likely as [v - 1/2, v + 1/2] is wide on the scale
+randint = partial(_range, "randint", int, LINEAR)
+lograndint = partial(_range, "lograndint", int, LOG)
+finrange = partial(_spaced, "finrange", LINEAR)  # (low, high, size): equally spaced and likely
+logfinrange = partial(_spaced, "logfinrange", LOG)
+# (values): JSON values, in order but for a choice; LOG: v as likely as it is nearest
+choice = partial(_listed, "choice", Choice, LINEAR)
+ordinal = partial(_listed, "ordinal", Domain, LINEAR)
+logordinal = partial(_listed, "logordinal", Domain, LOG)
+RANGES = uniform, loguniform, reverseloguniform, randint, lograndint, finrange, logfinrange
+FORMS = {make.args[0]: make for make in (*RANGES, choice, ordinal, logordinal)}
+FORMS["constant"] = lambda value: value
 
 
-# ---- The space as a whole ----------------------------------------------------------------------------------------------
+# ---- The space as a whole ----
 def check_space(space):
-    """None; raises ValueError naming the entry that is neither a domain nor a JSON constant."""
-    if not isinstance(space, dict) or not space:
-        raise ValueError(f"config_space: expected a dict of domains and constants, got {space!r:.200}")
-    for name, value in space.items():
-        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][\w.-]*", name):
-            raise ValueError(
-                f"config_space: expected names of letters, digits and _ . -, a letter or _ first, got {name!r}"
-            )
-        if name in RESERVED:
-            raise ValueError(f"{name}: is a flag of every objective file run as a program; choose another name")
-        if not isinstance(value, Domain):
-            _check_json(name, value)
-    if not any(isinstance(value, Domain) for value in space.values()):
-        raise ValueError("config_space: nothing to tune, every entry is a constant; give at least one a domain")
+    """Raises a ValueError that names an entry which is neither a domain nor JSON."""
+    if not isinstance(space, dict):
+        raise ValueError(f"config_space: expected a dict of names, got {space!r:.99}")
+    for name, entry in space.items():
+        if name in RESERVED or not re.fullmatch(r"[A-Za-z_][\w.-]*", str(name)):
+            raise ValueError(f"{name}: expected a name such as n_units_1, and none of {RESERVED}")
+        if not isinstance(entry, Domain):
+            _check_json(name, entry)
+    if not domains(space):
+        raise ValueError("config_space: nothing to tune; give a name a domain")
 
 
 def domains(space):
     """The part of the space that is tuned: name -> domain."""
-    return {name: value for name, value in space.items() if isinstance(value, Domain)}
+    return {name: entry for name, entry in space.items() if isinstance(entry, Domain)}
 
 
 def constants(space):
     """The part of the space that is fixed: name -> JSON value."""
-    return {name: value for name, value in space.items() if not isinstance(value, Domain)}
+    return {name: entry for name, entry in space.items() if not isinstance(entry, Domain)}
 
 
 def n_dims(space):
@@ -369,9 +208,8 @@ def n_dims(space):
 
 
 def n_configs(space):
-    """Number of different configurations: an int, or math.inf."""
-    counts = [domain.n_values for domain in domains(space).values()]
-    return math.inf if math.inf in counts else math.prod(counts)
+    """Number of configurations, a float as it may be inf."""
+    return math.prod(float(domain.n_values) for domain in domains(space).values())
 
 
 def encode(space, config):
@@ -380,19 +218,16 @@ def encode(space, config):
 
 
 def decode(space, x):
-    """Configuration at the point x (n_dims,), the constants included, in the order of the space."""
-    config, i = {}, 0
-    for name, value in space.items():
-        if isinstance(value, Domain):
-            config[name] = value.decode(x[i : i + value.n_dims])
-            i += value.n_dims
-        else:
-            config[name] = value
+    """Configuration at the point x (n_dims,), constants included, in the order of the space."""
+    config, i = dict(space), 0
+    for name, domain in domains(space).items():
+        config[name] = domain.decode(x[i : i + domain.n_dims])
+        i += domain.n_dims
     return config
 
 
 def snap(space, X):
-    """Encodings (m, n_dims) of the configurations at the points X (m, n_dims), but for the rounding of floats."""
+    """encode(decode(x)) of the rows x of X (m, n_dims), but for rounded floats."""
     parts = list(domains(space).values())
     columns = np.split(X, np.cumsum([domain.n_dims for domain in parts])[:-1], axis=1)
     return np.hstack([domain.snap(part) for domain, part in zip(parts, columns)])
@@ -408,160 +243,90 @@ def middle(space):
     return decode(space, np.full(n_dims(space), 0.5))
 
 
-def cast_config(space, config):
-    """A complete configuration in the order of the space, with exact types.
+def config_key(config):
+    """A string for a config or a value; those of 1, 1.0, True and "1" differ."""
+    return json.dumps(config, sort_keys=True, default=repr)
 
-    Missing hyperparameters take the middle of their range, constants their value; ValueError names what does not fit.
-    """
+
+def cast_config(space, config):
+    """A complete configuration with exact types; a missing name takes the middle of its range."""
     if not isinstance(config, dict):
-        raise ValueError(f"configuration: expected a dict of names and values, got {config!r:.200}")
+        raise ValueError(f"configuration: expected a dict of names, got {config!r:.99}")
     complete = middle(space)
     for name, value in config.items():
         if name not in space:
             raise ValueError(f"{name}: no such name in the space; it has {', '.join(space)}")
         if isinstance(space[name], Domain):
             complete[name] = cast_value(name, space[name], value)
-        elif _typed(value) != _typed(space[name]):
-            raise ValueError(f"{name}: is the constant {space[name]!r} in this space, got {value!r}")
+        elif config_key(value) != config_key(space[name]):
+            raise ValueError(f"{name}: is the constant {space[name]!r} here, got {value!r}")
     return complete
 
 
 def cast_value(name, domain, value):
-    """The domain's value equal to `value`; ValueError names the hyperparameter."""
+    """As domain.cast; the ValueError names the hyperparameter."""
     try:
         return domain.cast(value)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 
 
-def config_key(config):
-    """A string equal for equal configurations of equal types: 1, 1.0, True and "1" are four different values."""
-    return _typed(config)
-
-
 def set_value(space, name, text):
-    """A space in which `name` has the value written as `text`: a new value of a constant, or a domain fixed to it."""
+    """A space in which `name` has the value written as `text`; a constant keeps its type."""
     if name not in space:
         raise ValueError(f"{name}: no such name in the space; it has {', '.join(space)}")
-    old = space[name]
+    old, value = space[name], text
+    if not isinstance(old, str):
+        with suppress(ValueError):
+            value = json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
     if isinstance(old, Domain):
-        try:
-            return {**space, name: old.parse(text)}
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
-    return {**space, name: parse_constant(name, old, text)}
+        with suppress(ValueError):
+            return {**space, name: old.cast(value)}
+        return {**space, name: cast_value(name, old, text)}
+    if type(old) is float and type(value) is int:
+        value = float(value)
+    _check_json(name, value)
+    if type(value) is not type(old) and old is not None:
+        raise ValueError(f"{name}: expected {type(old).__name__} as {old!r} is, got {text!r}")
+    return {**space, name: value}
 
 
-def parse_constant(name, old, text):
-    """The value written as `text`, of the type of the constant `old`."""
-    if isinstance(old, str):
-        return text
-    new = _parse_json(text)
-    _check_json(name, new)
-    if isinstance(old, float) and _is_finite(new):
-        new = float(new)
-    if old is not None and type(new) is not type(old):
-        raise ValueError(f"{name}: expected a value of type {type(old).__name__} as {old!r} is, got {text!r}")
-    return new
-
-
-# ---- JSON --------------------------------------------------------------------------------------------------------------
+# ---- JSON ----
 def space_to_json(space):
-    """JSON-ready dict: {"lr": {"loguniform": [1e-6, 1]}, "opt": {"choice": ["adam", "sgd"]}, "epochs": 81}.
-
-    A dict-valued constant is wrapped, {"constant": {...}}, so that it cannot be taken for a domain.
-    """
+    """JSON-ready dict: {"lr": {"loguniform": [1e-6, 1]}, "n": 81, "d": {"constant": {"a": 1}}}."""
     check_space(space)
-    as_json = {}
-    for name, value in space.items():
-        if isinstance(value, Domain):
-            value = value.to_json()
-        elif isinstance(value, dict):
-            value = {"constant": value}
-        as_json[name] = value
-    return as_json
+    fixed = {k: {"constant": v} if isinstance(v, dict) else v for k, v in space.items()}
+    return fixed | {name: domain.to_json() for name, domain in domains(space).items()}
 
 
-def space_from_json(as_json):
-    """Inverse of `space_to_json`; ValueError names the entry that is wrong."""
-    if not isinstance(as_json, dict):
-        raise ValueError(f"config_space: expected a JSON object of domains and constants, got {as_json!r:.200}")
-    space = {name: _entry_from_json(name, value) for name, value in as_json.items()}
+def space_from_json(space):
+    """Inverse of `space_to_json`; the ValueError names the entry."""
+    if isinstance(space, dict):
+        space = {name: _from_json(name, entry) for name, entry in space.items()}
     check_space(space)
     return space
 
 
-def _entry_from_json(name, value):
-    if not isinstance(value, dict):
-        return value
-    if len(value) == 1:
-        ((kind, arguments),) = value.items()
-        if kind == "constant":
-            return arguments
-        if kind in DOMAINS:
-            try:
-                if kind in LISTED:
-                    return DOMAINS[kind](arguments)
-                if isinstance(arguments, list):
-                    return DOMAINS[kind](*arguments)
-                raise ValueError(f"{kind} needs a list of arguments, got {arguments!r}")
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{name}: {error}") from None
-    raise ValueError(
-        f'{name}: expected a constant or {{"DOMAIN": [arguments]}} with one of {", ".join(DOMAINS)}, got {value!r:.200}; '
-        'a dict-valued constant is written {"constant": {...}}'
-    )
+def _from_json(name, entry):
+    if not isinstance(entry, dict):
+        return entry
+    kind = next(iter(entry), None)
+    if len(entry) != 1 or kind not in FORMS:
+        raise ValueError(f"{name}: expected one of {', '.join(FORMS)}, got {entry!r:.99}")
+    try:
+        return FORMS[kind](*([entry[kind]] if kind in LISTED else entry[kind]))
+    except (TypeError, ValueError) as error:  # TypeError: too few or many arguments
+        raise ValueError(f"{name}: {error}") from None
 
 
 def _check_json(name, value):
-    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        for key in value:
-            _check_json(f"{name}[{key!r}]", value[key])
-    elif isinstance(value, list):
-        for i, item in enumerate(value):
-            _check_json(f"{name}[{i}]", item)
-    elif type(value) is float and not math.isfinite(value):
-        raise ValueError(f"{name}: expected a finite number, got {value!r}")
-    elif type(value) not in (str, int, float, bool, type(None)):
-        raise ValueError(
-            f"{name}: expected a domain such as uniform(0, 1), or a JSON constant (number, string, boolean, null, list, "
-            f"dict), got {value!r:.200} of type {type(value).__name__}"
-        )
+    with suppress(TypeError, ValueError):
+        if json.loads(json.dumps(value, allow_nan=False)) == value:
+            return
+    raise ValueError(
+        f"{name}: expected JSON (a class by its name) or one domain, got {value!r:.99}"
+    )
 
 
-def _typed(value):
-    try:
-        return json.dumps(value, sort_keys=True)
-    except (TypeError, ValueError):  # no JSON: equal to nothing in a space
-        return repr(value)
-
-
-def _plain(value):
-    """A numpy scalar as a Python number."""
+def _plain(value):  # a numpy scalar becomes a Python number
     return value.item() if isinstance(value, np.generic) else value
-
-
-def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_finite(value):  # by comparison, as an int can be too large for a float
-    return _is_number(value) and -sys.float_info.max <= value <= sys.float_info.max
-
-
-def _parse_json(text):
-    spelled = {"True": True, "False": False, "None": None}
-    try:
-        return spelled[text] if text in spelled else json.loads(text)
-    except ValueError:
-        return text
-
-
-def _cast_listed(domain, value):
-    value = _plain(value)
-    if _typed(value) in domain.index:
-        return domain.values[domain.index[_typed(value)]]
-    for listed in domain.values:
-        if _is_number(listed) and _is_number(value) and listed == value:
-            return listed
-    raise ValueError(f"expected a value of {domain!r}, got {value!r}")

@@ -1,5 +1,6 @@
 """What the user sees of a run: the status line, a line for each ended trial, the summary."""
 
+import collections
 import contextlib
 import json
 import os
@@ -12,144 +13,143 @@ from hpo.space import domains
 from hpo.trial import trial_seed
 
 PLAIN_SECONDS = 60.0  # between two status lines where the output is no terminal
-LIVE_SECONDS = 0.05  # between two on a terminal, at least: thousands of reports a second must not wait for it
-STAND_IN = "synthetic"  # the constant `dataset`, when what `prepare` returns says that there is no real data
+LIVE_SECONDS = 0.1  # on a terminal, at least: thousands of reports a second must not wait for it
 
 
 class Status:
-    """One line that rewrites itself on a terminal, a plain line every minute elsewhere; a line for each ended trial."""
+    """One line that rewrites itself on a terminal, or a plain one every minute elsewhere.
 
-    def __init__(self, args, backend, results, stand_in=False):
-        self.args, self.backend, self.results = args, backend, results
-        self.stand_in = stand_in
-        self.live = sys.stdout.isatty()
+    journal: its run has the arguments of hpo.tuner.tune, and the `note` that the objective's
+    `prepare` wants to be shown.
+    """
+
+    def __init__(self, journal, backend):
+        self.journal, self.backend, self.note = journal, backend, journal.run["note"]
+        self.arguments, self.live = journal.run["arguments"], sys.stdout.isatty()
         self.seconds = 1.0 if self.live else PLAIN_SECONDS  # between two ticks, at most
-        self.last_tick = backend.now()
-        self.count, self.best = counts([]), None  # of the ended trials, kept up to date: there may be 10,000
+        self.last_tick = self.began = backend.now()
+        self.best = best_of(journal.trials)  # of the ended trials: there may be 10,000
 
     def begin(self, tuner):
-        self.warn()
-        goal = "maximise" if self.results.mode == "max" else "minimise"
-        rule = self.args.stopping if self.args.stopping != "auto" else "halving" if tuner.rule else "none"
-        threads = f"{self.backend.n_threads} thread{'s' if self.backend.n_threads > 1 else ''} each"
+        self.say_note()
+        journal, arguments, n_threads = self.journal, self.arguments, self.backend.n_threads
+        rule = "halving" if arguments["stopping"] == "auto" else arguments["stopping"]
         say(
-            f"{self.args.objective}: {goal} {self.results.metric} over {len(domains(tuner.space))} hyperparameters, "
-            f"searcher {self.args.searcher}, stopping {rule}, {tuner.n_workers} workers with {threads}, {self.args.hours:g} hours"
+            f"{journal.mode}imise {journal.metric} over {len(domains(journal.space))} "
+            f"hyperparameters, searcher {arguments['searcher']}, stopping "
+            f"{rule if tuner.rule else 'none'}, {tuner.n_workers} workers with {n_threads} "
+            f"thread{'s' if n_threads > 1 else ''} each, {arguments['hours']:g} hours"
         )
-        say(f"results: {self.results.folder}")
-        unended = {trial.id for trial in tuner.unended}
-        for trial in tuner.trials:
-            if trial.id not in unended:
-                self.note(trial)
+        say(f"results: {journal.folder}")
         if tuner.trials:
-            n_ended = len(tuner.trials) - len(tuner.unended)
-            used = clock(tuner.began)
-            say(f"resumed: {n_ended} trials have ended, {len(tuner.unended)} are started again, {used} used")
-
-    def warn(self):
-        if self.stand_in:
-            say("*" * 100)
-            say("* STAND-IN DATA: these are generated images, NOT FashionMNIST, and so is every number of this run.")
-            say("*" * 100)
+            n_ended, n_again = len(tuner.trials) - len(tuner.again), len(tuner.again)
+            used = f"{clock(journal.clock)} used"
+            say(f"resumed: {n_ended} trials have ended, {n_again} are started again, {used}")
 
     def tick(self, tuner):
         now = self.backend.now()
         if now - self.last_tick >= (LIVE_SECONDS if self.live else PLAIN_SECONDS):
-            self.last_tick = now
-            line = self.line(tuner)
+            self.last_tick, line = now, self.line(tuner, now)
             if self.live:
-                width = shutil.get_terminal_size().columns
-                say(f"\r\x1b[K{line[: width - 1]}", end="")
-            else:
-                say(line)
+                line = line[: shutil.get_terminal_size().columns - 1]
+            self.clear()
+            say(line, end="" if self.live else "\n")
 
-    def line(self, tuner):
-        now, count = self.backend.now(), self.count
-        best = best_trial([self.best, *tuner.running.values()])
-        found = f"best {self.value(best.value)} (trial {best.id})" if best else "no result yet"
-        rate = 3600 * sum(count.values()) / now if now > 0 else 0
-        n_stopped = f"{count['stopped']} stopped, " + (f"{count['timeout']} timed out, " if count["timeout"] else "")
-        return (
-            f"{'STAND-IN DATA | ' if self.stand_in else ''}{clock(now)} elapsed, {clock(tuner.seconds - now)} left | "
-            f"{found} | {count['done']} done, {len(tuner.running)} running, {n_stopped}{count['failed']} failed | "
-            f"{rate:.0f} trials/h"  # what matters least last: a narrow terminal cuts the end off
+    def line(self, tuner, now):
+        n = collections.Counter(trial.status for trial in tuner.trials)
+        best = best_of(tuner.running.values(), self.best)
+        rate = 3600 * (len(tuner.trials) - n["running"]) / now if now > 0 else 0
+        parts = ["NOTE ABOVE"] if self.note else []
+        parts.append(f"{clock(now)} elapsed, {clock(tuner.seconds - now)} left")
+        parts.append(
+            f"best {self.value(best[0])} (trial {best[2].id})" if best else "no result yet"
         )
-
-    def note(self, trial):
-        self.count[trial.status] += 1
-        self.best = best_trial([self.best, trial])
+        timeouts = f", {n['timeout']} timed out" if n["timeout"] else ""
+        counts = f"{n['done']} done, {n['running']} running, {n['stopped']} stopped{timeouts}"
+        parts += [f"{counts}, {n['failed']} failed", f"{rate:.0f} trials/h"]
+        return " | ".join(parts)  # what matters least comes last: a narrow terminal cuts it off
 
     def ended(self, trial):
-        self.note(trial)
-        what = "" if trial.value is None else f"{self.value(trial.value)} at epoch {trial.best_epoch}"
+        self.best = best_of([trial], self.best)
+        parts = [f"trial {trial.id:4d} {trial.status:8}"]
+        if trial.value is not None:
+            parts.append(f"{self.value(trial.value)} at epoch {trial.best_epoch}")
+        parts.append(f"{trial.n_epochs} epochs, {trial.ended - trial.started:.0f} s")
+        parts += [trial.error[:200]] if trial.error else []
         self.clear()
-        parts = [
-            f"{trial.status:8}",
-            what,
-            f"{trial.n_epochs} epochs, {trial.ended - trial.started:.0f} s",
-            trial.error[:200],
-        ]
-        say(f"trial {trial.id:4d} " + " | ".join(part for part in parts if part))
+        say(" | ".join(parts))
 
-    def summary(self, tuner, reason):
+    def summary(self, tuner):
+        now, trials = self.backend.now(), tuner.trials
+        counts = collections.Counter(trial.status for trial in trials)
+        counts = ", ".join(f"{n} {status}" for status, n in counts.items()) or "none"
         self.clear()
-        elapsed, count, best = self.backend.now(), counts(tuner.trials), best_trial(tuner.trials)
-        say(f"\nended ({reason}) after {clock(elapsed)}: {len(tuner.trials)} trials, ", end="")
-        say(", ".join(f"{n} {status}" for status, n in count.items() if n) or "none")
-        if best:
-            say(f"best {self.value(best.value)} (trial {best.id}, epoch {best.best_epoch})")
-            self.say_config(best)
-            is_gp = isinstance(tuner.searcher, GPSearch)
-            model = tuner.searcher if is_gp else GPSearch(tuner.space, self.args.seed, tuner.max_epochs)
-            if expected := model.recommend(tuner.trials):  # the lowest of many noisy values is lucky
+        say(f"\nended ({tuner.reason}) after {clock(now)}: {len(trials)} trials, {counts}")
+        if best := best_of(trials):
+            say(f"best {self.value(best[0])} (trial {best[2].id}, epoch {best[1]})")
+            self.say_config(best[2])
+            model = tuner.searcher
+            if not isinstance(model, GPSearch):
+                model = GPSearch(self.journal.space, self.arguments["seed"], tuner.max_epochs)
+            if expected := model.recommend(trials):  # the best of many noisy values is lucky
                 trial, epoch, mu, sigma = expected
-                at = f", epoch {epoch}" if epoch else ""
-                say(f"best by posterior mean {self.value(mu)} +- {sigma:.2g} (trial {trial.id}{at})")
-                if trial is not best:
+                at = f"trial {trial.id}" + (f", epoch {epoch}" if epoch else "")
+                say(f"best by posterior mean {self.value(mu)} +- {sigma:.2g} ({at})")
+                if trial is not best[2]:
                     self.say_config(trial)
         else:
-            say(f"no trial has reported {self.results.metric}")
-        share = tuner.busy_seconds / (tuner.n_workers * (elapsed - tuner.began))
-        say(f"the workers were training {100 * share:.1f}% of the time")
-        for name in ("trials.csv", "reports.csv"):
-            say(f"{self.results.folder / name}")
-        self.warn()
+            say(f"no trial has reported {self.journal.metric}")
+        spans = [((t.ended or now) - max(t.started, self.began)) for t in trials]
+        share = sum(max(0, span) for span in spans) / (tuner.n_workers * (now - self.began))
+        say(f"the workers were busy {100 * share:.1f}% of the time")
+        say(f"{self.journal.folder / 'trials.csv'}\n{self.journal.folder / 'reports.csv'}")
+        self.say_note()
 
     def say_config(self, trial):
         say(json.dumps(trial.config))
-        if self.args.space:
-            return  # the program below has the file's own space
-        seed, n_threads = trial_seed(self.backend.seed, trial.id), self.backend.n_threads
-        say("train it again with")
-        say("  " + command_line(self.args.objective, trial.config, seed, n_threads))
+        path = self.arguments["objective"]
+        if path.endswith(".py") and self.arguments["config_space"] is None:
+            seed, n_threads = trial_seed(self.backend.seed, trial.id), self.backend.n_threads
+            say(f"train it again with\n  {command_line(path, trial.config, seed, n_threads)}")
+
+    def say_note(self):
+        if self.note:
+            say("*" * 100 + f"\n* {self.note}\n" + "*" * 100)
 
     def value(self, loss):
-        return f"{self.results.metric}={self.results.to_metric(loss):.6g}"
+        return f"{self.journal.metric}={self.journal.to_metric(loss):.6g}"
 
     def clear(self):
         if self.live:
-            say("\r\x1b[K", end="")
+            write("\r\x1b[K")
+
+
+def best_of(trials, best=None):
+    """The lowest (loss, epoch, trial), interrupted attempts included; None where there is none."""
+    for trial in trials:
+        for curve in [*trial.earlier, [] if trial.status == "failed" else trial.curve]:
+            for epoch, loss in curve:
+                if best is None or loss < best[0]:
+                    best = loss, epoch, trial
+    return best
+
+
+def printable(text):
+    """A text with its control characters as escapes: it may be an exception's."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 def say(text, end="\n"):
-    """Prints; when the reader or the terminal has gone, or the disk is full, the run goes on in silence."""
+    write(printable(text) + end)
+
+
+def write(text):
+    """Writes to stdout; when its reader has gone, or the disk is full, the run goes on."""
     try:
-        print(text, end=end, flush=True)
+        print(text, end="", flush=True)
     except (OSError, ValueError):
-        with contextlib.suppress(OSError, ValueError):  # else the interpreter's last flush would fail
+        with contextlib.suppress(OSError, ValueError):  # else the interpreter's last flush fails
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def best_trial(trials):
-    """The trial with the lowest loss, or None; some of them may be None."""
-    return min(
-        (trial for trial in trials if trial and trial.value is not None), key=lambda trial: trial.value, default=None
-    )
-
-
-def counts(trials):
-    """Number of trials by status."""
-    return {s: sum(t.status == s for t in trials) for s in ("done", "running", "stopped", "timeout", "failed")}
 
 
 def clock(seconds):

@@ -1,66 +1,75 @@
 """A trial, and the process that trains it.
 
-LocalBackend runs each trial in a process of its own, so that a crash, a leak or an out-of-memory kill costs that trial
-alone. On Linux the processes are forked from a server that has imported the libraries of the objective file, so that
-one starts in milliseconds; elsewhere they are spawned.
+`LocalBackend` runs each trial in a process of its own, so that a crash, a leak or an out-of-memory
+kill costs that trial alone. One more process, the fork server, imports the objective's libraries
+once, starts the trials (by fork on Linux, in milliseconds; elsewhere by spawn), and kills them all
+when the tuner is gone, however it went.
+
+    tuner  -- starts, answers, kills -->  fork server  -- answers -->  trial
+    tuner  <----- reports, ends --------  fork server  <-- reports --  trial
+
+Messages are JSON. Those of a trial are lines on a socket, and nobody waits for the rest of a line:
+a trial that writes half a line, or something else, harms itself alone.
 """
 
 import contextlib
+import ctypes
+import hashlib
+import importlib
 import json
 import math
 import multiprocessing
-import multiprocessing.forkserver
+import multiprocessing.resource_tracker
+import multiprocessing.util
 import os
 import pathlib
-import shutil
 import signal
+import socket
 import sys
 import time
 import traceback
-import warnings
+import types
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 
 import hpo.report
-from hpo.objective import (
-    SIGKILL,
-    THREAD_VARIABLES,
-    environment,
-    exit_reason,
-    kill_session,
-    load_module,
-    one_line,
-    own_session,
-    preloadable_modules,
-    set_generators,
-)
-from hpo.report import StopTrial
+from hpo.objective import ROOT, describe, load_objective, one_line, set_generators, source_of
 
-GRACE_SECONDS = 10  # from the answer "stop", or the end of the objective, to SIGTERM
+STOP_SECONDS = 10  # from "stop", or from the end of the objective, to SIGKILL
 TERM_SECONDS = 5  # from SIGTERM to SIGKILL
-PAUSES = (1, 2, 4)  # seconds before another attempt to start a process
+MAX_LINE = 8 * hpo.report.MAX_BYTES  # of a trial's message
+LINUX = sys.platform == "linux"
+SIGKILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has none
+ENDING = [getattr(signal, s) for s in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, s)]
+THREADS = [f"{x}_NUM_THREADS" for x in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM")]
 
 
-# ---- Records -----------------------------------------------------------------------------------------------------------
+# ---- Records -------------------------------------------------------------------------------------
 @dataclass
 class Trial:
-    """One configuration and what became of it. Losses: lower is better. Times: seconds on the run's clock."""
+    """One configuration and what became of it. Losses: lower is better. Times: the run's seconds.
+
+    status: running, done, stopped (by the rule), failed, timeout (deadline or --trial_timeout), or
+    interrupted (cut off by Ctrl-C, a crash or a failure of the run, which starts it again).
+    """
 
     id: int
     config: dict
     origin: str
     attempt: int = 1
-    status: str = "running"  # running, done, stopped (by the rule), failed, timeout (deadline or --trial_timeout)
+    status: str = "running"
     curve: list = field(default_factory=list)  # [(epoch, loss)] in the order of the reports
     error: str = ""  # why it failed or was ended
     started: float = 0.0
     ended: float | None = None
     suggest_seconds: float = 0.0
+    earlier: list = field(default_factory=list)  # the curves of its interrupted attempts
 
     @property
     def value(self):
-        """The lowest loss; None before the first, and for a failed trial."""
-        return min((loss for _, loss in self.curve), default=None) if self.status != "failed" else None
+        """The lowest loss; None before the first report, and for a failed trial."""
+        losses = [loss for _, loss in self.curve if self.status != "failed"]
+        return min(losses, default=None)
 
     @property
     def best_epoch(self):
@@ -77,220 +86,178 @@ class Trial:
 
 @dataclass(frozen=True)
 class Report:
-    """Metrics by name, `epoch` among them, as a trial reported them. counted: without an epoch, so it is their number."""
+    """Metrics of a trial, `epoch` among them. counted: it gave no epoch but counts its reports."""
 
     trial_id: int
+    attempt: int
     metrics: dict
     counted: bool = False
 
 
 @dataclass(frozen=True)
 class End:
-    """A trial's process is gone. finished: the objective returned; else `error` says why, in a line."""
+    """A trial's process is gone. outcome: finished (the objective returned), failed, or lost (there
+    was no process to be had, or the fork server died, and the trial with it)."""
 
     trial_id: int
-    finished: bool
-    error: str
-    traceback: str
-    busy_seconds: float | None  # from entering the objective to the end of the process; None: never entered
+    attempt: int
+    outcome: str
+    error: str = ""  # why it has not finished, in a line
 
 
-# ---- The tuner's side ---------------------------------------------------------------------------------------------------
+# ---- The tuner's side ----------------------------------------------------------------------------
 class LocalBackend:
-    """One process per trial on this machine: start, wait, answer, kill, wake, now."""
+    """Runs trials on this machine: first `describe`, then `begin`, then the trials.
 
-    def __init__(self, objective, log_folder, seed=0, n_workers=1, n_gpus=0, clock=0.0):
-        self.preloaded = warm_up(objective, n_workers)
-        self.objective, self.log_folder, self.seed = str(objective), pathlib.Path(log_folder), seed
-        self.n_threads = n_threads(n_workers)
-        self.devices = visible_gpus(n_gpus)
-        self.running = {}  # trial id -> _Process
-        self.unstarted = []  # Ends of trials for which there was no process to be had
-        self.zero = time.monotonic() - clock
+    objective: as in hpo/objective.py. A function that cannot be imported runs in forks of this
+    process; anything else in processes that share nothing with it.
+    """
+
+    def __init__(self, objective, seed=0, n_workers=1):
+        self.objective, self.seed, self.n_threads = objective, seed, n_threads(n_workers)
+        self.metric, self.gpus, self.log_folder, self.zero = "", [], "", time.monotonic()
+        self.running = {}  # trial id -> (attempt, GPU)
+        self.events = []  # that `wait` has not returned yet
         self.wake_reader, self.wake_writer = multiprocessing.Pipe(duplex=False)
-        self.guard = _start_guard()
+        self.server = None  # the connection to the fork server
+        self._begin_server()
+
+    def describe(self, **options):
+        """What hpo.objective.describe(objective, **options) returns in a process of its own."""
+        self.start(Trial(-1, options, "describe"))
+        found = {}
+        while True:
+            for event in self.wait():
+                if isinstance(event, Report):
+                    found = event.metrics
+                    self.metric, self.gpus = found["metric"], visible_gpus(found["n_gpus"])
+                elif event.outcome == "finished" and found:
+                    return found
+                elif event.outcome == "lost":
+                    raise OSError(event.error)
+                else:
+                    error = event.error or "loading it ended its process"
+                    named = error.startswith(("--", str(self.objective)))
+                    raise ValueError(error if named else f"{self.objective}: {error}")
+
+    def begin(self, log_folder, clock):
+        """Sets where logs go, and the run's clock to the seconds that earlier sessions took."""
+        self.log_folder, self.zero = log_folder, time.monotonic() - clock
 
     def now(self):
         """Seconds on the run's clock, which stands still between two sessions of a run."""
         return time.monotonic() - self.zero
 
     def start(self, trial):
-        device = None
-        if self.devices:
-            loads = [sum(p.device == device for p in self.running.values()) for device in self.devices]
-            device = self.devices[loads.index(min(loads))]
-        log_path, seed = self.log_folder / f"{trial.id:04d}.log", trial_seed(self.seed, trial.id)
-        arguments = (self.objective, trial.config, seed, self.n_threads, device, str(log_path), self.preloaded)
-        for seconds in (*PAUSES, 0):
-            try:
-                self.running[trial.id] = process = _Process(device, arguments)
-                return self._tell_guard(b"+%d" % process.pid)
-            except (OSError, EOFError) as error:  # no memory, too many processes or files: soon there may be room again
-                reason = f"no process could be started: {error!r}"
-            time.sleep(seconds)
-        self.unstarted.append(End(trial.id, False, reason, "", None))
+        used = [gpu for _, gpu in self.running.values()]
+        gpu = min(self.gpus, key=used.count) if self.gpus else None
+        job = {"config": trial.config, "gpu": gpu, "metric": self.metric}
+        job |= {"seed": trial_seed(self.seed, trial.id), "n_threads": self.n_threads}
+        job |= {"stop_seconds": STOP_SECONDS, "log": str(self._log(trial))}
+        self.running[trial.id] = trial.attempt, gpu
+        try:
+            if self.server is None:
+                self._begin_server()
+            self._tell(trial, start=job)
+        except (OSError, EOFError) as error:
+            self.events.append(End(trial.id, trial.attempt, "lost", one_line(error)))
 
     def wait(self, timeout=None):
-        """Reports and Ends that have come; waits for the first of them, at most `timeout` seconds (None: for ever)."""
-        events, self.unstarted = self.unstarted, []
-        steps = (process.steps[0][0] for process in self.running.values() if process.steps)
-        until = min([math.inf if timeout is None else time.monotonic() + timeout, *steps])
-        handles = [self.wake_reader, *(handle for process in self.running.values() for handle in process.handles())]
-        seconds = 0 if events else None if until == math.inf else max(0.0, until - time.monotonic())
-        ready = set(wait(handles, seconds))
+        """Waits for an event, at most `timeout` seconds; returns all Reports and Ends there are."""
+        handles = [self.wake_reader, *([self.server] if self.server else [])]
+        ready = wait(handles, 0 if self.events else timeout)
         if self.wake_reader in ready:
             self.wake_reader.recv_bytes()
-        for i, process in list(self.running.items()):
-            is_gone = process.sentinel in ready
-            if not is_gone:
-                process.step()
-            if is_gone or process.connection in ready:
-                events += [Report(i, *report) for report in process.read()]
-            if is_gone:
-                del self.running[i]
-                events.append(End(i, *process.close()))
-                self._tell_guard(b"-%d" % process.pid)
+        try:
+            while self.server in ready and self.server.poll():
+                kind, *fields = json.loads(self.server.recv_bytes())
+                self.events.append(End(*fields) if kind == "end" else Report(*fields))
+        except (OSError, EOFError):
+            self.close()
+            for i, (attempt, _) in self.running.items():
+                self.events.append(End(i, attempt, "lost", "the fork server died"))
+        events, self.events = self.events, []
+        for event in events:
+            if isinstance(event, End):
+                self.running.pop(event.trial_id, None)
         return events
 
     def answer(self, trial, go_on):
-        """Answers the report of a trial: go on, or stop, for which it has GRACE_SECONDS."""
-        if trial.id in self.running:  # else it has died meanwhile
-            self.running[trial.id].answer(go_on)
+        """Answers the report of a trial: go on, or stop, for which it has STOP_SECONDS."""
+        self._tell(trial, answer="go" if go_on else "stop")
 
     def kill(self, trial):
-        """Ends a trial: SIGTERM to all its processes now, SIGKILL after TERM_SECONDS."""
-        if trial.id in self.running:
-            self.running[trial.id].terminate(after=0)
+        """Ends a trial: SIGTERM to its session now, SIGKILL after TERM_SECONDS."""
+        self._tell(trial, kill=TERM_SECONDS)
+
+    def log(self, trial):
+        """The end of what a trial has printed."""
+        with contextlib.suppress(OSError):
+            return self._log(trial).read_text(errors="replace")[-4000:].rstrip()
+        return ""
 
     def wake(self):
         """Makes a wait in progress return; safe in a signal handler."""
-        self.wake_writer.send_bytes(b"wake")
-
-    def kill_all_at_once(self):
-        for process in self.running.values():
-            kill_session(process.pid)
-
-    def _tell_guard(self, message):
-        try:
-            self.guard.send_bytes(message)
-        except OSError:  # somebody has killed it
-            with contextlib.suppress(OSError, EOFError):  # no process to be had: the next trial tries again
-                self.guard = _start_guard()
-                for process in self.running.values():
-                    self.guard.send_bytes(b"+%d" % process.pid)
-
-
-def _start_guard():
-    """Connection to a process that kills the trials' sessions when the tuner is gone, however it went."""
-    reader, writer = multiprocessing.Pipe(duplex=False)
-    with environment(n_threads=1):
-        process_context().Process(target=_guard, args=(reader, multiprocessing.util.get_temp_dir())).start()
-    reader.close()
-    multiprocessing.util.Finalize(writer, _dismiss, [writer], exitpriority=0)  # before an exiting tuner waits for it
-    return writer
-
-
-def _dismiss(guard):
-    with contextlib.suppress(OSError):  # somebody has killed it
-        guard.send_bytes(b"end")
-    guard.close()
-
-
-def _guard(reader, temporary):
-    own_session(dies_with_parent=False)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    message, sessions = b"", set()
-    with contextlib.suppress(EOFError):  # the tuner is gone
-        while (message := reader.recv_bytes()) != b"end":
-            {b"+": sessions.add, b"-": sessions.discard}[message[:1]](int(message[1:]))
-    for pid in sessions:
-        kill_session(pid)
-    if message != b"end":
-        shutil.rmtree(temporary, ignore_errors=True)  # of the fork server's socket, which an ending tuner removes
-
-
-class _Process:
-    """The tuner's end of one trial's process."""
-
-    def __init__(self, device, arguments):
-        self.device = device
-        self.connection, theirs = multiprocessing.Pipe()
-        with theirs, environment(arguments[3]):
-            self.process = process_context().Process(target=_trial_process, args=(theirs, *arguments))
-            self.process.start()
-        self.pid, self.sentinel = self.process.pid, self.process.sentinel
-        self.open = True  # our end of the connection may still bring messages
-        self.entered = None  # time.monotonic() when the objective was called
-        self.outcome = None  # (finished, error, traceback), told by the process
-        self.steps = []  # [(time, signal)] of a termination under way
-        self.signalled = math.inf  # time.monotonic() of its first signal
-
-    def handles(self):
-        return [self.sentinel, self.connection] if self.open else [self.sentinel]
-
-    def read(self):
-        """(metrics, counted) of the reports that have come."""
-        reports = []
-        while self.open:
-            try:
-                if not self.connection.poll():
-                    break
-                message = json.loads(self.connection.recv_bytes())
-            except (EOFError, OSError):  # the process has closed its end, or died
-                self.open = False
-                break
-            if "report" in message:
-                reports.append((message["report"], message["counted"]))
-            elif "entered" in message:
-                self.entered = message["entered"]
-                for name in message["missing"]:
-                    warnings.warn(f"{name} could not be preloaded: trials start slowly", stacklevel=2)
-            else:
-                finished, *outcome, ended = message["end"]
-                self.outcome = (
-                    finished and ended < self.signalled,
-                    *outcome,
-                )  # else a handler of SIGTERM made it leave
-                self.terminate(GRACE_SECONDS)
-        return reports
-
-    def answer(self, go_on):
-        try:
-            self.connection.send_bytes(b"go on" if go_on else b"stop")
-        except OSError:
-            pass  # it has died meanwhile; its sentinel will say so
-        if not go_on:
-            self.terminate(GRACE_SECONDS)
-
-    def terminate(self, after):
-        now = time.monotonic() + after
-        if not self.steps or now < self.steps[0][0]:
-            self.steps = [(now, signal.SIGTERM), (now + TERM_SECONDS, SIGKILL)]
-
-    def step(self):
-        while self.steps and self.steps[0][0] <= (now := time.monotonic()):
-            self.signalled = min(self.signalled, now)
-            kill_session(self.pid, self.steps.pop(0)[1])
+        self.wake_writer.send_bytes(b"")
 
     def close(self):
-        """(finished, error, traceback, busy_seconds) of an ended process; kills what is left of its group."""
-        ended = time.monotonic()
-        self.process.join()
-        kill_session(self.pid, is_gone=True)
-        code = self.process.exitcode
-        self.process.close()
-        self.connection.close()
-        busy_seconds = None if self.entered is None else ended - self.entered
-        if self.outcome is None:
-            self.outcome = (code == 0 and self.signalled == math.inf, exit_reason(code), "")
-        return *self.outcome, busy_seconds
+        """Ends the fork server, and with it all trials."""
+        if self.server:
+            with contextlib.suppress(OSError):  # it is dead
+                self.server.send_bytes(b"null")
+            self.server.close()
+            self.server_process.join()
+            self.server = None
+
+    def _log(self, trial):
+        return pathlib.Path(self.log_folder, f"{trial.id:04d}.log")
+
+    def _tell(self, trial, **message):
+        message = {"id": [trial.id, trial.attempt], **message}
+        with contextlib.suppress(OSError):  # the server is dead, as `wait` will notice
+            if self.server:
+                self.server.send_bytes(json.dumps(message).encode())
+
+    def _begin_server(self):
+        ours, theirs = multiprocessing.Pipe()
+        is_forked = callable(self.objective)  # then it has our end too, and must close it
+        arguments = (theirs, ours if is_forked else None, self.objective, self.n_threads)
+        context = multiprocessing.get_context("fork" if is_forked else "spawn")
+        self.server_process = context.Process(target=_serve, args=arguments)
+        with theirs, _hidden_start():
+            self.server_process.start()
+        self.server = ours
+        # Python waits for its processes when it exits, and this one waits for us to be gone.
+        multiprocessing.util.Finalize(self, ours.close, exitpriority=0)
+
+
+@contextlib.contextmanager
+def _hidden_start():
+    """Starts a process that Ctrl-C does not reach, and that does not import the main module."""
+    main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
+    if LINUX:
+        multiprocessing.resource_tracker.ensure_running()  # starting it below would undo the mask
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+        if LINUX:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def exit_reason(code):
+    """Words for the exit code of a process; "" for 0."""
+    if code >= 0:
+        return f"the process exited with code {code}" if code else ""
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    return f"the process was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
 
 
 def n_threads(n_workers):
-    """Threads of one trial: the usable cores, at most a container's share, divided among the workers."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):  # no such limit, or "max"
+    """Threads of one trial: the usable cores, or a container's share of them, among the workers."""
+    cores = len(os.sched_getaffinity(0)) if LINUX else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # there is no such limit, or it is "max"
         microseconds, period = pathlib.Path("/sys/fs/cgroup/cpu.max").read_text().split()
         cores = min(cores, math.ceil(int(microseconds) / int(period)))
     return max(1, cores // n_workers)
@@ -298,84 +265,242 @@ def n_threads(n_workers):
 
 def visible_gpus(n_gpus):
     """The values of CUDA_VISIBLE_DEVICES that give one GPU each."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return [device.strip() for device in given.split(",") if device.strip()][:n_gpus] or [str(i) for i in range(n_gpus)]
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = map(str, range(n_gpus)) if given is None else given.split(",")[:n_gpus]
+    return [name.strip() for name in names if name.strip() not in ("", "-1")]
 
 
 def trial_seed(seed, trial_id):
-    """Seed below 2**32 of a trial's random generators, from the run's seed and the trial's id (SplitMix64's mixing)."""
-    z = (seed * 0x9E3779B97F4A7C15 + trial_id * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**64
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
-    return (z ^ (z >> 31)) % 2**32
+    """Seed below 2**32 of a trial's random generators, from the run's seed and the trial's id."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {trial_id}".encode()).digest()[:4], "big")
 
 
-# ---- The trial's side ---------------------------------------------------------------------------------------------------
-def process_context():
-    return multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+# ---- The fork server -----------------------------------------------------------------------------
+def _serve(connection, tuners_end, objective, n_threads):
+    """Starts, answers and kills trials as the tuner asks, and kills all when the tuner is gone."""
+    if hasattr(signal, "pthread_sigmask"):  # it ends when the tuner does, not before
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    _lead_session()
+    if tuners_end:
+        tuners_end.close()
+    os.environ.update(dict.fromkeys(THREADS, str(n_threads)))  # before numpy is imported
+    source, modules = source_of(objective)
+    for name in ["hpo.space", *modules]:
+        with contextlib.suppress(Exception):  # a trial that imports it will say what is wrong
+            importlib.import_module(name)
+    children = {}  # (trial id, attempt) -> _Child
+
+    def tell(*message):
+        connection.send_bytes(json.dumps(message).encode())
+
+    with contextlib.suppress(EOFError, OSError):  # the tuner is gone
+        while True:
+            sockets = [child.socket for child in children.values() if child.open]
+            sentinels = [child.sentinel for child in children.values()]
+            until = min((child.kill_at for child in children.values()), default=math.inf)
+            seconds = None if until == math.inf else max(0.0, until - time.monotonic())
+            ready = set(wait([connection, *sockets, *sentinels], seconds))
+            for key, child in list(children.items()):
+                has_ended = child.sentinel in ready
+                if has_ended or child.socket in ready:
+                    for report in child.read():
+                        tell("report", *key, *report)
+                if has_ended:
+                    end = child.end()
+                    del children[key]
+                    _kill_orphans([other.process.pid for other in children.values()])
+                    tell("end", *key, *end)
+                elif child.kill_at <= time.monotonic():
+                    child.kill_at = math.inf
+                    _signal_group(child.process.pid, SIGKILL)
+            if connection in ready:
+                message = json.loads(connection.recv_bytes())
+                if message is None:
+                    break
+                key = tuple(message["id"])
+                if "start" in message:
+                    try:
+                        others = [connection, *(child.socket for child in children.values())]
+                        children[key] = _Child(key, message["start"], objective, source, others)
+                    except OSError as error:
+                        tell("end", *key, "lost", f"no process: {one_line(error)}")
+                elif child := children.get(key):
+                    child.tell(message)
+    for child in children.values():
+        _signal_group(child.process.pid, SIGKILL)
+    _kill_orphans([])
 
 
-def warm_up(path, n_workers):
-    """Starts the fork server, which imports the objective file's libraries while the tuner goes on; returns their names."""
-    if sys.platform != "linux":
-        return []
-    try:
-        modules = preloadable_modules(path)
-    except (OSError, SyntaxError, ValueError):
-        return []  # `describe` says what is wrong with the file
-    with environment(n_threads(n_workers)):
-        process_context().set_forkserver_preload(modules)
-        multiprocessing.forkserver.ensure_running()
-    return modules
+class _Child:
+    """A trial's process, as the fork server sees it; OSError when it cannot be started."""
+
+    def __init__(self, key, job, objective, source, others):
+        self.stop_seconds = job["stop_seconds"]
+        self.open = True  # the process can still write
+        self.asks = False  # it has reported, and has no answer yet
+        self.unread = b""  # the beginning of a line
+        self.outcome = None  # (outcome, error), as the process has told it
+        self.was_killed = False  # so that leaving in order at SIGTERM does not count as finished
+        self.kill_at = math.inf  # time.monotonic() at which its session is to be killed
+        self.socket, theirs = socket.socketpair()
+        self.socket.setblocking(False)
+        context = multiprocessing.get_context("fork" if LINUX else "spawn")
+        inherited = [*others, self.socket] if LINUX else []  # by a fork, which must close them
+        arguments = (inherited, theirs, key[0] < 0, job, objective, source)
+        self.process = context.Process(target=_do_job, args=arguments)
+        with theirs:
+            self.process.start()
+        # A process's own sentinel is inherited by its children, and waits for them too.
+        self.sentinel = os.pidfd_open(self.process.pid) if LINUX else self.process.sentinel
+
+    def tell(self, message):
+        """Passes an answer of the tuner on, or begins to kill the process."""
+        if "answer" in message:
+            self.asks = False
+            with contextlib.suppress(OSError):  # it has died meanwhile
+                self.socket.send(message["answer"].encode())
+            if message["answer"] == "stop":
+                self.kill_within(self.stop_seconds)
+        else:
+            self.was_killed = True
+            self.kill_within(message["kill"])
+            _signal_group(self.process.pid, signal.SIGTERM)
+
+    def kill_within(self, seconds):
+        self.kill_at = min(self.kill_at, time.monotonic() + seconds)
+
+    def read(self):
+        """[metrics, counted] of the reports that have arrived; never waits."""
+        with contextlib.suppress(BlockingIOError):  # that is all for now
+            while self.open and len(self.unread) <= MAX_LINE:
+                try:
+                    data = self.socket.recv(65536)
+                except ConnectionError:  # reset by a process that died
+                    data = b""
+                self.open = bool(data)
+                self.unread += data
+        *lines, self.unread = self.unread.split(b"\n")
+        lines += [self.unread] if len(self.unread) > MAX_LINE else []
+        reports = []
+        for line in lines:
+            message = None
+            with contextlib.suppress(ValueError, RecursionError):
+                message = json.loads(line)
+            match message if self.outcome is None else "no more":
+                case {"report": {"epoch": int()} as metrics, "counted": c} if not self.asks:
+                    reports.append([metrics, bool(c)])
+                    self.asks = True
+                case {"end": [str(outcome), str(error)]}:
+                    self.outcome = "failed" if self.was_killed else outcome, error
+                    self.kill_within(self.stop_seconds)
+                case "no more":
+                    break
+                case _:
+                    self.outcome = "failed", f"sent the tuner what is no report: {line[:80]!r}"
+                    self.kill_within(0)
+                    self.open = False
+        return reports
+
+    def end(self):
+        """(outcome, error) of the process, which has ended; kills what it has left in its group."""
+        _signal_group(self.process.pid, SIGKILL)
+        self.process.join()
+        self.socket.close()
+        if LINUX:
+            os.close(self.sentinel)
+        code = self.process.exitcode
+        failed = code or self.was_killed
+        return self.outcome or ("failed" if failed else "finished", exit_reason(code))
 
 
-def _trial_process(connection, path, config, seed, n_threads, device, log_path, preloaded):
-    missing = [name for name in preloaded if name not in sys.modules]
-    own_session()
-    hpo.report.tuner = connection
-    multiprocessing.set_start_method(None, force=True)  # the user's processes start as they would without us
+def _lead_session():
+    """Makes this process lead a session, and inherit the processes that its children leave."""
+    if hasattr(os, "setsid"):
+        os.setsid()
+    if LINUX:
+        ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER, see prctl(2)
+
+
+def _signal_group(pid, number):
+    """Signals the group that a child of this process leads, or the child before it leads one."""
+    for send in (getattr(os, "killpg", os.kill), os.kill):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            return send(pid, number)
+
+
+def _kill_orphans(keep):
+    """Kills the children of this process but those to keep: ended trials have left them."""
+    with contextlib.suppress(OSError):  # not Linux
+        path = pathlib.Path(f"/proc/self/task/{os.getpid()}/children")
+        while orphans := set(map(int, path.read_text().split())) - set(keep):
+            for pid in orphans:
+                os.kill(pid, SIGKILL)
+                os.waitpid(pid, 0)
+
+
+# ---- The trial's side ----------------------------------------------------------------------------
+def _do_job(inherited, tuner, is_description, job, objective, source):
+    """What a new process does: it trains one configuration, or describes the objective."""
+    for handle in inherited:
+        handle.close()
+    _lead_session()
+    if LINUX:
+        ctypes.CDLL(None).prctl(1, SIGKILL)  # PR_SET_PDEATHSIG: it dies with the server
+    for number in ENDING:
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+    multiprocessing.set_start_method(None, force=True)  # the user's processes start as ever
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    hpo.report.process_id = os.getpid()
+    hpo.report.names.clear()
+    messages, end, text = [], ["finished", ""], ""
     try:
-        _print_to(log_path)
-        os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(n_threads)))
-        if device is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = device
-        objective = load_module(path).objective
-        set_generators(seed, n_threads)
-        connection.send_bytes(json.dumps({"entered": time.monotonic(), "missing": missing}).encode())
-        objective(config)
-        outcome = True, "", ""
-    except StopTrial:
-        outcome = False, "raised StopTrial without being told to", ""
-    except SystemExit as leave:
-        finished = leave.code in (None, 0)
-        outcome = finished, "" if finished else one_line(leave), ""
-    except BaseException as error:  # whatever it is, it ends this trial alone, and the tuner is told
-        text = _traceback(error, path)
-        print(text, file=sys.stderr, flush=True)
-        outcome = False, one_line(error), text
-    connection.send_bytes(json.dumps({"end": [*outcome, time.monotonic()]}).encode())
+        if is_description:
+            found = {"epoch": 0, **describe(objective, source, **job["config"])}
+            messages = [{"report": found, "counted": True}]
+        else:
+            _train(tuner, job, objective, source)
+    except BaseException as error:  # whatever it is, it ends this process alone
+        if not isinstance(error, SystemExit) or error.code not in (None, 0):
+            is_told = is_description and isinstance(error, ValueError)
+            end = ["failed", str(error) if is_told else one_line(error)]
+            if not is_told and not hpo.report.stopped:
+                own = error.__traceback__.tb_next.tb_next  # without the frames of this file
+                text = "".join(traceback.format_exception(type(error), error, own))
+    if os.getpid() == hpo.report.process_id:  # and this is not a fork of it that came back here
+        hpo.report.tuner = tuner
+        for message in [*messages, {"end": end}]:
+            hpo.report.send(message)
+    with contextlib.suppress(OSError, ValueError):  # the log may be closed, or its disk full
+        print(text, file=sys.stderr, end="", flush=True)
+
+
+def _train(tuner, job, objective, source):
+    _print_to(job["log"])
+    os.environ.update(dict.fromkeys(THREADS, str(job["n_threads"])))
+    if job["gpu"] is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = job["gpu"]
+    function = load_objective(objective, source).objective
+    hpo.report.tuner = tuner  # from here on: what loading the file reports is printed
+    set_generators(job["seed"], job["n_threads"])
+    returned, metric = function(job["config"]), job["metric"]
+    if not hpo.report.names and returned is not None:
+        hpo.report.Reporter()(**(returned if isinstance(returned, dict) else {metric: returned}))
+    if metric not in hpo.report.names:
+        names = ", ".join(sorted(hpo.report.names - {"epoch"})) or "nothing"
+        raise ValueError(f"expected a report of {metric}, got {names}; or choose --metric")
 
 
 def _print_to(path):
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for target in (0, 1, 2):  # not the tuner's, even when there can be no log
-        os.dup2(nothing, target)
-    # somebody may have made room; but no new folder for a run that was moved
+    """Sends all that this process prints to a log."""
     with contextlib.suppress(FileExistsError):
         os.mkdir(os.path.dirname(path))
-    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+    log = os.open(path, flags, 0o666)
+    options = {"buffering": 1, "encoding": "utf-8", "errors": "backslashreplace"}
     for target in (1, 2):
         os.dup2(log, target)
-    for name, file in (("stdout", 1), ("stderr", 2)):
-        stream = os.fdopen(file, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
-        setattr(sys, name, stream)
-
-
-def _traceback(error, path):
-    """The traceback from the objective file's first frame on; all of it where there is none."""
-    tb, path = error.__traceback__, str(pathlib.Path(path).resolve())
-    while tb and tb.tb_frame.f_code.co_filename != path:
-        tb = tb.tb_next
-    return "".join(traceback.format_exception(type(error), error, tb or error.__traceback__))
+    sys.stdout, sys.stderr = (os.fdopen(fd, "w", closefd=False, **options) for fd in (1, 2))

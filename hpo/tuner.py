@@ -1,318 +1,458 @@
-"""The loop: asks the searcher, starts trials, answers their reports, ends them, and writes it all down.
+"""The loop: asks the searcher, starts trials, answers their reports, ends them. And `tune`, a run.
 
-One loop serves every backend (processes here, a simulation in experiments/). It never polls: it waits for a report, the
-end of a trial, or the next deadline.
+One loop serves every backend (processes here, a simulation in experiments/). It never polls: it
+waits for a report, the end of a trial, or the next deadline.
 """
 
+import contextlib
+import json
 import math
+import os
+import pathlib
+import signal
+import sys
+import threading
 import time
-from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass
 
 import numpy as np
 
+from hpo.journal import Journal, check_new
 from hpo.objective import one_line
-from hpo.results import WriteError
-from hpo.space import cast_config, domains, middle
-from hpo.trial import Report, Trial
+from hpo.searchers import SEARCHERS
+from hpo.space import Domain, cast_config, domains, middle, space_from_json, space_to_json
+from hpo.status import Status, best_of, say
+from hpo.stopping import RULES, with_options
+from hpo.trial import ENDING, LINUX, LocalBackend, Report
 
-INTERRUPTED = "interrupted"  # how the reasons begin that `Tuner.interrupt` takes
-FAILED = "the run failed"
-N_FAILED = 3  # so many trials that fail at first, or one for each worker, end the run: one alone may have diverged
+N_FAILED = 3  # so many first trials that all fail end the run, or one for each worker
+N_LOST = 6  # so often in a row processes may be lost; the pauses then double from a second on
 
 
 class RunFailed(Exception):
     """The run cannot go on; the message says why."""
 
 
-class ReportsUnusable(ValueError):
-    """Trials report, but never the metric to tune, or no epochs, by which a stopping rule compares them."""
-
-
+# ---- The loop ------------------------------------------------------------------------------------
 class Tuner:
-    """One run; `run()` returns when its budget is spent, and `trials` is what became of it.
+    """One session of a run; `run()` returns when its budget is spent.
 
-    searcher: has suggest(trials); see hpo/searchers.py.
-    rule: function (trial, trials, max_epochs) -> True to stop the trial, or None; see hpo/stopping.py.
-    needs_epoch: whether reports without an epoch are an error when there is a rule; else their trials are not stopped.
-    results: hpo.results.Results; backend: start, wait, answer, kill, wake, now.
-    seconds: the run's time; n_trials: how many to start at most (None: as many as the time allows).
-    trial_timeout: seconds after which a trial is ended. start: configurations to try before the searcher's.
-    show: object told of what happens: show.ended(trial), show.tick(tuner) at least once in show.seconds.
-    trials: those of earlier sessions, of which the unended ones are started again before anything else.
+    journal: the run so far; interrupted trials of it are started again before anything else.
+    searcher: has suggest(trials), see hpo/searchers.py. backend: as hpo.trial.LocalBackend.
+    seconds: the run's time. n_trials: how many to start at most. trial_timeout: seconds of a trial.
+    rule: function (trial, trials, max_epochs) -> True to stop it, or None; see hpo/stopping.py.
+    needs_epoch: a report without an epoch fails its trial; else the rule does not judge it.
+    start: configurations to try before the searcher's; None: the middle of the space.
+    show: is told of each tick(tuner) of the loop and each trial that has ended(trial); or None.
     """
 
     def __init__(
-        self,
-        space,
-        searcher,
-        backend,
-        results,
-        n_workers=1,
-        seconds=math.inf,
-        n_trials=None,
-        trial_timeout=math.inf,
-        rule=None,
-        needs_epoch=True,
-        max_epochs=None,
-        start=None,
-        show=None,
-        trials=(),
-    ):
-        self.space, self.searcher, self.backend, self.results = space, searcher, backend, results
-        self.n_workers, self.seconds, self.trial_timeout = n_workers, seconds, trial_timeout
-        self.n_trials = math.inf if n_trials is None else n_trials
-        self.rule, self.needs_epoch, self.max_epochs, self.show = rule, needs_epoch, max_epochs, show
-        self.start = [middle(space)] if start is None else start
-        self.trials = list(trials)
-        self.copies, self.changed = [], set(range(len(self.trials)))  # see `_copies`; ids whose copy is out of date
-        self.unended = [trial for trial in self.trials if is_unended(trial)]  # to be started again
-        self.earlier = {trial.id for trial in self.trials} - {trial.id for trial in self.unended}  # done with
-        self.began = backend.now()  # this session
+        self, journal, searcher, backend, n_workers=1, seconds=math.inf, *, n_trials=math.inf,
+        trial_timeout=math.inf, rule=None, needs_epoch=False, max_epochs=None, start=None, show=None
+    ):  # fmt: skip
+        self.journal, self.searcher, self.backend, self.show = journal, searcher, backend, show
+        self.n_workers, self.seconds, self.n_trials = n_workers, seconds, n_trials
+        self.trial_timeout, self.max_epochs = trial_timeout, max_epochs
+        self.rule, self.needs_epoch = rule, needs_epoch and rule is not None
+        self.start = [middle(journal.space)] if start is None else start
+        self.trials = journal.trials  # shown to searcher and rule, who may not change them
+        self.again = [trial for trial in self.trials if trial.status == "interrupted"]
         self.running = {}  # trial id -> Trial
-        self.ended_by_us = {}  # trial id -> (status, reason)
-        self.busy_seconds = 0.0  # in objectives, summed over the trials
-        self.events = []  # Reports and Ends not handled yet
-        self.without_metric = None  # a report that lacked the metric
-        self.n_lacking = 0  # trials that came to their end without it
-        self.metric_seen = any(trial.curve for trial in self.trials)
-        self.works = any(trial.status in ("done", "stopped") for trial in self.trials)
-        self.n_unentered = 0  # trials in a row that failed before the objective was entered
-        self.interrupted = None  # reason, set by `interrupt`
+        self.ending = {}  # trial id -> (status, error) of a trial that has been told to end
+        self.n_lost, self.not_before = 0, 0.0  # losses since a report; none starts until then
+        self.works = any(t.curve and t.status != "failed" for t in self.trials)
+        self.failures = []  # the first trials of this session, while none has worked
+        self.reason = None  # why the run ends
         self.exhausted = False  # the searcher has nothing new
-        self.failure = None  # exception that ends the run
 
     def interrupt(self, reason):
-        """Ends the run as a deadline does; safe in a signal handler. reason: "interrupted ...", for the trials' rows."""
-        self.interrupted = reason
+        """Ends the run in order; safe in a signal handler."""
+        self.reason = self.reason or reason
         self.backend.wake()
 
     def run(self):
-        """Returns why the run ended: "deadline", "trials", "exhausted" or the reason of an interrupt."""
-        reason = None
-        try:
-            while not (reason := self._reason_to_end()):
+        """Returns why the run ended: deadline, trials, exhausted, or the reason of an interrupt."""
+        failure = None
+        while not self._has_ended() or self.running:
+            try:
                 self._end_overdue()
-                started = self._start_one()
-                self._handle_all(self.backend.wait(0 if started else self._seconds_to_wait()))
-        except Exception as error:  # the searcher's or the folder's: raised again when the trials have been ended
-            self.failure = error
-        self._end_running(reason or FAILED)
-        if self.failure:
-            raise self.failure
-        return reason
+                started = self.reason is None and self._start_one()
+                self._handle(self.backend.wait(0 if started else self._seconds_to_wait()))
+            except Exception as error:  # of the searcher, say: first the running trials end
+                failure, self.reason = failure or error, self.reason or "the run failed"
+        if failure:
+            raise failure
+        if self.reason in ("trials", "exhausted") and self.failures:
+            self._fail_unless_it_works()
+        return self.reason
 
-    def _reason_to_end(self):
-        if self.interrupted:
-            return self.interrupted
+    def _has_ended(self):
+        is_idle = not self.running and not self.again
         if self.backend.now() >= self.seconds:
-            return "deadline"
-        if self.running or self.unended:
-            return None
-        if self.exhausted:
-            return "exhausted"
-        return "trials" if len(self.trials) >= self.n_trials else None
+            self.reason = self.reason or "deadline"
+        elif is_idle and (self.exhausted or len(self.trials) >= self.n_trials):
+            self.reason = self.reason or ("exhausted" if self.exhausted else "trials")
+        return self.reason is not None
 
     # ---- Starting ----
     def _start_one(self):
         """True when a trial was started, so that there may be room for another."""
-        if len(self.running) >= self.n_workers:
+        if len(self.running) >= self.n_workers or self.backend.now() < self.not_before:
             return False
-        if self.unended:  # the same id, so the same seed; what it reported counts no more
-            last, fresh = self.unended[0], {"status": "running", "curve": [], "error": "", "ended": None}
-            self._start(replace(last, **fresh, attempt=last.attempt + 1, started=self._now()), None)
-            del self.unended[0]
-            return True
+        if self.again:  # with the same id, and so the same seed
+            trial = self.again.pop(0)
+            return self._start(trial.id, trial.attempt + 1, trial.config, trial.origin)
         if self.exhausted or len(self.trials) >= self.n_trials:
             return False
-        seen, before = dict(self.results.n_rows), time.perf_counter()
-        suggestion = self._suggest()
+        before = time.perf_counter()
+        if len(self.trials) < len(self.start):
+            suggestion = self.start[len(self.trials)], "start"
+        else:
+            suggestion = suggest(self.searcher, self.journal.space, self.trials)
         if suggestion is None:
             self.exhausted = True
             return False
-        config, origin = suggestion
-        seconds = time.perf_counter() - before
-        trial = Trial(len(self.trials), config, origin, started=self._now(), suggest_seconds=seconds)
-        self._start(trial, seen)
+        seconds = round(time.perf_counter() - before, 6)
+        return self._start(len(self.trials), 1, *suggestion, suggest_seconds=seconds)
+
+    def _start(self, i, attempt, config, origin, **more):
+        start = {"start": i, "attempt": attempt, "config": config, "origin": origin, **more}
+        self.running[i] = self._append(start)
+        self.backend.start(self.running[i])
         return True
 
-    def _start(self, trial, seen):
-        self.results.append_config(trial, seen)
-        self.trials[trial.id : trial.id + 1] = [trial]  # a new one, or in the place of its last attempt
-        self.changed.add(trial.id)
-        self.backend.start(trial)
-        self.running[trial.id] = trial
-
-    def _suggest(self):
-        if len(self.trials) < len(self.start):
-            return self.start[len(self.trials)], "start"
-        name = f"{type(self.searcher).__name__}.suggest"
-        suggestion = call(name, self.searcher.suggest, self._copies())
-        if suggestion is None:
-            return None
-        is_pair = isinstance(suggestion, (tuple, list)) and len(suggestion) == 2
-        config, origin = suggestion if is_pair else (None, None)
-        try:
-            if not isinstance(config, dict) or not isinstance(origin, str):
-                raise ValueError("config must be a dict, origin a text")
-            complete = cast_config(self.space, config)
-            if missing := [name for name in domains(self.space) if name not in config]:
-                raise ValueError(f"{missing[0]} is missing")
-            return complete, str(origin)
-        except ValueError as error:
-            text = f"{name}: expected (config, origin) or None, got {suggestion!r:.200}: {error}"
-            raise RunFailed(" ".join(text.split())) from None
-
-    def _copies(self):
-        """Copies of the trials, for code of the user's that might change them; kept, as copying 10,000 takes 20 to 50 ms."""
-        for i in sorted(self.changed):
-            trial = self.trials[i]
-            self.copies[i : i + 1] = [replace(trial, config=deepcopy(trial.config), curve=list(trial.curve))]
-        self.changed.clear()
-        return list(self.copies)
-
     # ---- What comes back ----
-    def _handle_all(self, events):
-        self.events += events
-        while self.events:  # an event leaves the queue before it is handled: an error loses none of the others
-            event = self.events.pop(0)
-            trial = self.running[event.trial_id]
-            if isinstance(event, Report):
-                self._handle_report(trial, event.metrics, event.counted)
-            else:
-                self._handle_end(trial, event)
+    def _handle(self, events):
+        failure = None
+        for event in events:
+            trial = self.running.get(event.trial_id)
+            if trial is None or trial.attempt != event.attempt:
+                continue  # late news of an earlier attempt
+            try:
+                handle = self._handle_report if isinstance(event, Report) else self._handle_end
+                handle(trial, event)
+            except Exception as error:  # the other events are handled all the same
+                failure = failure or error
+        if failure:
+            raise failure
         if self.show:
             self.show.tick(self)
 
-    def _handle_report(self, trial, metrics, counted):
-        lacks_epoch = counted and self.rule is not None and self.needs_epoch
-        reason = "reported no epoch, by which the stopping rule compares trials; expected report(epoch=..., ...)"
-        if lacks_epoch and not self.results.n_rows["reports"]:
-            raise ReportsUnusable(f"the first trial that reports has {reason}; or choose --stopping none")
-        point = self.results.append_report(trial, metrics, self.backend.now())
-        self.metric_seen |= point is not None
-        if point is None:
-            self.without_metric = self.without_metric or metrics
-        elif math.isnan(point[1]):
-            value = metrics[self.results.metric]
-            reason = f"reported {self.results.metric}={value!r} at epoch {point[0]}; expected a finite number"
-            self.ended_by_us.setdefault(trial.id, ("failed", reason))
-        else:
-            trial.curve.append(point)
-            self.changed.add(trial.id)
-            if lacks_epoch:
-                self.ended_by_us.setdefault(trial.id, ("failed", reason))
-            # a number of reports is no epoch by which to compare
-            elif trial.id not in self.ended_by_us and not counted and self._is_to_stop(trial):
-                self.ended_by_us[trial.id] = ("stopped", "")
-        self.backend.answer(trial, trial.id not in self.ended_by_us)
+    def _handle_report(self, trial, report):
+        metric, metrics = self.journal.metric, dict(report.metrics)
+        event = {"report": trial.id, "attempt": trial.attempt, "epoch": metrics.pop("epoch")}
+        n_before, error, self.n_lost = len(trial.curve), None, 0
+        self._append({**event, "metrics": metrics})
+        has_value = len(trial.curve) > n_before
+        if metric in metrics and not has_value:
+            error = f"reported {metric}={metrics[metric]!r}; expected a finite number"
+        elif report.counted and self.needs_epoch:
+            error = "reports no epoch, which the stopping rule needs; or use --stopping none"
+        self.works |= has_value and not error
+        if error:
+            self.ending.setdefault(trial.id, ("failed", error))
+        elif has_value and trial.id not in self.ending and self._is_to_stop(trial, report):
+            self.ending[trial.id] = ("stopped", "")
+        self.backend.answer(trial, trial.id not in self.ending)
 
-    def _is_to_stop(self, trial):
-        if self.rule is None or trial.curve[-1][0] >= (self.max_epochs or math.inf):
-            return False  # after the last epoch there is nothing left to save
-        trials = self._copies()
-        answer = call("the stopping rule", self.rule, trials[trial.id], trials, self.max_epochs)
+    def _is_to_stop(self, trial, report):
+        is_last = report.metrics["epoch"] >= (self.max_epochs or math.inf)  # nothing left to save
+        if self.rule is None or is_last or report.counted:
+            return False
+        answer = call("the stopping rule", self.rule, trial, self.trials, self.max_epochs)
         if not isinstance(answer, (bool, np.bool_, type(None))):
-            raise RunFailed(f"the stopping rule: expected True or False, got {' '.join(repr(answer).split()):.200}")
+            raise RunFailed(f"the stopping rule: expected True or False, got {answer!r:.200}")
         return bool(answer)
 
     def _handle_end(self, trial, end):
         del self.running[trial.id]
-        trial.ended = self._now()
-        self.busy_seconds += end.busy_seconds or 0.0
-        # a signal to all of the run's processes ends the trials too, some before we have come to it
-        by_signal = ("timeout", self.interrupted) if self.interrupted else ("", "")
-        status, reason = self.ended_by_us.get(trial.id, by_signal)
-        if status in ("failed", "stopped") or (status == "timeout" and not end.finished):
-            trial.status, trial.error = status, reason
-        elif end.finished and trial.curve:
-            trial.status = "done"
-        else:
-            trial.status, trial.error = "failed", end.error or f"ended without a report of {self.results.metric}"
-        self.changed.add(trial.id)
-        self.results.append_trial(trial)
+        status, error = self.ending.pop(trial.id, ("", ""))
+        if end.outcome == "finished" and trial.curve and status not in ("failed", "stopped"):
+            status, error = "done", ""
+        elif not status and self.reason:  # the signal that ends the run was to all processes
+            status, error = "interrupted", self.reason
+        elif not status and end.outcome == "lost":  # the machine is to blame, not the trial
+            status, error = "interrupted", end.error
+            self.again.append(trial)
+        elif not status:
+            error = end.error or f"ended without a report of {self.journal.metric}"
+            status = "failed"
+        event = {"end": trial.id, "attempt": trial.attempt, "status": status, "error": error}
+        self._append(event)
         if self.show:
             self.show.ended(trial)
-        if status != "timeout":
-            self._check_first_trials(trial, end)
+        if trial in self.again:
+            self._pause(error)
+        if status == "failed":
+            self.failures.append(trial)
+            if len(self.failures) == max(N_FAILED, self.n_workers):
+                self._fail_unless_it_works()
 
-    def _check_first_trials(self, trial, end):
-        """A run that cannot work is ended at once, not after three hours."""
-        self.n_unentered = self.n_unentered + 1 if end.busy_seconds is None and not end.finished else 0
-        enough = max(N_FAILED, self.n_workers)
-        if self.n_unentered >= enough and len(self.trials) > self.n_workers:
+    def _pause(self, error):
+        """Starts no trial for some time, as processes were lost; gives up after so many pauses."""
+        if self.backend.now() >= self.not_before:
+            self.not_before = self.backend.now() + 2.0**self.n_lost
+            self.n_lost += 1
+            if self.n_lost > N_LOST:
+                raise RunFailed(f"no trial can be trained: {error}")
+
+    def _fail_unless_it_works(self):
+        """Ends a run that cannot work at once, not after three hours."""
+        n, last = len(self.failures), self.failures[-1]
+        if not self.works:
+            which = f"all of the first {n} trials" if len(self.trials) > 1 else "the only trial"
+            log = self.backend.log(last)
+            error = f"\n{log}" if last.error in log else f" {last.error}\n{log}".rstrip()
             raise RunFailed(
-                f"the last {self.n_unentered} trials could not even be started, or load the objective file:\n{trial.error}"
-            )
-        self.works = self.works or trial.status in ("done", "stopped")
-        if self.works:
-            return
-        own = [t for t in self.trials if t.id not in self.earlier]  # the objective may have been mended since
-        n = max(1, min(enough, self.n_trials - len(self.earlier), len(own) if self.exhausted else math.inf))
-        self.n_lacking += end.finished and not trial.curve
-        if self.without_metric and not self.metric_seen and self.n_lacking >= n:
-            names = ", ".join(name for name in self.without_metric if name != "epoch")
-            raise ReportsUnusable(f"metric {self.results.metric} is never reported, but {names}; choose with --metric")
-        has_failed = len(own) >= n and all(t.status == "failed" for t in own[:n])
-        if has_failed and not any(t.curve and t.status != "failed" for t in self.trials):
-            what = "the only trial" if n == 1 else f"all of the first {n} trials"
-            text = (end.traceback if trial.error == end.error else "") or trial.error
-            raise RunFailed(
-                f"{what} failed; mend the objective, or begin a run with a configuration that works (--start). "
-                f"The error of trial {trial.id}:\n{text.rstrip()}"
+                f"{which} failed; mend the objective, or begin with a configuration that works "
+                f"(--start). Trial {last.id}:{error}"
             )
 
     # ---- Deadlines and endings ----
-    def _now(self):
-        return round(self.backend.now(), 3)  # as the folder has it, from which a suggestion is recomputed
+    def _append(self, event):
+        return self.journal.append({**event, "at": round(self.backend.now(), 3)})
 
     def _seconds_to_wait(self):
-        if not self.running:
+        now, until = self.backend.now(), math.inf if self.reason else self.seconds
+        if self.not_before > now:
+            until = min(until, self.not_before)
+        elif not self.running:
             return 0.0  # nothing can come: the searcher has just said that it has nothing new
-        until = min([self.seconds, *(trial.started + self.trial_timeout for trial in self._not_ending())])
-        wait = max(0.0, until - self.backend.now())
-        if self.show:
-            wait = min(wait, self.show.seconds)
+        until = min([until, *(t.started + self.trial_timeout for t in self._not_ending())])
+        wait = min(max(0.0, until - now), self.show.seconds if self.show else math.inf)
         return None if math.isinf(wait) else wait
 
     def _not_ending(self):
-        return [trial for trial in self.running.values() if trial.id not in self.ended_by_us]
+        return [trial for trial in self.running.values() if trial.id not in self.ending]
 
     def _end_overdue(self):
+        """Ends the trials whose time is over, or all when the run's is."""
         for trial in self._not_ending():
-            if self.backend.now() >= trial.started + self.trial_timeout:
-                self._end(trial, f"--trial_timeout {self.trial_timeout:g}")
+            if self.reason:
+                status = "timeout" if self.reason == "deadline" else "interrupted"
+                self.ending[trial.id] = (status, self.reason)
+                self.backend.kill(trial)
+            elif self.backend.now() >= trial.started + self.trial_timeout:
+                error = f"--trial_timeout {self.trial_timeout:g}"
+                self.ending[trial.id] = ("timeout", error)
+                self.backend.kill(trial)
 
-    def _end(self, trial, reason):
-        self.ended_by_us[trial.id] = ("timeout", reason)
-        self.backend.kill(trial)
 
-    def _end_running(self, reason):
-        for trial in self._not_ending():
-            self._end(trial, reason)
-        while self.running:
-            try:
-                self._handle_all([] if self.events else self.backend.wait(1.0))
-            except Exception as error:  # a full disk, say: the other trials still end, and the first reason is told
-                self.failure = self.failure or error
-        for trial in self.unended:
-            if trial.status == "running":  # its session died, and this one has not come to start it again
-                trial.status, trial.error, trial.ended = "timeout", reason, self._now()
-                try:
-                    self.results.append_trial(trial)
-                except WriteError as error:
-                    self.failure = self.failure or error
+def suggest(searcher, space, trials):
+    """(complete configuration, origin) that a searcher suggests, or None; or RunFailed."""
+    name = f"{type(searcher).__name__}.suggest"
+    suggestion = call(name, searcher.suggest, trials)
+    if suggestion is None:
+        return None
+    try:
+        config, origin = suggestion
+        if not isinstance(config, dict) or not isinstance(origin, str):
+            raise ValueError("config must be a dict, origin a text")
+        if missing := [name for name in domains(space) if name not in config]:
+            raise ValueError(f"{missing[0]} is missing")
+        return cast_config(space, config), str(origin)
+    except (TypeError, ValueError) as error:
+        text = f"{name}: expected (config, origin) or None, got {suggestion!r:.200}: {error}"
+        raise RunFailed(" ".join(text.split())) from None
 
 
 def call(name, function, *arguments):
-    """What a function of the user's returns; RunFailed when it raises, its cause with the user's part of the traceback."""
+    """What a function of the user's returns; RunFailed when it raises, with its own traceback."""
     try:
         return function(*arguments)
     except (Exception, SystemExit) as error:
         own = error.__traceback__.tb_next  # None: it could not be called with these arguments
-        raise RunFailed(f"{name} raised {one_line(error)}") from (error.with_traceback(own) if own else None)
+        cause = error.with_traceback(own) if own else None
+        raise RunFailed(f"{name} raised {one_line(error)}") from cause
 
 
-def is_unended(trial):
-    """Whether a trial of an earlier session is to be started again: it was cut off by that session's end."""
-    return trial.status == "running" or (trial.status == "timeout" and trial.error.startswith((INTERRUPTED, FAILED)))
+# ---- A run ---------------------------------------------------------------------------------------
+LEAST = {"trials": 1, "workers": 1, "first_rung": 1, "eta": 2}  # else 0
+BUDGET = ("hours", "trials", "workers", "trial_timeout")  # what a resumed run may change
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `tune` returns. reason: why it ended. signal: the number of the one that ended it."""
+
+    folder: pathlib.Path
+    trials: list
+    reason: str
+    signal: int | None = None
+
+    @property
+    def best(self):
+        """The trial with the lowest loss of all epochs and attempts, or None."""
+        found = best_of(self.trials)
+        return found and found[2]
+
+
+def tune(
+    objective, config_space=None, *, metric=None, mode=None, assignments=(), epochs_name="epochs",
+    hours=3.0, trials=None, workers=4, trial_timeout=None, searcher="gp", stopping="auto",
+    first_rung=1, eta=3, seed=0, start=None, results=None, resume=None,
+):  # fmt: skip
+    """Tunes an objective and prints its progress; returns a Run. The command line calls this.
+
+    objective: the path of an objective file; or a function, with config_space, metric and mode,
+    which otherwise replace the file's own. assignments: as of --set. searcher, stopping: names as
+    on the command line, or a class and a function. start: configurations to try first.
+    results: a new folder. resume: the folder of a run that is to go on, with the same arguments
+    but for the BUDGET; its space, metric and mode come from there.
+    All else is as `python run.py --help` says.
+    Raises ValueError for bad input, and has written nothing then; RunFailed; WriteError.
+    """
+    objective = objective if callable(objective) else os.path.abspath(objective)
+    arguments = as_json({n: v for n, v in locals().items() if n not in ("results", "resume")})
+    for name in ("hours", "trials", "workers", "trial_timeout", "first_rung", "eta", "seed"):
+        value, least = arguments[name], LEAST.get(name, 0)
+        if value is not None and not least <= value < math.inf:
+            raise ValueError(f"--{name}: expected a number >= {least}, got {value!r}")
+    with contextlib.ExitStack() as stack:
+        if resume is None:
+            folder = pathlib.Path(results or f"results/{time.strftime('%Y-%m-%d_%H-%M-%S')}")
+            while results is None and folder.exists():  # of a run that began in the same second
+                folder = folder.with_name(folder.name + "-2")
+            check_new(folder)
+            known = {"space": arguments["config_space"], "assignments": arguments["assignments"]}
+        else:
+            if results:
+                raise ValueError("--results: a resumed run keeps its folder; leave it out")
+            journal = Journal.open(resume)
+            stack.callback(journal.close)
+            folder, run, metric, mode = journal.folder, journal.run, journal.metric, journal.mode
+            check_same(folder, run["arguments"], arguments)
+            known = {"space": space_to_json(run["space"]), "prepared": run["prepared"]}
+        searcher_class = find("searcher", searcher, SEARCHERS)
+        rule = find("stopping", stopping, {"auto": RULES["halving"], **RULES})
+        backend = LocalBackend(find_objective(objective), seed, workers)
+        stack.callback(backend.close)
+        say(f"loading {arguments['objective']}")
+        found = backend.describe(metric=metric, mode=mode, **known)
+        space = space_from_json(found["space"])
+        max_epochs = last_epoch(space, epochs_name)
+        if rule and not max_epochs and stopping != "auto":
+            raise ValueError(
+                f"--stopping {arguments['stopping']}: expected a constant `epochs` in the space, "
+                "the last epoch; name it with --epochs_name, or use --stopping none"
+            )
+        try:
+            searcher = searcher_class(space, seed, max_epochs)
+        except Exception as error:  # whatever the user's class raises becomes one line
+            raise ValueError(f"--searcher {arguments['searcher']}: {one_line(error)}") from error
+        if start is not None:
+            if not isinstance(start, (list, tuple)):
+                raise ValueError(f"--start: expected a list of configurations, got {start!r:.200}")
+            start = [cast_config(space, config) for config in start]
+        if resume is None:
+            arguments |= {"metric": found["metric"], "mode": found["mode"]}
+            journal = Journal.create(folder, {**found, "arguments": arguments})
+            stack.callback(journal.close)
+        else:
+            journal.begin_session({name: arguments[name] for name in BUDGET})
+        backend.begin(folder / "logs", journal.clock)
+        tuner = Tuner(
+            journal, searcher, backend, workers, hours * 3600, n_trials=trials or math.inf,
+            trial_timeout=trial_timeout or math.inf,
+            rule=with_options(rule, first_rung=first_rung, eta=eta) if max_epochs else None,
+            needs_epoch=stopping != "auto", max_epochs=max_epochs, start=start,
+            show=Status(journal, backend),
+        )  # fmt: skip
+        with ending_signals(tuner) as signals:
+            tuner.show.begin(tuner)
+            try:
+                reason = tuner.run()
+            finally:
+                tuner.show.summary(tuner)
+        return Run(folder, journal.trials, reason, signals[0] if signals else None)
+
+
+def check_same(folder, own, given):
+    """ValueError when an argument of a run that goes on is not what it was."""
+    for name, value in given.items():
+        is_left_out = value is None and name in ("config_space", "metric", "mode", "start")
+        was_moved = name == "objective" and not os.path.exists(own[name])
+        if name not in BUDGET and value != own[name] and not is_left_out and not was_moved:
+            flag = {"config_space": "--space", "assignments": "--set"}.get(name, f"--{name}")
+            raise ValueError(
+                f"{flag.replace('--objective', 'OBJECTIVE')}: {folder} has {own[name]!r:.200}, got "
+                f"{value!r:.200}; a resumed run keeps its own"
+            )
+
+
+def as_json(options):
+    """Options as the journal keeps them: domains as JSON, classes and functions as FILE.py:NAME."""
+
+    def encode(value):
+        if hasattr(value, "to_json"):
+            return value.to_json()
+        if hasattr(value, "item"):  # a number of numpy's
+            return value.item()
+        module = getattr(value, "__module__", "")
+        path = getattr(sys.modules.get(module), "__file__", module)
+        return f"{path}:{getattr(value, '__qualname__', value)}"
+
+    return json.loads(json.dumps(options, default=encode))
+
+
+def find_objective(objective):
+    """An objective as hpo/objective.py names it; ValueError when it is none."""
+    if callable(objective):
+        module, name = objective.__module__, objective.__qualname__
+        if module != "__main__" and getattr(sys.modules.get(module), name, None) is objective:
+            return module, name
+        if not LINUX:
+            raise ValueError(
+                f"{name}: expected a function in a file, got one of the running program; write it "
+                "to a file (%%writefile my_objective.py in a notebook), and name the file"
+            )
+    elif not os.path.isfile(objective) or not objective.endswith(".py"):
+        reason = "is no Python file" if os.path.exists(objective) else "no such file"
+        raise ValueError(f"{objective}: {reason}; expected one with config_space and objective")
+    return objective
+
+
+def find(option, value, known):
+    """The searcher or rule of a known name; or it is one itself, a class or a function."""
+    is_name = isinstance(value, str)
+    if is_name and value not in known or not is_name and not callable(value):
+        names = ", ".join(known)
+        raise ValueError(f"--{option}: expected {names} or FILE.py:NAME, got {value!r:.200}")
+    return known[value] if is_name else value
+
+
+def last_epoch(space, name):
+    """The constant that is the last epoch; None where there is none, or where it is tuned."""
+    epochs = space.get(name)
+    if name == "epochs" and (epochs is None or isinstance(epochs, Domain)):
+        return None
+    if type(epochs) is not int or epochs < 1:
+        raise ValueError(f"{name}: expected the last epoch, an integer >= 1, got {epochs!r}")
+    return epochs
+
+
+@contextlib.contextmanager
+def ending_signals(tuner):
+    """Ctrl-C, SIGTERM and a closed terminal end the run in order; again, a second later, at once.
+
+    Yields the list of the signals that have come. It changes nothing outside the main thread.
+    """
+    received, times, before = [], [], {}
+
+    def on_signal(number, frame):
+        received.append(number)
+        times.append(time.monotonic())
+        if len(times) == 1:
+            tuner.interrupt(f"interrupted by {signal.Signals(number).name}")
+        elif times[-1] > times[0] + 1:  # `timeout` and a closing terminal send two in a moment
+            raise KeyboardInterrupt(number)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    for number in ENDING if is_main else ():
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            before[number] = signal.signal(number, on_signal)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

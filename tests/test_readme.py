@@ -1,114 +1,90 @@
-"""The README's examples, run as they stand there."""
+"""The examples of both READMEs, run as they stand there, and what they say of the files."""
 
-import csv
-import math
+import os
 import pathlib
 import re
 import runpy
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
-from hpo import GPSearch, load, uniform
-from hpo.space import sample
+from hpo import GPSearch, choice, load, uniform
 from hpo.trial import Trial
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-EXAMPLES = dict(re.findall(r"<!-- test: (\w+) -->\n```python\n(.*?)```", README, re.DOTALL))
+TEXT = README + (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
-def run_example(name, folder, replace=("", "")):
-    """The names that an example defines."""
-    path = folder / "example.py"
-    path.write_text(EXAMPLES[name].replace(*replace) if replace[0] else EXAMPLES[name])
-    return runpy.run_path(str(path))
+def example(word):
+    return next(code for code in PYTHON if word in code)
 
 
-def test_examples_run_with_the_real_command(tmp_path):
-    (tmp_path / "my_objective.py").write_text(EXAMPLES["objective"])
-    (tmp_path / "my_searcher.py").write_text(EXAMPLES["searcher"])
-    class_name = re.search(r"^class (\w+)", EXAMPLES["searcher"], re.MULTILINE)[1]
-    searcher = f"{tmp_path / 'my_searcher.py'}:{class_name}"
-    command = [sys.executable, "run.py", tmp_path / "my_objective.py", "--searcher", searcher, "--trials", "12"]
-    command += ["--stopping", "none", "--results", tmp_path / "run"]
-    subprocess.run(command, check=True, cwd=ROOT, timeout=60, capture_output=True)
-    with open(tmp_path / "run" / "trials.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["status"] for row in rows] == ["done"] * 12
-    assert {row["origin"] for row in rows} >= {"start", "step"}
-
-    assert [len(trial.curve) for trial in load(tmp_path / "run")] == [9] * 12
+def run_example(word, folder):
+    (folder / "example.py").write_text(example(word))
+    return runpy.run_path(str(folder / "example.py"))  # the names that it defines
 
 
-def test_loop_by_hand_suggests_from_a_run(tmp_path):
-    objective = tmp_path / "quick.py"
-    source = (ROOT / "train" / "mlp_fashion_mnist.py").read_text(encoding="utf-8")
-    space = re.search(r"^config_space = {\n.*?^}\n", source, re.DOTALL | re.MULTILINE)[
-        0
-    ]  # without torch, which takes seconds
-    objective.write_text(
-        f"from hpo import *\nmetric, mode = 'accuracy', 'max'\n{space}"
-        "def objective(config):\n    Reporter()(epoch=1, accuracy=config['dropout_1'])\n"
-    )
-    command = [sys.executable, "run.py", objective, "--trials", "8", "--results", tmp_path / "run"]
-    subprocess.run(command, check=True, cwd=ROOT, timeout=60, capture_output=True)
-    names = run_example("loop", tmp_path, replace=("results/DIR", str(tmp_path / "run")))
-    assert set(names["config"]) == set(names["config_space"]) and names["origin"] == "model"
+def python(*words, cwd=ROOT):
+    options = {"cwd": cwd, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "text": True}
+    return subprocess.check_output([sys.executable, *map(str, words)], timeout=60, **options)
 
 
-def test_loop_of_ones_own_finds_the_optimum(tmp_path):
-    trials = run_example("own", tmp_path)["trials"]
-    assert len(trials) == 20 and min(trial.value for trial in trials) < 0.01  # the optimum is 0
+def test_objective_and_searcher_by_the_real_command(tmp_path, monkeypatch, capsys):
+    (tmp_path / "my_objective.py").write_text(example("Reporter"))
+    (tmp_path / "my_searcher.py").write_text(example("Local"))
+    flags = "--searcher my_searcher.py:Local --trials 12 --stopping none --results results/DIR"
+    python(ROOT / "run.py", "my_objective.py", *flags.split(), cwd=tmp_path)
+    found = load(tmp_path / "results" / "DIR")
+    assert [(trial.status, len(trial.curve)) for trial in found] == [("done", 9)] * 12
+    assert {trial.origin for trial in found} == {"start", "random", "step"}
+    monkeypatch.chdir(pytest.importorskip("pandas") and tmp_path)
+    table = run_example("pandas", tmp_path)["trials"]
+    best = min(found, key=lambda trial: trial.value)
+    assert len(table) == 12 and re.search(rf"\n\d+ +{best.id} +done", capsys.readouterr().out)
 
 
-def test_replaced_parts_are_used_and_their_gradient_fits(tmp_path):
-    names = run_example("parts", tmp_path)
-    space, rng = {"x": uniform(0, 1), "y": uniform(0, 1)}, np.random.default_rng(0)
-    trials = [Trial(i, sample(space, rng), "random", status="done") for i in range(12)]
-    for trial in trials:
-        trial.curve = [(1, trial.config["x"] + rng.normal())]
-    mine = names["Mine"](space)
-    assert mine.suggest(trials)[0] != GPSearch(space).suggest(trials)[0]
-    process = mine.model(trials, rng).losses.process
-    assert process.kernel(np.zeros(7), np.zeros((1, 2)), np.ones((1, 2)))[0, 0] == pytest.approx(
-        (math.exp(-1) + math.exp(-0.5)) / 2  # joint and additive half, at distance sqrt 2
-        + mine.prior.constant[1] ** 2
-        + 2 * mine.prior.bowl[1] ** 2
-    )
-    theta, step = process.prior_mean + 0.1, 1e-5 * np.eye(7)
-    slopes = [(process.log_posterior(theta + s)[0] - process.log_posterior(theta - s)[0]) / 2e-5 for s in step]
-    assert process.log_posterior(theta)[1] == pytest.approx(slopes, rel=1e-5, abs=1e-5)
+def test_tune_from_python(tmp_path):
+    (tmp_path / "script.py").write_text(example("hpo.tune"))
+    last = python("script.py", cwd=tmp_path).splitlines()[-1]
+    path = next((tmp_path / "results").iterdir())
+    best = min(load(path), key=lambda trial: trial.value)
+    assert last == f"{best.config} {best.value} results/{path.name}" and best.value < 0.1
 
 
-def test_rule_example_stops_trials(tmp_path):
-    objective = EXAMPLES["objective"].replace('config["learning_rate"] * (1 - accuracy)', "(epoch < 3) * 0.1")
-    (tmp_path / "my_objective.py").write_text(objective)
-    (tmp_path / "my_rule.py").write_text(EXAMPLES["rule"])
-    rule = f"{tmp_path / 'my_rule.py'}:" + re.search(r"^def (\w+)", EXAMPLES["rule"])[1]
-    command = [sys.executable, "run.py", tmp_path / "my_objective.py", "--stopping", rule, "--trials", "3"]
-    subprocess.run([*command, "--results", tmp_path / "run"], check=True, cwd=ROOT, timeout=60, capture_output=True)
-    assert [(trial.status, trial.n_epochs) for trial in load(tmp_path / "run")] == [("stopped", 4)] * 3
+@pytest.mark.parametrize("word", ["Bound", "WithoutTurns"])
+def test_searchers_with_other_parts_suggest_something_else(tmp_path, word):
+    space, trials = {"x": uniform(0, 1), "kind": choice(["a", "b", "c"])}, []
+    for i, kind in enumerate("abacaaaaaaa"):  # "a" is best, but it is the turn of another
+        trials.append(Trial(i, {"x": i * 7 % 11 / 10, "kind": kind}, "random", status="done"))
+        trials[i].curve = [(1, trials[i].config["x"] ** 2 + (kind != "a"))]
+    classes = [x for name, x in run_example(word, tmp_path).items() if name.startswith(word[:5])]
+    suggested = [kind(space).suggest(trials)[0] for kind in classes]
+    assert classes and GPSearch(space).suggest(trials)[0] not in suggested
 
 
-def test_searcher_example_is_short():
-    assert len(EXAMPLES["searcher"].strip().splitlines()) <= 30
+def test_commands_flags_and_files_exist_and_all_examples_are_run():
+    help_text = python("run.py", "--help")
+    commands = re.findall(r"python (?:-m )?([\w.]+)((?: [^\s`#]+)*)", TEXT)
+    for name, words in commands:
+        path = ROOT / (name if name.endswith(".py") else name.replace(".", "/") + ".py")
+        flags = re.findall(r"--(\w+)", words)
+        assert name in ("pytest", "venv") or path.exists(), name
+        assert all(f'"--{flag}"' in path.read_text() or name == "run.py" for flag in flags), words
+    flags = set(re.findall(r"(?:`|run\.py [^\n`]*)--(\w+)", README)) - {"help"}
+    assert len(commands) > 20 and all(f"--{flag} " in help_text for flag in flags)
+    words = ["Reporter", "Local", "pandas", "hpo.tune", "Bound", "WithoutTurns"]
+    assert {example(word) for word in words} == set(PYTHON)
+    tree = set(re.findall(r"^hpo/(\w+)\.py  ", README, re.MULTILINE))
+    assert tree == {path.stem for path in ROOT.glob("hpo/*.py")} - {"__init__"}
 
 
-def test_every_file_of_the_tree_exists_and_every_module_is_in_it():
-    named = set(re.findall(r"^((?:hpo|train)/\w+\.py|run\.py) ", README, re.MULTILINE))
-    there = {str(path.relative_to(ROOT)) for folder in ("hpo", "train") for path in (ROOT / folder).glob("*.py")}
-    assert named == there - {"hpo/__init__.py"} | {"run.py"}
-
-
-def test_every_flag_that_the_readme_names_exists():
-    help_text = subprocess.run(
-        [sys.executable, "run.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    flags = set(re.findall(r"`(?:python run\.py )?(--\w+)", README)) | set(
-        re.findall(r"run\.py [^\n`]*?(--\w+)", README)
-    )
-    assert len(flags) >= 6
-    assert all(flag in help_text.stdout for flag in flags - {"--help"}), flags
+def test_size_is_as_promised():
+    promised = re.search(r"`hpo/` has ([\d,]+) lines[^.]*file of (\d+)", README).groups()
+    paths = [*ROOT.glob("hpo/*.py")], [ROOT / "hpo/searchers.py"]
+    found = [sum(path.read_text().count("\n") for path in part) for part in paths]
+    assert [int(n.replace(",", "")) for n in promised] == pytest.approx(found, rel=0.05)
+    assert README.count("\n") <= 190 and len(README.encode()) <= 12_000
+    assert max(map(len, README.splitlines())) <= 100

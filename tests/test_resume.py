@@ -1,463 +1,227 @@
-"""python run.py --resume: nothing that was written is lost, and the run goes on as if nothing had happened."""
+"""python run.py --resume: nothing is lost, and the run goes on as if nothing had happened."""
 
 import csv
 import json
 import pathlib
-import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+import warnings
 
 import pytest
 
-from hpo.results import load, load_before, load_run
+import run
+from hpo.journal import load, read
 from hpo.searchers import SEARCHERS
+from hpo.tuner import suggest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 OBJECTIVE = """
 import time
-from hpo import Reporter, choice, loguniform, randint, uniform
+from hpo import Reporter, choice, loguniform, uniform
 
 config_space = {
-    "x": uniform(-1, 1), "rate": loguniform(1e-4, 1), "n": randint(1, 9),
-    "kind": choice(["a b", 'c"d', "e,f\\n\\\\n", "\\u00e9\\u2028", "=1+1"]), "epochs": 3, "pause": 0.0, "place": "here",
+    "x": uniform(-1, 1), "rate": loguniform(1e-4, 1), "kind": choice(["a b", 'c"d', "e,f\\n"]),
+    "epochs": 3, "pause": 0.0,
 }
 metric, mode = "score", "max"
 
 def objective(config):
     report = Reporter()
-    if config["kind"] == "=1+1":
-        raise ValueError('a "bad", x\\n\\u00e9')
+    if config["kind"] == 'c"d':
+        raise ValueError('a "bad", kind')
     for epoch in range(1, config["epochs"] + 1):
         time.sleep(config["pause"])
-        report(epoch=epoch, score=-config["x"] ** 2 - config["n"] / epoch, kind=config["kind"])
+        report(epoch=epoch, score=-config["x"] ** 2 - config["rate"] / epoch, text=config["kind"])
 """
 
 
-def start(*arguments, **options):
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
-    stopping = [] if {"--stopping", "--resume"} & set(arguments) else ["--stopping", "none"]  # trials run to their end
-    return subprocess.Popen([sys.executable, ROOT / "run.py", *map(str, arguments), *stopping], **{**pipes, **options})
+def start(*arguments, cwd=ROOT):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = [sys.executable, str(ROOT / "run.py"), *map(str, arguments)]
+    return subprocess.Popen(command, cwd=cwd, **pipes)
 
 
-def run(*arguments, timeout=60, **options):
-    """(exit code, stdout, stderr) of one run."""
-    process = start(*arguments, **options)
-    try:
-        out, err = process.communicate(timeout=timeout)
-    finally:
-        process.kill()
-    return process.returncode, out, err
+def finish(process):
+    """What a run has printed that must end well and without a warning."""
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    return out
 
 
-def rows(path):
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+def events(folder, kind):
+    """The events of a kind so far, such as "start"; a last line may be half written."""
+    path = folder / "journal.jsonl"
+    lines = path.read_bytes().splitlines(True)[1:] if path.exists() else []
+    found = [json.loads(line) for line in lines if line.endswith(b"\n")]
+    return [event for event in found if kind in event]
 
 
-def starts(folder):
-    return [json.loads(line) for line in (folder / "configs.jsonl").read_text().splitlines()]
+def end_after(process, n, folder, number, kind="report"):
+    """Sends a signal when the journal has n events of a kind; returns the exit code."""
+    until = time.monotonic() + 60
+    while len(events(folder, kind)) < n:
+        assert process.poll() is None and time.monotonic() < until, process.communicate()
+        time.sleep(0.005)
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    return process.returncode
 
 
-def interrupt_after(n_reports, number, folder, *arguments):
-    """Runs until there are so many rows of reports, then sends the signal; returns when the tuner has ended."""
-    process, path, until = start(*arguments), folder / "reports.csv", time.monotonic() + 60
-    try:
-        while not path.exists() or path.read_bytes().count(b"\n") <= n_reports:
-            assert process.poll() is None and time.monotonic() < until, f"{path} has not {n_reports} rows"
-            time.sleep(0.005)
-        process.send_signal(number)
-        return process.communicate(timeout=30)
-    finally:
-        process.kill()
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture
 def objective(tmp_path):
     path = tmp_path / "objective.py"
-    path.write_text(OBJECTIVE, encoding="utf-8")
+    path.write_text(OBJECTIVE)
     return path
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """Folder of a finished run of three trials, its objective file beside it."""
-    folder = tmp_path_factory.mktemp("finished")
-    (folder / "objective.py").write_text(OBJECTIVE, encoding="utf-8")
-    (folder / "space.json").write_text('{"x": {"uniform": [-1, 1]}, "epochs": 3}')
-    (folder / "start.json").write_text('[{"x": 0.5}, {"x": 0.25}]')
-    arguments = ("--trials", 3, "--workers", 1, "--set", "epochs=2", "--start", folder / "start.json", "--seed", 4)
-    code, _, err = run(folder / "objective.py", *arguments, "--results", folder / "run")
-    assert (code, err) == (0, "")
-    return folder
+# ---- As if nothing had happened ------------------------------------------------------------------
+def without_times(folder, name):
+    with open(folder / name, newline="") as file:
+        rows = list(csv.DictReader(file))
+    times = ("started", "ended", "seconds", "suggest_seconds", "time")
+    return [{key: cell for key, cell in row.items() if key not in times} for row in rows]
 
 
-# ---- As if nothing had happened -----------------------------------------------------------------------------------------
-def without_times(trials):
-    return [(t.id, t.config, t.origin, t.status, t.curve, t.error) for t in trials]
-
-
-def last_rows(folder, name):
-    """The rows of the last attempts, without times and attempts, sorted by trial."""
-    last = {line["trial"]: str(line["attempt"]) for line in starts(folder)}
-    found = [row for row in rows(folder / name) if row["attempt"] == last[int(row["trial"])]]
-    times = ("attempt", "started", "ended", "seconds", "suggest_seconds", "time")
-    found = [{name: cell for name, cell in row.items() if name not in times} for row in found]
-    return sorted(found, key=lambda row: int(row["trial"]))
-
-
-@pytest.mark.parametrize("searcher", ["random", "gp"])
-def test_interrupted_and_resumed_run_gives_the_same_trials(objective, tmp_path, searcher):
-    """One worker, killed at three instants by three signals: the CSVs but for times are those of an uninterrupted run."""
-    arguments = (objective, "--trials", 12, "--workers", 1, "--seed", 5, "--searcher", searcher, "--set", "pause=0.02")
+def test_killed_and_interrupted_run_has_the_csvs_of_an_uninterrupted_one(objective, tmp_path):
+    """One worker; ended by SIGKILL, SIGTERM and Ctrl-C."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    uninterrupted = start(*arguments, "--results", whole)
-    interrupt_after(4, signal.SIGKILL, parts, *arguments, "--results", parts)
-    interrupt_after(13, signal.SIGTERM, parts, "--resume", parts)
-    interrupt_after(25, signal.SIGINT, parts, "--resume", parts)
-    code, _, err = run("--resume", parts)
-    assert (code, err) == (0, "")
-    uninterrupted.communicate(timeout=60)
-    assert uninterrupted.returncode == 0
-    assert 12 < len(starts(parts)) <= 12 + 3  # a signal may find a trial that has just ended
-    assert without_times(load(parts)) == without_times(load(whole))
-    assert {trial.status for trial in load(whole)} == {"done", "failed"}  # a failure's text comes back too
+    arguments = (objective, "--trials", 12, "--workers", 1, "--seed", 5, "--set", "pause=0.03")
+    arguments += ("--stopping", "none", "--results")
+    uninterrupted = start(*arguments, whole)
+    assert end_after(start(*arguments, parts), 4, parts, signal.SIGKILL) == -signal.SIGKILL
+    assert end_after(start("--resume", parts), 13, parts, signal.SIGTERM) == 143
+    assert end_after(start("--resume", parts), 25, parts, signal.SIGINT) == 130
+    finish(start("--resume", parts))
+    finish(uninterrupted)
+    assert 12 < len(events(parts, "start")) <= 12 + 3  # a signal may come between two trials
     for name in ("trials.csv", "reports.csv"):
-        assert last_rows(parts, name) == last_rows(whole, name)
-
-
-def test_folder_named_as_a_searcher_is_not_taken_for_its_file(objective, tmp_path, monkeypatch):
-    there = tmp_path / "there"
-    for name in ("gp", "random", "auto", "none", "there"):
-        (tmp_path / name).mkdir()
-    command = [sys.executable, str(ROOT / "run.py")]
-    arguments = ["--trials", "2", "--workers", "1", "--searcher", "random", "--results", str(there / "run")]
-    subprocess.run([*command, str(objective), *arguments], cwd=tmp_path, check=True, capture_output=True, timeout=60)
-    resume = [*command, "--resume", str(there / "run"), "--trials", "3"]
-    subprocess.run(resume, cwd=there, check=True, capture_output=True, timeout=60)
-    done = subprocess.run(
-        [*resume, "--searcher", "gp"], check=False, cwd=tmp_path, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 2 and "has 'random', got 'gp'" in done.stderr
+        assert without_times(parts, name) == without_times(whole, name)
+    assert {trial.status for trial in load(whole)} == {"done", "failed"}  # its error is the same
 
 
 def test_every_suggestion_of_a_resumed_run_can_be_recomputed(objective, tmp_path):
-    """Four workers, so that what the searcher saw depends on times; rows of earlier attempts do not count."""
+    """Of four workers: what the searcher saw depends on times."""
     folder = tmp_path / "run"
-    arguments = (objective, "--trials", 28, "--seed", 7, "--searcher", "gp", "--set", "pause=0.03")
-    interrupt_after(20, signal.SIGKILL, folder, *arguments, "--results", folder)
-    interrupt_after(45, signal.SIGINT, folder, "--resume", folder)
-    assert run("--resume", folder, "--workers", 2)[0] == 0
-    searcher, again = SEARCHERS["gp"](load_run(folder)["space"], 7, 3), 0
-    for line in starts(folder):
-        if line["seen"] is None:
-            again += 1
-            assert line["attempt"] > 1
-        elif line["origin"] != "start":
-            assert searcher.suggest(load_before(folder, line["trial"])) == (line["config"], line["origin"])
-    assert 1 <= again <= 8 and sorted({line["trial"] for line in starts(folder)}) == list(range(28))
-    assert "model" in {line["origin"] for line in starts(folder)}
-    assert {trial.status for trial in load(folder)} <= {"done", "failed"}
+    first = start(
+        objective, "--trials", 24, "--seed", 7, "--set", "pause=0.03", "--results", folder
+    )
+    end_after(first, 20, folder, signal.SIGKILL)
+    finish(start("--resume", folder))
+    space, origins = read(folder).space, set()
+    searcher = SEARCHERS["gp"](space, 7, 3)
+    for event in events(folder, "start"):
+        found = event["config"], event["origin"]
+        if event["attempt"] == 1 and event["start"] > 0:
+            trials = load(folder, before=event["start"])
+            assert suggest(searcher, space, trials) == found
+        origins.add(event["origin"])
+    assert {"start", "model"} <= origins and {t.attempt for t in load(folder)} == {1, 2}
+    assert len(load(folder)) == 24
 
 
-def test_time_goes_on_without_the_pause_between(objective, tmp_path):
+# ---- A larger budget, another place --------------------------------------------------------------
+def test_finished_run_goes_on_with_a_larger_budget_from_anywhere(objective, tmp_path):
+    """The folder, the objective's file, and the folder from which the run is resumed have moved."""
+    start_file, elsewhere = tmp_path / "start.json", tmp_path / "elsewhere"
+    start_file.write_text('[{"x": 0.5, "kind": "a b"}, {"x": 0.25, "kind": "e,f\\n"}]')
+    arguments = ("--start", "start.json", "--set", "epochs=2", "--trials", 1, "--workers", 1)
+    finish(start("objective.py", *arguments, "--results", "run", cwd=tmp_path))
+    start_file.unlink()  # its configurations are in the journal
+    elsewhere.mkdir()
+    folder = (tmp_path / "run").rename(elsewhere / "moved")
+    n_lines = len((folder / "journal.jsonl").read_text().splitlines())
+    finish(start("--resume", "moved", cwd=elsewhere))  # it has finished: only the session is noted
+    assert len((folder / "journal.jsonl").read_text().splitlines()) == n_lines + 1
+    objective.rename(elsewhere / "objective.py")
+    finish(start("objective.py", "--resume", "moved", "--trials", 3, cwd=elsewhere))
+    assert [trial.config["x"] for trial in load(folder)[:2]] == [0.5, 0.25]
+    assert [trial.config["epochs"] for trial in load(folder)] == [2, 2, 2]
+    assert read(folder).run["arguments"]["trials"] == 3
+
+
+def test_hours_are_those_of_all_sessions_and_more_of_them_extend_a_run(objective, tmp_path):
+    """What the deadline has cut is not started again; the time between sessions does not count."""
     folder = tmp_path / "run"
-    interrupt_after(8, signal.SIGINT, folder, objective, "--set", "pause=0.1", "--hours", 0.0006, "--results", folder)
-    used = max(trial.ended for trial in load(folder))
-    time.sleep(2.2)  # longer than what is left of the run
-    before = time.monotonic()
-    code, out, _ = run("--resume", folder)
-    assert code == 0 and "ended (deadline)" in out and time.monotonic() - before < 20
+    arguments = (objective, "--set", "pause=0.2", "--hours", 1.0 / 3600, "--results", folder)
+    assert "ended (deadline)" in finish(start(*arguments))
+    n_trials = len(load(folder))
+    assert {trial.status for trial in load(folder)} >= {"timeout"}
+    assert "ended (deadline)" in finish(start("--resume", folder))
+    assert len(load(folder)) == n_trials
+    finish(start("--resume", folder, "--hours", 1.7 / 3600))
     trials = load(folder)
-    again = [line for line in starts(folder) if line["attempt"] == 2]
-    assert 1 <= len(again) <= 4 and all(used <= line["time"] < used + 2.2 for line in again)
-    assert {trial.error for trial in trials if trial.status == "timeout"} == {"deadline"}
-    assert all(2.16 <= trial.ended for trial in trials if trial.status == "timeout")
+    assert len(trials) > n_trials and {trial.attempt for trial in trials} == {1}
+    assert all(1.0 <= trial.started < trial.ended < 6.0 for trial in trials[n_trials:])
 
 
-def test_finished_run_says_so_and_a_larger_budget_extends_it(finished, tmp_path):
-    folder = shutil.copytree(finished / "run", tmp_path / "run")
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    for arguments in ([], ["--trials", 2], ["--hours", 5], ["--workers", 2, "--trial_timeout", 9]):
-        code, out, err = run("--resume", folder, *arguments)
-        assert (code, err) == (0, "") and "has finished: 3 trials" in out and "--trials" in out
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
-    code, out, _ = run("--resume", folder, "--trials", 5)
-    assert code == 0 and [trial.id for trial in load(folder)] == list(range(5))
-    assert run("--resume", folder)[1].startswith(f"{folder}: the run has finished: 5 trials")  # the budget is kept
-    code, out, _ = run("--resume", folder, "--hours", 1e-5)
-    assert code == 0 and "--hours to go on" not in out
-
-
-def test_run_ended_by_its_deadline_has_finished(objective, tmp_path):
-    folder = tmp_path / "run"
-    assert run(objective, "--set", "pause=0.4", "--hours", 0.0003, "--results", folder)[0] == 0
-    n = len(starts(folder))
-    code, out, _ = run("--resume", folder)
-    assert code == 0 and "has finished" in out and "raise --hours" in out and len(starts(folder)) == n
-    code, out, _ = run("--resume", folder, "--hours", 0.0009)
-    assert code == 0 and len(starts(folder)) > n
-    assert all(line["attempt"] == 1 for line in starts(folder))  # what the deadline has cut is not started again
-
-
-def test_run_killed_after_its_deadline_ends_its_trials(objective, tmp_path):
-    folder = tmp_path / "run"
-    interrupt_after(4, signal.SIGKILL, folder, objective, "--set", "pause=0.1", "--results", folder)
-    assert "running" in {trial.status for trial in load(folder)}
-    code, out, _ = run("--resume", folder, "--hours", 1e-5)
-    assert code == 0 and "deadline" in out
-    assert "running" not in {trial.status for trial in load(folder)}
-    assert any(trial.curve for trial in load(folder) if trial.error == "deadline")
-    assert "has finished" in run("--resume", folder)[1]
-
-
-def test_interrupted_before_all_are_started_again(objective, tmp_path):
-    folder = tmp_path / "run"
-    arguments = ("--set", "pause=0.2", "--workers", 6, "--trials", 6, "--results", folder)
-    interrupt_after(6, signal.SIGKILL, folder, objective, *arguments)
-    n_lines = (folder / "reports.csv").read_bytes().count(b"\n")  # more than 7 by now, where the machine is slow
-    interrupt_after(n_lines, signal.SIGTERM, folder, "--resume", folder, "--workers", 1)
-    found = rows(folder / "trials.csv")
-    assert len({(row["trial"], row["attempt"]) for row in found}) == len(found) == 6  # each has a row now
-    code, _, _ = run("--resume", folder, "--workers", 6)
-    assert code == 0 and {trial.status for trial in load(folder)} <= {"done", "failed"}
-    found = rows(folder / "trials.csv")
-    assert len({(row["trial"], row["attempt"]) for row in found}) == len(found)
-
-
-def test_what_the_run_began_with_comes_from_its_folder(objective, tmp_path):
-    """The start configurations, what prepare returned, and the space file are not read again."""
-    folder, start_file, space_file = tmp_path / "run", tmp_path / "start.json", tmp_path / "space.json"
-    objective.write_text(
-        OBJECTIVE + "\ndef prepare(constants):\n    return {'place': f'{constants[\"place\"]} and there'}\n"
-    )
-    start_file.write_text(json.dumps([{"x": i / 10} for i in range(5)]))
-    space_file.write_text(
-        json.dumps(
-            {"x": {"uniform": [-1, 1]}, "n": {"randint": [1, 3]}, "kind": "a", "epochs": 3, "pause": 0.2, "place": "p"}
-        )
-    )
-    arguments = ("--start", start_file, "--space", space_file, "--workers", 1, "--trials", 6, "--results", folder)
-    interrupt_after(1, signal.SIGINT, folder, objective, *arguments)
-    start_file.unlink()
-    space_file.unlink()
-    code, _, err = run("--resume", folder, "--workers", 3, cwd=ROOT)
-    assert (code, err) == (0, "")
-    trials = load(folder)
-    assert [trial.config["x"] for trial in trials[:5]] == [i / 10 for i in range(5)]
-    assert [trial.origin for trial in trials] == ["start"] * 5 + ["model"]
-    assert {trial.config["place"] for trial in trials} == {"p and there"}
-
-
-def torn(finished, tmp_path):
-    folder = shutil.copytree(finished / "run", tmp_path / "run")
-    for name in ("configs.jsonl", "trials.csv", "reports.csv"):
-        with open(folder / name, "a") as file:
-            file.write("3,1,2" if name != "configs.jsonl" else '{"trial": 3, ')
-    return folder
-
-
-def test_torn_lines_are_cut_with_a_warning(finished, tmp_path):
-    folder, whole = torn(finished, tmp_path), load(finished / "run")
-    code, _, err = run("--resume", folder, "--trials", 4)
-    assert code == 0 and err.count("warning") == err.count("is torn, and left out") == 3 and len(err.splitlines()) == 3
-    assert load(folder)[:3] == whole and [trial.id for trial in load(folder) if trial.ended] == [0, 1, 2, 3]
-
-
-@pytest.mark.parametrize(
-    "arguments, code",
-    [([], 0), (["--seed", 5], 2), (["--set", "n=3"], 2), (["--trials", 0], 2), (["train/mlp_fashion_mnist.py"], 2)],
-)
-def test_resume_that_does_not_go_on_changes_nothing(finished, tmp_path, arguments, code):
-    folder = torn(finished, tmp_path)
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    found, _, err = run("--resume", folder, "--trials", 3, *arguments)
-    assert found == code and err.splitlines()[-1].startswith("run.py: error" if code else "run.py: warning")
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
-
-
-# ---- Two runs on one folder ---------------------------------------------------------------------------------------------
-def test_second_run_is_refused_at_once_and_let_in_after_a_kill(objective, tmp_path):
-    folder = tmp_path / "run"
-    first, until = (
-        start(objective, "--set", "pause=0.2", "--set", "epochs=1000", "--results", folder),
-        time.monotonic() + 60,
-    )
-    while not (folder / "reports.csv").exists() or not (folder / "reports.csv").read_bytes():
-        assert first.poll() is None and time.monotonic() < until
-        time.sleep(0.01)
-    for arguments in (["--resume", folder], [objective, "--results", folder]):
-        before = time.monotonic()
-        code, _, err = run(*arguments)
-        assert code == 2 and "Traceback" not in err and time.monotonic() - before < 5
-        assert "another run is using it" in err if "--resume" in arguments else "holds a run already" in err
-    assert first.poll() is None
-    first.kill()
-    first.communicate()
-    resumed = start("--resume", folder)
-    until = time.monotonic() + 30
-    while sum(line["attempt"] == 2 for line in starts(folder)) < 4 and time.monotonic() < until:
-        time.sleep(0.02)
-    assert [line["attempt"] for line in starts(folder)][-4:] == [2] * 4
-    resumed.send_signal(signal.SIGINT)
-    assert resumed.wait(timeout=30) == 130
-    resumed.communicate()
-
-
-# ---- What may not change ------------------------------------------------------------------------------------------------
-DIFFERENT = {
-    "seed": (["--seed", 5], "--seed: DIR has 4, got 5"),
-    "searcher": (["--searcher", "random"], "--searcher: DIR has 'gp', got 'random'"),
-    "metric": (["--metric", "loss"], "--metric: DIR has 'score', got 'loss'"),
-    "mode": (["--mode", "min"], "--mode: DIR has 'max', got 'min'"),
-    "constant": (["--set", "epochs=27"], "epochs: DIR has 2, --set epochs=27 makes it 27"),
-    "fixed": (["--set", "n=3"], "n: DIR has randint(1, 9), --set n=3 makes it 3"),
-    "unknown": (["--set", "m=3"], "m: no such name"),
-    "space": (["--space", "HERE/space.json"], "rate: DIR has loguniform(0.0001, 1.0), --space HERE/space.json has nothing"),
-    "objective": (["train/mlp_fashion_mnist.py"], "OBJECTIVE: DIR has 'HERE/objective.py', got 'train/mlp_fashion_mnist.py'"),
-    "start": (["--start", "HERE/other.json"], "--start: DIR has [{"),
-    "results": (["--results", "HERE/elsewhere"], "--results: DIR has 'DIR', got 'HERE/elsewhere'"),
-}  # fmt: skip
-SAME = [
-    ["--seed", 4, "--searcher", "gp", "--metric", "score", "--mode", "max"],
-    ["HERE/../HERE_NAME/objective.py", "--set", "epochs=2", "--epochs_name", "epochs"],
-    ["--start", "HERE/start.json", "--set", "place=here"],
+# ---- What is refused -----------------------------------------------------------------------------
+DIFFERENT = [
+    (["--seed", "5"], "--seed: DIR has 4, got 5"),
+    (["--searcher", "random"], "--searcher: DIR has 'gp', got 'random'"),
+    (["--stopping", "none"], "--stopping: DIR has 'auto', got 'none'"),
+    (["--eta", "4"], "--eta: DIR has 3, got 4"),
+    (["--metric", "loss"], "--metric: DIR has 'score', got 'loss'"),
+    (["--mode", "min"], "--mode: DIR has 'max', got 'min'"),
+    (["--set", "epochs=27"], "--set: DIR has ['epochs=2'], got ['epochs=27']"),
+    (["--space", "HERE/space.json"], "--space: DIR has None, got {'x'"),
+    (["--start", "HERE/start.json"], "--start: DIR has None, got [{'x': 0.5}]"),
+    (["--results", "HERE/elsewhere"], "--results: a resumed run keeps its folder"),
+    (["HERE/other.py"], "OBJECTIVE: DIR has 'HERE/objective.py', got 'HERE/other.py'"),
+    (["--trials", "0"], "--trials: expected a number >= 1, got 0"),
 ]
 
 
-@pytest.fixture(scope="module")
-def answers(finished):
-    (finished / "other.json").write_text('[{"x": 0.75}]')
-
-    def answer(arguments):
-        words = [str(word).replace("HERE_NAME", finished.name).replace("HERE", str(finished)) for word in arguments]
-        shutil.copytree(finished / "run", folder := finished / str(abs(hash(tuple(words)))))
-        return folder, run("--resume", folder, *words)
-
-    cases = [arguments for arguments, _ in DIFFERENT.values()] + SAME
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(map(str, cases), pool.map(answer, cases)))
-
-
-@pytest.mark.parametrize("name", DIFFERENT)
-def test_difference_is_named(answers, finished, name):
-    arguments, words = DIFFERENT[name]
-    folder, (code, out, err) = answers[str(arguments)]
-    words = (
-        words.replace("'DIR'", repr(str(finished / "run"))).replace("DIR", str(folder)).replace("HERE", str(finished))
+@pytest.mark.filterwarnings("ignore:.*is torn")
+def test_option_that_differs_is_refused_by_name(objective, tmp_path, capsys, monkeypatch):
+    """The same value is none that differs."""
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # which run.main changes
+    (tmp_path / "space.json").write_text('{"x": {"uniform": [-1, 1]}, "epochs": 2}')
+    (tmp_path / "start.json").write_text('[{"x": 0.5}]')
+    folder = tmp_path / "run"
+    same = [objective, "--seed", 4, "--set", "epochs=2", "--workers", 1]
+    finish(start(*same, "--trials", 1, "--results", folder))
+    with open(folder / "journal.jsonl", "a") as file:
+        file.write('{"start": 1, "att')  # a torn line is cut only when the run goes on
+    before = contents(tmp_path)
+    for arguments, words in DIFFERENT:
+        words = words.replace("DIR", str(folder)).replace("HERE", str(tmp_path))
+        given = [argument.replace("HERE", str(tmp_path)) for argument in arguments]
+        try:
+            code = run.main(["--resume", str(folder), *given])
+        except SystemExit as refused:  # by argparse
+            code = refused.code
+        err = capsys.readouterr().err
+        assert code == 2 and words in err and len(err.splitlines()) == 1, (arguments, err)
+    assert contents(tmp_path) == before
+    resumed = start(
+        "--resume", folder, *same, "--metric", "score", "--searcher", "gp", "--trials", 2
     )
-    assert code == 2 and out == "" and words in err and len(err.splitlines()) == 1
+    err = resumed.communicate()[1]
+    assert resumed.returncode == 0 and "is torn, and left out" in err
+    assert [trial.attempt for trial in load(folder)] == [1, 1]
 
 
-@pytest.mark.parametrize("arguments", SAME, ids=str)
-def test_same_value_given_again_is_no_difference(answers, arguments):
-    _, (code, out, err) = answers[str(arguments)]
-    assert (code, err) == (0, "") and "has finished" in out
-
-
-@pytest.mark.parametrize(
-    "old, new, words",
-    [
-        ("uniform(-1, 1)", "uniform(-2, 1)", "x: DIR has uniform(-1.0, 1.0), FILE now has uniform(-2.0, 1.0)"),
-        ('"here"', '"there"', "place: DIR has 'here', FILE now has 'there'"),
-        ('"place"', '"where"', "place: DIR has 'here', FILE now has nothing"),
-        ('"max"', '"min"', "mode: DIR has 'max', FILE now 'min'"),
-        ('"score", ', '"loss", ', "metric: DIR has 'score', FILE now 'loss'"),
-        ("import time", "import nonsense", "FILE, line 2: ModuleNotFoundError"),
-        ("config_space", "space", "FILE: has no config_space"),
-        (None, None, "FILE: no such file; resume from the folder in which the run began"),
-    ],
-)
-def test_objective_file_that_has_changed_is_named(finished, tmp_path, old, new, words):
-    for name in ("objective.py", "run"):
-        (shutil.copytree if name == "run" else shutil.copy)(finished / name, tmp_path / name)
-    run_json = tmp_path / "run" / "run.json"
-    run_json.write_text(run_json.read_text().replace(str(finished), str(tmp_path)))
-    before = run_json.read_bytes()
-    path = tmp_path / "objective.py"
-    path.write_text(OBJECTIVE.replace(old, new)) if old else path.unlink()
-    code, _, err = run("--resume", tmp_path / "run", "--trials", 9)
-    words = words.replace("DIR", str(tmp_path / "run")).replace("FILE", str(path))
-    assert code == 2 and words in err and len(err.splitlines()) == 1
-    assert run_json.read_bytes() == before and len(starts(tmp_path / "run")) == 3
-
-
-def test_run_goes_on_from_anywhere_with_the_files_that_it_began_with(tmp_path):
-    """And not with others of the same names that lie where it is resumed."""
-    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
-    searcher = "from hpo.searchers import RandomSearch\nclass Mine(RandomSearch):\n    def suggest(self, trials):\n"
-    searcher += '        return super().suggest(trials)[0], "ORIGIN"\n'
-    for folder, objective, origin in (
-        (here, OBJECTIVE, "mine"),
-        (elsewhere, OBJECTIVE.replace("-config", "+config"), "another's"),
+def test_second_run_is_refused_and_let_in_after_a_kill(objective, tmp_path):
+    folder = tmp_path / "run"
+    arguments = (objective, "--set", "pause=99.0", "--set", "kind=a b", "--workers", 2)
+    first = start(*arguments, "--results", folder)
+    while len(events(folder, "start")) < 2:
+        assert first.poll() is None
+        time.sleep(0.01)
+    for arguments, words in (
+        (["--resume", folder], "another run is using it"),
+        ([objective, "--results", folder], "expected a new folder"),
     ):
-        folder.mkdir()
-        (folder / "objective.py").write_text(objective.replace('== "=1+1"', '== ""'), encoding="utf-8")  # none fails
-        (folder / "mine.py").write_text(searcher.replace("ORIGIN", origin), encoding="utf-8")
-    named = ["objective.py", "--searcher", "mine.py:Mine", "--workers", 1]
-    assert run(*named, "--trials", 2, "--results", "run", cwd=here)[0] == 0
-    code, _, err = run("--resume", here / "run", "--trials", 4, cwd=elsewhere)
-    assert (code, err) == (0, "") and len(load(here / "run")) == 4
-    for trial in load(here / "run"):
-        assert trial.origin == ("mine" if trial.id else "start")
-        assert trial.value == trial.config["x"] ** 2 + trial.config["n"] / 3  # losses: minus the score
-    same = ["../here/objective.py", "--searcher", "../here/mine.py:Mine"]
-    assert run(*same, "--resume", here / "run", cwd=elsewhere)[0] == 0
-    code, _, err = run(*named[:3], "--resume", here / "run", cwd=elsewhere)
-    assert code == 2 and "OBJECTIVE: " in err and "a resumed run keeps its own" in err
-
-
-def test_folder_that_was_moved_goes_on_with_the_objective_given(finished, tmp_path):
-    shutil.copytree(finished / "run", tmp_path / "moved")
-    (tmp_path / "objective.py").write_text(OBJECTIVE, encoding="utf-8")
-    run_json = tmp_path / "moved" / "run.json"
-    run_json.write_text(run_json.read_text().replace(str(finished), "/nowhere"))
-    code, _, err = run(tmp_path / "objective.py", "--resume", tmp_path / "moved", "--trials", 4)
-    assert (code, err) == (0, "") and len(load(tmp_path / "moved")) == 4
-
-
-@pytest.mark.parametrize(
-    "change, words",
-    [
-        (lambda folder: shutil.rmtree(folder), r"run\.json: cannot be read"),
-        (lambda folder: (folder / "run.json").write_text("{"), r"run\.json: not the record of a run"),
-        (lambda folder: (folder / "trials.csv").unlink(), r"trials\.csv"),
-        (
-            lambda folder: cut_lines(folder / "trials.csv", 1, 2),
-            r"trials\.csv, line 2: rows before it have been taken away",
-        ),
-        (
-            lambda folder: cut_lines(folder / "reports.csv", 3, 4),
-            r"reports\.csv, line 5: rows before it have been taken away",
-        ),
-        (
-            lambda folder: cut_lines(folder / "reports.csv", 3, 99),
-            r"trials\.csv, line 3, column value: expected '', as",
-        ),
-        (lambda folder: cut_lines(folder / "configs.jsonl", 1, 2), r"configs\.jsonl, line 2, column trial: expected 1"),
-        (lambda folder: (folder / "trials.csv").write_text("a,b\n"), r"trials\.csv, line 1, column trial: expected"),
-        (lambda folder: edit(folder, '"hours": 3.0', '"hours": "x"'), r"run\.json: arguments: .*--hours: expected"),
-        (lambda folder: edit(folder, '"seed": 4', '"sead": 4'), r"run\.json: arguments: .*--sead"),
-        (lambda folder: edit(folder, "objective.py", "nothing.py"), r"nothing\.py: no such file"),
-    ],
-    ids=range(11),
-)
-def test_damaged_folder_is_one_clear_line(finished, tmp_path, change, words):
-    folder = shutil.copytree(finished / "run", tmp_path / "run")
-    change(folder)
-    code, _, err = run("--resume", folder, "--trials", 9)
-    assert code == 2 and re.search(words, err) and len(err.splitlines()) == 1
-
-
-def cut_lines(path, first, last):
-    lines = path.read_bytes().splitlines(True)
-    path.write_bytes(b"".join(lines[:first] + lines[last:]))
-
-
-def edit(folder, old, new):
-    text = (folder / "run.json").read_text()
-    assert old in text
-    (folder / "run.json").write_text(text.replace(old, new))
+        second = start(*arguments)
+        err = second.communicate(timeout=20)[1]
+        assert second.returncode == 2 and words in err and len(err.splitlines()) == 1
+    first.kill()
+    first.communicate()
+    assert end_after(start("--resume", folder), 4, folder, signal.SIGINT, kind="start") == 130
+    assert [trial.attempt for trial in load(folder)] == [2, 2]

@@ -1,78 +1,71 @@
-"""The status line: what it says, and that it rewrites itself on a terminal alone."""
+"""hpo/status.py: what the status line says, and where it goes."""
 
-import pathlib
+import os
 import sys
 from types import SimpleNamespace
 
 import pytest
 
-from hpo.results import SIGN
-from hpo.status import Status
+from hpo.journal import Journal
+from hpo.space import uniform
+from hpo.status import Status, say
 from hpo.trial import Trial
 
 
-class Clock:
-    seconds = 0.0
-
-    def now(self):
-        return self.seconds
-
-
 @pytest.fixture
-def make(monkeypatch, capsys):
-    def status(live, stand_in=False):
+def make(monkeypatch):
+    def status(live=False, note=""):
         monkeypatch.setattr(sys.stdout, "isatty", lambda: live)
-        results = SimpleNamespace(
-            metric="accuracy", mode="max", folder=pathlib.Path("run"), to_metric=lambda loss: -loss
-        )
-        return Status(SimpleNamespace(space=None), Clock(), results, stand_in)
+        run = {"space": {"x": uniform(0, 1)}, "metric": "accuracy", "mode": "max", "arguments": {}}
+        return Status(Journal({**run, "note": note}), SimpleNamespace(now=lambda: status.now))
 
-    assert SIGN["max"] == -1  # as to_metric above
+    status.now = 0.0
     return status
 
 
-def trial(id, status, *losses):
-    return Trial(id, {}, "random", status=status, curve=list(enumerate(losses, 1)), ended=9.0)
+def trial(id, status, *losses, error=""):
+    return Trial(id, {}, "random", 1, status, [*enumerate(losses, 1)], error, ended=9.0)
 
 
 def test_line_counts_the_trials_and_names_the_best(make):
-    status, tuner = make(False), SimpleNamespace(running={}, seconds=7200.0)
-    assert status.line(tuner) == (
-        "0:00:00 elapsed, 2:00:00 left | no result yet | 0 done, 0 running, 0 stopped, 0 failed | 0 trials/h"
+    status, tuner = make(), SimpleNamespace(trials=[], running={}, seconds=7200.0)
+    assert make(note="a").line(tuner, 0.0).startswith("NOTE ABOVE | 0:00:00 elapsed, 2:00:00 left")
+    ended = [trial(0, "done", -0.5, -0.75), trial(1, "stopped", -0.25), trial(2, "failed", -0.99)]
+    tuner.running = {3: trial(3, "running"), 4: trial(4, "running", -0.625)}
+    tuner.trials = [*ended, *tuner.running.values()]
+    for one in ended:
+        status.ended(one)
+    assert status.line(tuner, 3661.0) == (
+        "1:01:01 elapsed, 0:58:59 left | best accuracy=0.75 (trial 0) | 1 done, 2 running, "
+        "1 stopped, 1 failed | 3 trials/h"
     )
-    for ended in (
-        trial(0, "done", -0.5, -0.75),
-        trial(1, "stopped", -0.25),
-        trial(2, "failed", -0.99),
-        trial(3, "stopped"),
-    ):
-        status.note(ended)
-    status.backend.seconds, tuner.running = 3661.0, {4: trial(4, "running"), 5: trial(5, "running", -0.625)}
-    assert status.line(tuner) == (
-        "1:01:01 elapsed, 0:58:59 left | best accuracy=0.75 (trial 0) | 1 done, 2 running, 2 stopped, 1 failed | 4 trials/h"
-    )
-    tuner.running[5].curve.append((2, -0.875))
-    status.note(trial(6, "timeout", -0.1))
-    line = status.line(tuner)
-    assert "best accuracy=0.875 (trial 5)" in line and "2 stopped, 1 timed out, 1 failed" in line
-    assert make(False, stand_in=True).line(tuner).startswith("STAND-IN DATA | ")
+    tuner.trials.append(trial(5, "timeout", -0.1))
+    tuner.running[4].earlier = [[(1, -0.5), (2, -0.875)]]  # of an attempt that was interrupted
+    line = status.line(tuner, 3661.0)
+    assert "best accuracy=0.875 (trial 4)" in line and "1 stopped, 1 timed out, 1 failed" in line
 
 
 def test_line_rewrites_itself_on_a_terminal_within_its_width(make, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
-    status, tuner = make(True), SimpleNamespace(running={}, seconds=60.0)
-    for status.backend.seconds in (0.0, 1.0, 1.01, 2.0):  # one comes too early
+    status, tuner = make(live=True), SimpleNamespace(trials=[], running={}, seconds=60.0)
+    for make.now in (0.0, 1.0, 1.01, 2.0):  # the first and the third come too early
         status.tick(tuner)
-    first, *lines = capsys.readouterr().out.split("\r\x1b[K")
-    assert first == "" and [line[:7] for line in lines] == ["0:00:01", "0:00:02"]
-    assert all(len(line) == 39 and "\n" not in line for line in lines)
-    status.ended(trial(0, "done", -0.5))
-    assert capsys.readouterr().out.startswith("\r\x1b[Ktrial    0 done     | accuracy=0.5 at epoch 1 | 1 epochs")
+    line = "\r\x1b[K0:00:0{} elapsed, 0:00:5{} left | no resu"
+    assert capsys.readouterr().out == line.format(1, 9) + line.format(2, 8)
+    status.ended(trial(0, "failed", -0.5, error="red \x1b[31m\x07\rover \u202e"))
+    end = "trial    0 failed   | 1 epochs, 9 s | red \\x1b[31m\\x07\\rover \\u202e\n"
+    assert capsys.readouterr().out == f"\r\x1b[K{end}"
+    status = make()  # elsewhere there is a plain line every minute
+    for make.now in range(2, 130, 10):
+        status.tick(tuner)
+    assert [line[:7] for line in capsys.readouterr().out.splitlines()] == ["0:01:02", "0:02:02"]
 
 
-def test_elsewhere_there_is_a_plain_line_every_minute(make, capsys):
-    status, tuner = make(False), SimpleNamespace(running={}, seconds=600.0)
-    for status.backend.seconds in range(0, 130, 10):
-        status.tick(tuner)
-    lines = capsys.readouterr().out.splitlines()
-    assert [line[:7] for line in lines] == ["0:01:00", "0:02:00"]
+def test_say_goes_on_when_nobody_reads(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        say("into the void")
+        say("again")
+    say("into a closed file")

@@ -11,22 +11,29 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def test_torture_loses_nothing():
-    counts = ["--kills", "1", "--trials", "7", "--disks", "1", "--folders", "3", "--fuzz", "50"]
-    command = [sys.executable, "-m", "experiments.torture", *counts]
-    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=150)
-    assert done.returncode == 0 and done.stdout.endswith("\n0 problems\n"), done.stdout + done.stderr
-    events = {line[:45].strip(): line[45:].split() for line in done.stdout.splitlines()[1:-1]}
-    assert sum(int(cells[0]) for cells in events.values()) == 1 + (7 + 2) + 1 + 3 + 50
-    assert int(next(cells for name, cells in events.items() if "SIGKILLed" in name)[1]) > 2
+    counts = ["--kills", 1, "--trials", 14, "--servers", 0, "--folders", 1, "--fuzz", 0]
+    command = [sys.executable, "-m", "experiments.torture", *map(str, counts)]
+    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.endswith("\n0 problems\n"), (
+        done.stdout + done.stderr
+    )
+    rows = {line[:50].strip(): line[50:].split() for line in done.stdout.splitlines()[1:-1]}
+    assert sum(int(cells[0]) for cells in rows.values()) == 1 + (14 + 1) + 1
+    assert int(next(cells for name, cells in rows.items() if "SIGKILLed" in name)[1]) > 2
 
 
 def test_torture_counts_what_is_lost_twice_or_invented(tmp_path):
-    (tmp_path / "run").mkdir()
-    tokens = {"answered": ["a", "b", "c", "d"], "begun": ["a", "b", "c", "d", "e"]}
-    log = [json.dumps([0.0, what, token]) + "\n" for what, found in tokens.items() for token in found]
-    (tmp_path / "side.log").write_text("".join(log))
-    (tmp_path / "run" / "reports.csv").write_text("trial,token\n0,a\n0,b\n0,b\n0,e\n0,f\n0,\n")
-    tally = torture.Tally()
-    torture.check_reports(tally, tmp_path / "run", tmp_path / "side.log")
-    assert (tally.expected, tally.found, tally.lost, tally.twice) == (4, 2, 2, 1)
-    assert tally.wrong == ["a report that no trial has made: f"]
+    run = torture.Run(tmp_path / "home", torture.Tally())
+    run.finish()
+    assert (run.tally.expected, run.tally.lost, run.tally.twice) == (4 * torture.N_EPOCHS + 4, 0, 0)
+    path = run.folder / "journal.jsonl"
+    first, second, third, *_ = [line for line in path.read_text().splitlines() if "token" in line]
+    text = path.read_text().replace(first + "\n", "").replace(second, f"{second}\n{second}")
+    path.write_text(text.replace(json.loads(third)["metrics"]["token"], "another"))
+    run.tally = torture.Tally()
+    run.check()
+    assert (run.tally.lost, run.tally.twice) == (2, 1)
+    assert run.tally.wrong == [
+        "a report that no trial has made: another",
+        "the CSVs are not what the journal makes of them",
+    ]

@@ -1,354 +1,391 @@
-"""LocalBackend: every way in which a trial's process can end, and that nothing of it stays behind."""
+"""LocalBackend: every way in which a trial can end, and that it harms nobody else."""
 
-import json
+import contextlib
+import math
 import os
-import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from hpo import trial as trial_module
-from hpo.objective import preloadable_modules
-from hpo.trial import End, LocalBackend, Report, Trial, n_threads, trial_seed, visible_gpus
+import hpo.trial
+import hpo.tuner
+from hpo.journal import Journal, load
+from hpo.space import space_from_json
+from hpo.trial import End, LocalBackend, Trial, n_threads, trial_seed, visible_gpus
+from hpo.tuner import RunFailed, Tuner
 
-FAULTS = """
-import ctypes, json, os, pathlib, random, signal, subprocess, sys, threading, time
-from hpo import Reporter, StopTrial, uniform
-
-config_space = {"x": uniform(0, 1)}
-metric, mode = "y", "max"
-
-class Odd(Exception):
-    def __str__(self):
-        return "a, b\\n\\"c\\" \\u00e9"
-
-def objective(config):
-    report = Reporter()
-    fault = config["fault"]
-    if fault == "return": report(y=1.0)
-    elif fault == "silent": pass
-    elif fault == "raise": report(y=1.0); raise Odd()
-    elif fault == "sys.exit(0)": report(y=1.0); sys.exit(0)
-    elif fault == "sys.exit(3)": sys.exit(3)
-    elif fault == "sys.exit(text)": sys.exit("no data")
-    elif fault == "os._exit(3)": os._exit(3)
-    elif fault == "segfault": ctypes.string_at(0)
-    elif fault == "kill": report(y=1.0); os.kill(os.getpid(), signal.SIGKILL)
-    elif fault == "abort": os.abort()
-    elif fault == "child":
-        child = subprocess.Popen(["sleep", "600"])
-        report(y=1.0, pid=child.pid, was_alive=int(child.poll() is None))
-    elif fault == "sleep": report(y=1.0); time.sleep(600)
-    elif fault == "ignore SIGTERM": signal.signal(signal.SIGTERM, signal.SIG_IGN); report(y=1.0); time.sleep(600)
-    elif fault == "exit on SIGTERM":
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); report(y=1.0); time.sleep(600)
-    elif fault == "swallow StopTrial":
-        for _ in range(3):
-            try: report(y=1.0)
-            except BaseException: pass
-    elif fault == "except Exception":
-        for _ in range(3):
-            try: report(y=1.0)
-            except Exception: pass
-    elif fault == "clean up":
-        try: report(y=1.0)
-        finally: pathlib.Path(config["file"]).write_text("cleaned")
-    elif fault == "print": print("to stdout"); print("to stderr", file=sys.stderr); os.system("echo from a child"); report(y=1.0)
-    elif fault == "seed":
-        import numpy
-        report(y=1.0, random=random.random(), numpy=numpy.random.rand(), threads=os.environ["OMP_NUM_THREADS"],
-               gpu=os.environ.get("CUDA_VISIBLE_DEVICES", "-"))
-    elif fault == "start method":
-        import multiprocessing
-        report(y=1.0, method=multiprocessing.get_start_method())
-    elif fault == "import": report(y=1.0, modules=" ".join(sys.modules))
-"""
-
-
-@pytest.fixture
-def backend(tmp_path):
-    path = tmp_path / "faults.py"
-    path.write_text(FAULTS)
-    (tmp_path / "logs").mkdir()
-    backend = LocalBackend(path, tmp_path / "logs", n_workers=2)
-    yield backend
-    backend.kill_all_at_once()
-
-
-def events_of(backend, fault, answer=True, id=0, seconds=30, **config):
-    """Runs one trial to its end; returns (list of reported metrics, End)."""
-    trial, reports = Trial(id, {"fault": fault, **config}, "test"), []
-    backend.start(trial)
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        for event in backend.wait(until - time.monotonic()):
-            if isinstance(event, End):
-                return reports, event
-            assert isinstance(event, Report)
-            reports.append(event.metrics)
-            backend.answer(trial, answer)
-    raise AssertionError(f"{fault}: no end within {seconds} s")
-
-
-@pytest.mark.parametrize(
-    "fault, n_reports, finished, reason",
-    [
-        ("return", 1, True, ""),
-        ("silent", 0, True, ""),
-        ("raise", 1, False, 'faults.Odd: a, b "c" é'),
-        ("sys.exit(0)", 1, True, ""),
-        ("sys.exit(3)", 0, False, "SystemExit: 3"),
-        ("sys.exit(text)", 0, False, "SystemExit: no data"),
-        ("os._exit(3)", 0, False, "the process exited with code 3"),
-        ("segfault", 0, False, "the process was killed by SIGSEGV"),
-        ("kill", 1, False, "the process was killed by SIGKILL (out of memory?)"),
-        ("abort", 0, False, "the process was killed by SIGABRT"),
-    ],
-)
-def test_backend_tells_how_a_trial_ended(backend, fault, n_reports, finished, reason):
-    reports, end = events_of(backend, fault)
-    assert len(reports) == n_reports
-    assert (end.finished, end.error) == (finished, reason)
-    assert not backend.running
-    assert end.busy_seconds >= 0
-
-
-@pytest.mark.parametrize("n_refusals", [2, 3])
-def test_start_waits_for_a_process_to_be_had(backend, monkeypatch, n_refusals):
-    """As after a moment at the limit of processes; a start that is refused for good costs one trial."""
-    process, refusals = trial_module._Process, [OSError(11, "Resource temporarily unavailable")] * n_refusals
-
-    def refused_at_first(*arguments):
-        if refusals:
-            raise refusals.pop()
-        return process(*arguments)
-
-    monkeypatch.setattr(trial_module, "_Process", refused_at_first)
-    monkeypatch.setattr(trial_module, "PAUSES", (0.01, 0.01))
-    reports, end = events_of(backend, "return")
-    assert (len(reports), end.finished) == ((1, True) if n_refusals == 2 else (0, False))
-    assert ("no process could be started" in end.error) == (n_refusals == 3)
-
-
-def test_backend_traceback_starts_in_the_objective_file(backend):
-    _, end = events_of(backend, "raise")
-    assert "faults.py" in end.traceback and "hpo/trial.py" not in end.traceback
-    assert end.traceback in (backend.log_folder / "0000.log").read_text(encoding="utf-8")
-
-
-def test_stopped_trial_raises_and_can_clean_up(backend, tmp_path):
-    reports, end = events_of(backend, "clean up", answer=False, file=str(tmp_path / "mark"))
-    assert len(reports) == 1 and not end.finished
-    assert (tmp_path / "mark").read_text() == "cleaned"
-
-
-def test_stopped_trial_cannot_swallow_the_stop_as_an_exception(backend):
-    reports, end = events_of(backend, "except Exception", answer=False)
-    assert len(reports) == 1 and not end.finished
-
-
-def test_stopped_trial_reports_no_more_even_when_it_swallows_everything(backend):
-    reports, end = events_of(backend, "swallow StopTrial", answer=False)
-    assert len(reports) == 1 and end.finished
-
-
-def killed(backend, fault):
-    """The End of a trial that is killed once it has reported."""
-    trial = Trial(0, {"fault": fault}, "test")
-    backend.start(trial)
-    wait_for(backend, Report)
-    backend.answer(trial, True)
-    time.sleep(0.1)
-    backend.kill(trial)
-    (end,) = wait_for(backend, End)
-    return end
-
-
-def test_kill_ends_a_sleeping_trial_at_once(backend):
-    before = time.monotonic()
-    end = killed(backend, "sleep")
-    assert time.monotonic() - before < 4 and end.error == "the process was killed by SIGTERM"
-
-
-def test_killed_trial_that_leaves_in_order_has_not_finished(backend):
-    assert not killed(backend, "exit on SIGTERM").finished
-
-
-def test_kill_ends_a_trial_that_ignores_sigterm(backend, monkeypatch):
-    monkeypatch.setattr("hpo.trial.TERM_SECONDS", 0.3)
-    assert killed(backend, "ignore SIGTERM").error.startswith("the process was killed by SIGKILL")
-
-
-def wait_for(backend, kind, seconds=30):
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        found = [event for event in backend.wait(until - time.monotonic()) if isinstance(event, kind)]
-        if found:
-            return found
-    raise AssertionError(f"no {kind.__name__} within {seconds} s")
-
-
-def test_end_of_a_trial_kills_the_processes_that_it_started(backend):
-    (report,), end = events_of(backend, "child")
-    assert end.finished and report["was_alive"]
-    until = time.monotonic() + 5
-    while is_alive(report["pid"]) and time.monotonic() < until:
-        time.sleep(0.01)
-    assert not is_alive(report["pid"])
-
-
-def test_output_of_a_trial_goes_to_its_log(backend):
-    events_of(backend, "print", id=7)
-    text = (backend.log_folder / "0007.log").read_text(encoding="utf-8")
-    assert {"to stdout", "to stderr", "from a child"} <= set(text.split("\n"))
-
-
-def test_deleted_folder_of_logs_costs_no_trial(backend):
-    backend.log_folder.rmdir()
-    _, end = events_of(backend, "print", id=7)
-    assert end.finished and "to stdout" in (backend.log_folder / "0007.log").read_text()
-
-
-def test_a_run_that_was_moved_away_gets_no_new_folder(backend, tmp_path):
-    gone = LocalBackend(tmp_path / "faults.py", tmp_path / "gone" / "logs", n_workers=1)
-    *_, end = events_of(gone, "print", id=7)
-    assert not end.finished and "gone" in end.error and not (tmp_path / "gone").exists()
-
-
-def test_seed_of_a_trial_depends_on_the_runs_seed_and_the_trials_id_only(backend):
-    ((first,), _), ((again,), _) = events_of(backend, "seed", id=3), events_of(backend, "seed", id=3)
-    ((other,), _) = events_of(backend, "seed", id=4)
-    assert first == again
-    assert first["random"] != other["random"] and first["numpy"] != other["numpy"]
-
-
-def test_trial_runs_with_its_share_of_the_cores_and_one_gpu(tmp_path, monkeypatch):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    (tmp_path / "faults.py").write_text(FAULTS)
-    backend = LocalBackend(tmp_path / "faults.py", tmp_path, n_workers=1, n_gpus=2)
-    ((report,), _) = events_of(backend, "seed")
-    assert report["threads"] == str(n_threads(1)) and report["gpu"] == "0"
-
-
-def test_gpus_are_those_that_the_user_made_visible(monkeypatch):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert visible_gpus(0) == [] and visible_gpus(2) == ["0", "1"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, 7")
-    assert visible_gpus(2) == ["5", "7"]
-
-
-def test_trial_process_loads_no_searcher_nor_tuner(backend):
-    ((report,), _) = events_of(backend, "import")
-    assert not {"hpo.searchers", "hpo.tuner", "hpo.results", "torch"} & set(report["modules"].split())
-
-
-def test_processes_of_a_trial_start_as_they_would_without_us(backend):
-    ((report,), _) = events_of(backend, "start method")
-    code = "import multiprocessing; print(multiprocessing.get_start_method())"
-    expected = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    assert report["method"] == expected
-
-
-def test_trial_seeds_are_distinct_32_bit_numbers():
-    seeds = {trial_seed(seed, i) for seed in range(50) for i in range(200)}
-    assert len(seeds) == 50 * 200
-    assert all(0 <= seed < 2**32 for seed in seeds)
-
-
-def test_wake_makes_a_wait_return(backend):
-    backend.wake()
-    before = time.monotonic()
-    assert backend.wait(20) == []
-    assert time.monotonic() - before < 10
-
-
-def test_wait_without_events_returns_after_its_timeout(backend):
-    before = time.monotonic()
-    assert backend.wait(0.05) == []
-    assert time.monotonic() - before >= 0.05
-
-
-def test_clock_goes_on_from_where_a_run_was_left(tmp_path):
-    (tmp_path / "faults.py").write_text(FAULTS)
-    backend = LocalBackend(tmp_path / "faults.py", tmp_path, clock=100.0)
-    assert 100.0 <= backend.now() < 130.0
-
-
-HANG_WITH_THE_LOCK = """
-import ctypes, os, subprocess
+ROOT = Path(__file__).resolve().parent.parent
+IS_LINUX = sys.platform == "linux"
+on_linux = pytest.mark.skipif(not IS_LINUX, reason="holds on Linux alone")
+OBJECTIVE = """
+import ctypes, multiprocessing, multiprocessing.pool, os, pathlib, random, signal, subprocess
+import sys, threading, time, flaky
+import numpy as np
+import hpo.report
 from hpo import Reporter, uniform
-config_space = {"x": uniform(0, 1)}
+
+config_space = {"x": uniform(0, 1), "code": ""}
 metric, mode = "y", "max"
+
+def often(i):
+    for _ in range(20):
+        Reporter()(y=i, text="x" * 20_000)
+
 def objective(config):
-    child = subprocess.Popen(["sleep", "600"])
-    open(MARK, "a").write(f"{child.pid}\\n{os.getpid()}\\n")
-    report = Reporter()
-    report(y=1.0)
-    ctypes.PyDLL(None).sleep(600)  # holds the interpreter's lock: no Python thread can act
+    names = {**globals(), "report": Reporter(), "raw": hpo.report.tuner.sendall}
+    exec(config["code"], names)
+    return names.get("returned")
+"""
+FLAKY = """
+import os
+fork = os.fork
+os.fork = lambda: os.stat("no process to be had") if os.path.exists(MARK) else fork()
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_nothing_outlives_the_tuner(tmp_path, number):
-    mark, path = tmp_path / "pids", tmp_path / "children.py"
-    path.write_text(HANG_WITH_THE_LOCK.replace("MARK", repr(str(mark))))
-    command = [sys.executable, "run.py", str(path), "--workers", "2", "--results", str(tmp_path / "run")]
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """With the objective, and a library of it that makes forks fail while there is a file."""
+    folder = tmp_path_factory.mktemp("objective")
+    (folder / "objective.py").write_text(OBJECTIVE)
+    (folder / "library").mkdir()
+    (folder / "library/flaky.py").write_text(f"MARK = {str(folder / 'refuse')!r}\n{FLAKY}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def backend(folder):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder / "library")
+        patch.setattr(hpo.trial, "STOP_SECONDS", 0.6)
+        backend = new_backend(folder, str(folder / "objective.py"))
+        yield backend
+        backend.close()
+
+
+def new_backend(folder, objective, space=None, metric=None, mode=None):
+    backend = LocalBackend(objective, n_workers=2)
+    backend.describe(space=space, metric=metric, mode=mode)
+    backend.begin(folder / "logs", 0)
+    return backend
+
+
+def start(backend, code, i=0):
+    trial = Trial(i, {"x": 0.5, "code": code}, "test")
+    backend.start(trial)
+    return trial
+
+
+def until_end(backend, *trials, go_on=True, seconds=20):
+    """[(metrics of each report, End)] of trials; their reports are answered."""
+    found = {trial.id: ([], []) for trial in trials}
+    until = time.monotonic() + seconds
+    while missing := [i for i, (_, ends) in found.items() if not ends]:
+        assert time.monotonic() < until, f"trials {missing} have not ended"
+        for event in backend.wait(1.0):
+            reports, ends = found[event.trial_id]
+            if isinstance(event, End):
+                ends.append(event)
+            else:
+                reports.append(event.metrics)
+                backend.answer(*(t for t in trials if t.id == event.trial_id), go_on)
+    return [(reports, *ends) for reports, ends in found.values()]
+
+
+def run(backend, *codes, first=0, **options):
+    trials = [start(backend, code, i) for i, code in enumerate(codes, first)]
+    return until_end(backend, *trials, **options)
+
+
+def first_report(backend):
+    while not (events := backend.wait(20)):
+        pass
+    return events[0].metrics
+
+
+def new_tuner(backend, codes, seconds=math.inf):
+    """A Tuner of trials that run the codes."""
+    space = space_from_json({"x": {"uniform": [0, 1]}, "code": {"choice": codes}})
+    journal = Journal({"space": space, "metric": "y", "mode": "max"})
+    starts = [{"x": 0.5, "code": code} for code in codes]
+    return Tuner(journal, None, backend, 2, seconds, n_trials=len(codes), start=starts)
+
+
+def wait_for(condition, seconds=20):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def are_gone(pids):
+    return not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+
+
+# ---- How a trial ends ----------------------------------------------------------------------------
+ENDS = [  # what it does, its reports, and how its error begins
+    ("report(y=1.0)", [1.0], ""),
+    ("returned = np.float32(2)", [2.0], ""),
+    ("returned = {'y': 3, 'epoch': 7}", [3.0], ""),
+    ("report(y=1.0); returned = 2.0", [1.0], ""),
+    ("report(y=1.0); sys.exit(0)", [1.0], ""),
+    ("threading.Thread(target=time.sleep, args=[99]).start(); returned = 1.0", [1.0], ""),
+    ("", [], "ValueError: expected a report of y, got nothing"),
+    ("report(loss=1.0, a=2)", [None], "ValueError: expected a report of y, got a, loss; or choose"),
+    ("returned = [1.0]", [], "TypeError: y: expected a number"),
+    ("report(y=1.0); raise ValueError('a\\nb é')", [1.0], "ValueError: a b é"),
+    ("sys.exit('no data')", [], "SystemExit: no data"),
+    ("raise KeyboardInterrupt", [], "KeyboardInterrupt"),
+    ("os._exit(3)", [], "the process exited with code 3"),
+    ("ctypes.string_at(0)", [], "the process was killed by SIGSEGV"),
+    ("os.kill(os.getpid(), 9)", [], "the process was killed by SIGKILL (out of memory?)"),
+    ("os.closerange(3, 99)", [], "the process exited with code 1"),
+    ("os.close(1); os.close(2); 1 / 0", [], "ZeroDivisionError: division by zero"),
+    ("sys.stdout = sys.stderr = None; 1 / 0", [], "ZeroDivisionError: division by zero"),
+    ("os.dup2(os.open('/dev/full', 1), 2); 1 / 0", [], "ZeroDivisionError: division by zero"),
+    ("raise OSError('x' * 10**6)", [], "OSError: xxxxx"),
+]
+
+
+def test_backend_tells_how_a_trial_ended(backend):
+    ends = run(backend, *(code for code, *_ in ENDS))
+    for (code, values, error), (reports, end) in zip(ENDS, ends):
+        assert [metrics.get("y") for metrics in reports] == values, code
+        assert end.outcome == ("failed" if error else "finished"), (code, end)
+        assert end.error[: len(error) or None] == error and len(end.error) <= 2000, (code, end)
+    log = backend.log(Trial(9, {}, "test"))
+    assert "objective.py" in log and "hpo/trial.py" not in log and log.endswith("a\nb é")
+
+
+def test_stopped_trial_cleans_up_and_reports_no_more(backend, folder):
+    often, mark = "for _ in range(3):\n  try: report(y=1.0)\n  except", str(folder / "clean")
+    codes = {
+        f"try: report(y=1.0)\nfinally: pathlib.Path({mark!r}).touch()": "failed",
+        f"{often} Exception: pass": "failed",
+        f"{often} BaseException: pass": "finished",
+        "try: report(y=1.0)\nexcept BaseException: time.sleep(99)": "failed",  # and so is killed
+    }
+    ends = run(backend, *codes, go_on=False)
+    assert [end.outcome for _, end in ends] == list(codes.values())
+    assert {len(reports) for reports, _ in ends} == {1}
+    assert (folder / "clean").exists() and "SIGKILL" in ends[3][1].error
+
+
+def test_killed_trial_ends_at_once_and_has_failed(backend, monkeypatch):
+    for handler, term_seconds, error in [
+        ("signal.SIG_DFL", 60, "the process was killed by SIGTERM"),
+        ("lambda *_: sys.exit(0)", 60, ""),
+        ("signal.SIG_IGN", 0.2, "the process was killed by SIGKILL (out of memory?)"),
+    ]:
+        monkeypatch.setattr(hpo.trial, "TERM_SECONDS", term_seconds)
+        trial = start(backend, f"signal.signal(15, {handler}); report(y=1.0); time.sleep(99)")
+        first_report(backend)
+        backend.kill(trial)
+        assert until_end(backend, trial, seconds=5) == [([], End(0, 1, "failed", error))]
+
+
+# ---- A trial harms nobody else -------------------------------------------------------------------
+RUBBISH = [
+    *(b"some log line\n", b"x" * 10**7, bytes(99) + b"\n", b"\n", b"\xff\n", b"[" * 10**5 + b"\n"),
+    *(b"3\n", b'{"end": ["finished"]}\n', b'{"report": {"y": 1.0}, "counted": false}\n'),
+    b'{"report": {"epoch": 1, "y": 1.0}, "counted": false}\n' * 20_000,  # it waits for no answer
+]
+
+
+def test_rubbish_on_its_connection_fails_a_trial_alone_and_at_once(backend, folder):
+    codes = ["for y in range(300): report(y=y)", "raw(b'half a line'); report(y=1.0)"]
+    for i, data in enumerate(RUBBISH):
+        path = folder / f"rubbish{i}"
+        path.write_bytes(data)
+        codes.append(f"raw(pathlib.Path({str(path)!r}).read_bytes()); time.sleep(99)")
+    (reports, end), *ends = run(backend, *codes, seconds=10)
+    assert end.outcome == "finished" and len(reports) == 300
+    assert {end.error[:35] for _, end in ends} == {"sent the tuner what is no report: b"}
+
+
+def test_half_a_line_keeps_the_tuner_from_nothing(backend):
+    codes = ["report(y=1.0); raw(b'half a line'); time.sleep(99)", "returned = 2.0"]
+    for reason, status, seconds in (("deadline", "timeout", 0.3), ("Ctrl-C", "interrupted", 99)):
+        before = time.monotonic()
+        tuner = new_tuner(backend, codes, backend.now() + seconds)
+        threading.Timer(0.6, tuner.interrupt, ["Ctrl-C"]).start()
+        assert tuner.run() == reason and time.monotonic() - before < 4
+        assert [(t.status, t.value) for t in tuner.trials] == [(status, -1.0), ("done", -2.0)]
+
+
+FORKED = "RuntimeError: report: called in a process that the trial forked"
+REPORTERS = [  # what a trial does, how many reports come, and how its error begins
+    ("with multiprocessing.pool.ThreadPool(2) as pool: pool.map(often, range(2))", 40, ""),
+    ("with multiprocessing.Pool(2) as pool: pool.map(often, range(4))", 0, FORKED),
+    ("os.fork()\nfor _ in range(3): report(y=1.0); time.sleep(0.05)", 3, ""),
+    ("if os.fork(): os.wait(); report(y=1.0)", 1, ""),  # and the child returns
+]
+
+
+def test_one_process_of_a_trial_reports_and_all_its_threads(backend):
+    ends = run(backend, *(code for code, *_ in REPORTERS), seconds=10)
+    for (code, n_reports, error), (reports, end) in zip(REPORTERS, ends):
+        assert (len(reports), end.error[: len(error) or None]) == (n_reports, error), code
+    assert FORKED in backend.log(Trial(2, {}, "test"))
+
+
+def test_fork_that_fails_for_a_while_costs_no_trial(backend, folder, monkeypatch):
+    mark = f"pathlib.Path({str(folder / 'refuse')!r})"
+    codes = [
+        f"report(y=1.0); {mark}.touch(); time.sleep(0.6); {mark}.unlink(); report(y=2.0)",
+        f"while not {mark}.exists(): time.sleep(0.01)\nreturned = 2.0",
+        "returned = 2.0",
+    ]
+    tuner = new_tuner(backend, codes)
+    assert tuner.run() == "trials"
+    assert [(t.status, t.value) for t in tuner.trials] == [("done", -2.0)] * 3
+    assert [t.attempt > 1 for t in tuner.trials] == [False, False, True]
+    monkeypatch.setattr(hpo.tuner, "N_LOST", 1)  # and not for ever
+    (folder / "refuse").touch()
+    with pytest.raises(RunFailed, match="no process to be had"):
+        new_tuner(backend, codes[2:]).run()
+    (folder / "refuse").unlink()
+
+
+@on_linux
+def test_trials_of_a_killed_fork_server_run_again(backend, folder):
+    mark = f"pathlib.Path({str(folder / 'killed')!r})"
+    kill = f"if not {mark}.exists(): time.sleep(0.3); {mark}.touch(); os.kill(os.getppid(), 9)"
+    codes = [f"report(y=1.0)\n{kill}", f"report(y=1.0)\nwhile not {mark}.exists(): pass"]
+    tuner = new_tuner(backend, [f"{code}\ntime.sleep(0.1); report(y=2.0)" for code in codes])
+    assert tuner.run() == "trials"
+    assert [(t.status, t.attempt, t.value) for t in tuner.trials] == [("done", 2, -2.0)] * 2
+    assert [t.earlier for t in tuner.trials] == [[[(1, -1.0)]]] * 2
+
+
+# ---- What a trial leaves behind ------------------------------------------------------------------
+DESCENDANTS = """
+child = subprocess.Popen(["sleep", "99"]).pid
+session = subprocess.Popen(["sleep", "99"], start_new_session=True).pid
+double_fork = "setsid sleep 99 > /dev/null 2>&1 & echo $!"
+orphan = int(subprocess.check_output(["sh", "-c", double_fork]))
+"""
+
+
+@on_linux
+def test_descendants_end_with_their_trial_and_not_before(backend):
+    trial = start(backend, f"{DESCENDANTS}report(y=1.0, a=child, b=session, c=orphan)", 1)
+    metrics = first_report(backend)
+    pids = [metrics[name] for name in "abc"]
+    run(backend, "returned = 1.0", first=2)
+    assert not any(are_gone([pid]) for pid in pids)
+    backend.answer(trial, True)
+    until_end(backend, trial)
+    assert are_gone(pids)
+
+
+@contextlib.contextmanager
+def run_py(folder, code, results, *flags, **variables):
+    """A tuner's process, in which the objective's library is to be had."""
+    command = [sys.executable, "run.py", str(folder / "objective.py"), "--set", f"code={code}"]
+    paths = os.pathsep.join([str(results.parent), str(folder / "library")])
+    environment = {**os.environ, "PYTHONPATH": paths, **variables}
+    command += ["--workers", "2", "--results", str(results), *flags]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as tuner:
+        try:
+            yield tuner
+        finally:
+            tuner.kill()
+
+
+@on_linux
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_nothing_outlives_the_tuner(folder, tmp_path, number):
+    pids, results = tmp_path / "pids", tmp_path / "run"
+    code = f"{DESCENDANTS}with open({str(pids)!r}, 'a') as f:\n"
+    code += "  print(os.getpid(), child, session, orphan, file=f)\n"
+    code += "report(y=1.0); ctypes.PyDLL(None).sleep(99)"  # holds Python's lock: no thread can act
     (temporary := tmp_path / "t").mkdir()
-    environment = {**os.environ, "TMPDIR": str(temporary)}
-    tuner = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
-    until = time.monotonic() + 30
-    while time.monotonic() < until and (not mark.exists() or len(mark.read_text().split()) < 4):
-        time.sleep(0.02)
-    children = [int(pid) for pid in mark.read_text().split()]
-    assert len(children) == 4
-    tuner.send_signal(number)
-    tuner.wait(timeout=20)
-    until = time.monotonic() + 10
-    while (any(is_alive(pid) for pid in children) or [*temporary.iterdir()]) and time.monotonic() < until:
-        time.sleep(0.02)
-    assert not any(is_alive(pid) for pid in children)
-    assert [*temporary.iterdir()] == []  # of the fork server's socket
-    assert len((tmp_path / "run" / "configs.jsonl").read_text().splitlines()) == 2
-    assert all(json.loads(line) for line in (tmp_path / "run" / "configs.jsonl").read_text().splitlines())
+    with run_py(folder, code, results, TMPDIR=str(temporary)) as tuner:
+        wait_for(lambda: pids.exists() and len(pids.read_text().split()) == 8)
+        wait_for(lambda: (results / "journal.jsonl").read_text().count('"report"') == 2)
+        tuner.send_signal(number)
+        assert tuner.wait(20) == (-9 if number == signal.SIGKILL else 143)
+    wait_for(lambda: are_gone(pids.read_text().split()), seconds=5)
+    assert [*temporary.iterdir()] == []
+    assert [trial.value for trial in load(results)] == [-1.0, -1.0]
 
 
-def is_alive(pid):
-    """Whether a process runs: a zombie, dead but not yet waited for by a slow init, does not."""
-    try:
-        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
+# ---- Where a trial runs --------------------------------------------------------------------------
+def test_output_of_a_trial_goes_to_its_log(backend, folder, tmp_path):
+    code = "print('out é'); print('err', file=sys.stderr); os.system('echo child'); returned = 1.0"
+    log, victim = folder / "logs/0000.log", tmp_path / "victim"
+    log.unlink(missing_ok=True)
+    run(backend, code)
+    assert set(log.read_text("utf-8").splitlines()) == {"out é", "err", "child"}
+    log.parent.rename(tmp_path / "away")  # which costs no trial
+    assert run(backend, code)[0][1].outcome == "finished" and log.exists()
+    victim.touch()
+    log.unlink()
+    log.symlink_to(victim)
+    assert "0000.log" in run(backend, code)[0][1].error and victim.read_text() == ""
+    log.unlink()
+    backend.begin(tmp_path / "gone/logs", 0)  # as when the whole run was moved away
+    assert "gone" in run(backend, code)[0][1].error and not (tmp_path / "gone").exists()
+    backend.begin(folder / "logs", 0)
 
 
-def test_environment_of_the_tuner_is_as_before(backend):
-    before = dict(os.environ)
-    events_of(backend, "return")
+def test_environment_of_a_trial(backend, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, 7,9")
+    monkeypatch.setattr(backend, "gpus", visible_gpus(2))
+    before, seen, trials = dict(os.environ), [], {}
+    code = """report(y=random.random(), numpy=np.random.rand(), modules=" ".join(sys.modules),
+        gpu=os.environ["CUDA_VISIBLE_DEVICES"], threads=os.environ["OMP_NUM_THREADS"],
+        start=multiprocessing.get_start_method())"""
+    for i in (3, 4, 5, 4):
+        if i in trials:  # what runs next gets its GPU, and here the same seed, too
+            backend.answer(trials[i], True)
+            until_end(backend, trials[i])
+        trials[i] = start(backend, code, i)
+        seen.append(first_report(backend))
+    for trial in trials.values():
+        backend.answer(trial, True)
+    until_end(backend, *trials.values())
+    assert [metrics["gpu"] for metrics in seen] == ["5", "7", "5", "7"] and seen[1] == seen[3]
+    assert len({metrics["y"] for metrics in seen}) == len({m["numpy"] for m in seen}) == 3
+    assert seen[0]["threads"] == str(n_threads(2))
+    assert seen[0]["start"] == ("fork" if IS_LINUX else "spawn")  # as outside a trial
+    loaded = {name for name in seen[0]["modules"].split() if name.startswith("hpo.")}
+    assert loaded == {"hpo.objective", "hpo.report", "hpo.space", "hpo.trial"}
     assert dict(os.environ) == before
+    seeds = {trial_seed(seed, i) for seed in range(20) for i in range(50)}
+    assert len(seeds) == 20 * 50 and all(0 <= seed < 2**32 for seed in seeds)
 
 
-PRELOADED = {
-    "import numpy\nfrom filelock import FileLock": ["filelock", "numpy"],
-    "import json, numpy.linalg": ["json", "numpy.linalg"],
-    "import json\nimport mine": ["json"],
-    "import filelock": [],  # there is a filelock.py beside the objective file
-    "import json, os\nos.environ['A'] = '1'\nimport numpy": ["json", "os"],  # which may read it
-    "import sys\nsys.path.insert(0, 'there')\nimport numpy": ["sys"],  # another one, perhaps
-    "import os\ndef f():\n    return os.environ['A']\nimport numpy": ["numpy", "os"],  # runs later
-    "import os\nHERE = os.path.dirname(__file__)\nimport numpy": ["numpy", "os"],  # sets nothing
-    "import os\nA = os.environ.get('A', os.path.join('a', 'b'))\nimport numpy": ["numpy", "os"],
-    "import os\nos.environ.setdefault('A', os.environ.get('B'))\nimport numpy": ["os"],
-    "import json\nfrom os import environ\nenviron['A'] = '1'\nimport numpy": ["json"],
-}
+def test_functions_and_files_are_objectives_as_they_were_when_the_run_began(folder, monkeypatch):
+    path, local = folder / "library/importable.py", 1.0
+    monkeypatch.syspath_prepend(folder / "library")
+
+    def closure(config):
+        return local + config["x"]
+
+    cases = [(("importable", "objective"), 2.0), (str(path), 2.0), (closure, 1.5)]
+    for objective, y in cases[: None if IS_LINUX else 2]:
+        path.write_text("def objective(config):\n    return 2.0\n")
+        backend = new_backend(folder, objective, {"x": {"uniform": [0, 1]}, "code": ""}, "y", "max")
+        path.write_text("a syntax error")
+        found = run(backend, "")
+        backend.close()
+        assert [([m["y"] for m in reports], end) for reports, end in found] == [
+            ([y], End(0, 1, "finished"))
+        ], (objective, backend.log(Trial(0, {}, "")))
 
 
-@pytest.mark.parametrize("source", PRELOADED)
-def test_preloaded_is_what_the_objective_file_itself_would_import(source, tmp_path):
-    names = ["mine.py"] if "FileLock" in source else ["mine.py", "filelock.py"]
-    for name in names:
-        (tmp_path / name).write_text("", encoding="utf-8")
-    path = tmp_path / "objective.py"
-    path.write_text(source, encoding="utf-8")
-    assert preloadable_modules(path) == ["hpo.trial", *PRELOADED[source]]
+def test_trials_start_by_spawn_where_there_is_no_fork(folder, tmp_path):
+    """As on macOS, whose name each process of this run takes for its own."""
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.platform = 'darwin'\n")
+    code = "report(y=1.0, start=multiprocessing.get_start_method())"
+    with run_py(folder, code, tmp_path / "run", "--trials", "3") as tuner:
+        assert tuner.wait(60) == 0
+    assert [trial.status for trial in load(tmp_path / "run")] == ["done"] * 3
+    assert (tmp_path / "run/reports.csv").read_text().count("spawn") == 3

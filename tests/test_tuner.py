@@ -1,1110 +1,483 @@
-"""hpo/tuner.py on a simulated clock: an in-memory backend plays scripts, the folder is a real one.
+"""hpo/tuner.py: the loop on a simulated clock, with a backend that plays scripts; and `tune`.
 
-A script is a list of steps of one trial, (seconds after the last one, what): a dict is a report, "done" a return, any
-other text an exception. A report waits for its answer, and the trial for nothing when its script is "rude".
+A script is the steps of one trial, (seconds after the last one, what): a dict is a report, "done" a
+return, "lost" what hpo.trial.End says of it, any other text an exception.
 """
 
-import collections
+import contextlib
 import itertools
-import json
 import math
 import os
-import shutil
 import traceback
-import warnings
-from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from experiments.simulated import simulate
-from hpo.results import Results, ResultsError, WriteError, load
+from hpo.journal import Journal, WriteError, load
 from hpo.searchers import RandomSearch
-from hpo.space import choice, loguniform, middle, randint
-from hpo.trial import End, Report, Trial
-from hpo.tuner import ReportsUnusable, RunFailed, Tuner, is_unended
+from hpo.space import choice, loguniform, middle, randint, space_to_json
+from hpo.trial import End, Report
+from hpo.tuner import N_LOST, RunFailed, Tuner, tune
 
 SPACE = {"lr": loguniform(1e-4, 1), "n": randint(1, 9), "kind": choice(["a", 1, None]), "epochs": 3}
+CONFIG = {"lr": 0.5, "n": 1, "kind": "a", "epochs": 3}
 KILL_SECONDS = 0.125  # from a kill to the end of the process
-MAX_WAITS = 2_000  # more means that the tuner polls, or waits for what does not come
 
 
-def epochs(*values, seconds=1.0, last="done"):
-    """Script that reports the values, one an epoch."""
-    return [(seconds, {"epoch": i, "loss": value}) for i, value in enumerate(values, 1)] + [(0.0, last)]
+def epochs(*losses, seconds=1.0, last="done"):
+    """Script that reports the losses, one an epoch."""
+    steps = [(seconds, {"epoch": i, "loss": loss}) for i, loss in enumerate(losses, 1)]
+    return [*steps, (0.0, last)]
 
 
-GOOD = epochs(0.5, 0.25, 0.375)
-CRASH = [(0.5, "ValueError: too bad")]
+GOOD, LONG, NAN = epochs(0.5, 0.25, 0.375), epochs(*[0.5] * 50), epochs(math.nan)
+SLOW, LOST = epochs(0.5, 0.25, 0.125, seconds=2.0), epochs(0.5, last="lost")
+KILLED, CRASH = epochs(0.5, last="killed by SIGKILL"), [(0.5, "ValueError: too bad")]
+SILENT, OTHER = [(1.0, "done")], [(1.0, {"epoch": 1, "accuracy": 0.5}), (1.0, "done")]
 
 
 class Backend:
-    """Plays scripts: a list for every trial, or one for each of the first trials and then the last for ever."""
+    """Plays scripts: one for each of the first trials, the last for all others.
 
-    def __init__(self, scripts, n_workers, rude=()):
-        self.scripts = scripts if isinstance(scripts[0], list) else [scripts]
-        self.n_workers, self.rude = n_workers, set(rude)
-        self.time = 0.0
+    A tuple of scripts has one for each attempt. The trials in `rude` do not wait for answers.
+    """
+
+    def __init__(self, scripts, n_workers, rude=(), counted=False):
+        self.scripts, self.n_workers, self.rude, self.counted = scripts, n_workers, rude, counted
+        self.time, self.woken = 0.0, False
         self.next = {}  # trial id -> (time, what comes then)
-        self.left = {}  # trial id -> steps after that
-        self.waiting = set()  # reports given to the tuner and not answered
-        self.started, self.killed, self.answers, self.waits = [], [], [], []
-        self.calls = []  # (time, function) of the test's own
-        self.woken = False
+        self.steps = {}  # trial id -> those after that
+        self.reported = {}  # trial id -> [(epoch, loss)] of its last attempt
+        self.unanswered = set()  # ids of trials whose report the tuner has
+        self.started, self.answers, self.waits = [], [], []
+        self.on_wait = lambda n: None  # of a test: is called in the n-th wait, may return events
 
     def now(self):
         return self.time
 
     def start(self, trial):
-        assert trial.id not in self.started and trial.started == round(self.time, 3)
-        self.started.append(trial.id)
-        self.left[trial.id] = list(self.scripts[min(trial.id, len(self.scripts) - 1)])
-        self._step(trial.id)
-        assert len(self.next) <= self.n_workers
+        if trial.id in self.next or len(self.next) >= self.n_workers:
+            pytest.fail("more trials than workers")
+        script = self.scripts[min(trial.id, len(self.scripts) - 1)]
+        if isinstance(script, tuple):
+            script = script[min(trial.attempt, len(script)) - 1]
+        self.started.append((trial.id, trial.attempt))
+        self.steps[trial.id], self.reported[trial.id] = iter(script), []
+        self.step(trial.id)
 
-    def _step(self, i):
-        if self.left[i]:
-            seconds, what = self.left[i].pop(0)
-            self.next[i] = (self.time + seconds, what)
-        else:
-            self.next[i] = (math.inf, None)  # hangs
+    def step(self, i):
+        seconds, what = next(self.steps[i], (math.inf, None))  # then it hangs
+        self.next[i] = self.time + seconds, what
 
     def wait(self, timeout=None):
-        self.waits.append((timeout, len(self.next)))
-        if len(self.waits) > MAX_WAITS:
-            pytest.fail("the tuner does not come to an end")
-        if self.woken:
-            self.woken = False
-            return []
-        soonest = min([time for time, _ in [*self.next.values(), *self.calls]], default=math.inf)
+        self.waits.append((timeout, len(self.next), len(self.started)))
         until = math.inf if timeout is None else self.time + timeout
-        if min(soonest, until) == math.inf:
-            pytest.fail("the tuner waits for ever")
-        self.time = max(self.time, min(soonest, until))
-        for call in [call for call in self.calls if call[0] <= self.time]:
-            self.calls.remove(call)
-            call[1]()
-        return [self._event(i) for i, (time, _) in sorted(self.next.items()) if time <= self.time]
+        until = min([until, *(time for time, _ in self.next.values())])
+        if until == math.inf or len(self.waits) > 2000:
+            pytest.fail("the tuner waits for what does not come, or polls")
+        self.time = max(self.time, until)
+        events, attempts = self.on_wait(len(self.waits)) or [], dict(self.started)
+        due = sorted(i for i, (time, _) in self.next.items() if time <= self.time)
+        return events + [self.event(i, attempts[i]) for i in due]
 
-    def _event(self, i):
-        _, what = self.next[i]
+    def event(self, i, attempt):
+        _, what = self.next.pop(i)
         if isinstance(what, dict):
-            self.waiting.add(i)
-            self.next[i] = (math.inf, None)
+            self.unanswered.add(i)
+            self.reported[i].append((what["epoch"], what.get("loss")))
+            self.next[i] = math.inf, None
             if i in self.rude:
-                self._step(i)
-            return Report(i, dict(what))
-        del self.next[i]
-        self.waiting.discard(i)  # it died without waiting for the answer
-        error = "" if what == "done" else what
-        return End(i, what == "done", error, error and f"Traceback of {i}\n{error}", 1.5)
+                self.step(i)
+            return Report(i, attempt, dict(what), self.counted)
+        self.unanswered.discard(i)  # it died without waiting for the answer
+        outcome = {"done": "finished", "lost": "lost"}.get(what, "failed")
+        return End(i, attempt, outcome, "" if what == "done" else what)
 
     def answer(self, trial, go_on):
-        assert trial.id in self.waiting, "an answer to no question"
-        self.waiting.remove(trial.id)
+        self.unanswered.remove(trial.id)
         self.answers.append((trial.id, go_on))
-        if trial.id not in self.rude:
-            if go_on:
-                self._step(trial.id)
-            else:
-                self.next[trial.id] = (self.time + KILL_SECONDS, "StopTrial")
+        if not go_on:
+            self.kill(trial)
+        elif trial.id not in self.rude:
+            self.step(trial.id)
 
     def kill(self, trial):
-        if trial.id not in self.next:  # its end is already on the way to the tuner, as the local backend has it
-            return
-        assert trial.id not in self.killed
-        self.killed.append(trial.id)
-        if trial.id not in self.rude:
-            self.next[trial.id] = (self.time + KILL_SECONDS, "killed by SIGTERM")
+        if trial.id in self.next and trial.id not in self.rude:
+            self.next[trial.id] = self.time + KILL_SECONDS, "killed by SIGTERM"
 
     def wake(self):
         self.woken = True
 
-
-class Searcher(RandomSearch):
-    """Random search that notes what it was given, and asks that every report be answered before."""
-
-    def __init__(self, backend, space=SPACE):
-        super().__init__(space, seed=3)
-        self.backend, self.given = backend, []
-
-    def suggest(self, trials):
-        assert not self.backend.waiting, "a report waits while the searcher thinks"
-        assert [trial.id for trial in trials] == list(range(len(trials)))
-        self.given.append([snapshot(trial) for trial in trials])
-        return super().suggest(trials)
+    def log(self, trial):
+        return f"log of {trial.id}"
 
 
-def snapshot(trial):
-    return trial.id, dict(trial.config), trial.status, list(trial.curve), trial.origin
+def make(
+    scripts, folder=None, journal=None, space=SPACE, mode="min", suggest=None, n_workers=2,
+    rude=(), counted=False, **options,
+):  # fmt: skip
+    """Tuner of a run in a new folder, of a journal, or in memory."""
+    backend, run = Backend(scripts, n_workers, rude, counted), {"metric": "loss", "mode": mode}
+    if folder:
+        run |= {"arguments": {}, "prepared": {}, "note": "", "space": space_to_json(space)}
+        journal = Journal.create(folder, run)
+    journal, searcher = journal or Journal({**run, "space": space}), RandomSearch(space, seed=3)
+    backend.time, own_suggest, searcher.given = journal.clock, searcher.suggest, []
+
+    def watched_suggest(trials):
+        assert not backend.unanswered, "a report waits while the searcher thinks"
+        searcher.given.append(snapshots(trials))
+        return own_suggest(trials)
+
+    searcher.suggest = suggest or watched_suggest
+    return Tuner(journal, searcher, backend, n_workers, **options)
 
 
-@pytest.fixture
-def make(tmp_path):
-    """Tuner of a run in tmp_path; the keywords are the Tuner's, and searcher(backend)."""
-    made = []
-
-    def make_one(
-        scripts, space=SPACE, n_workers=2, rude=(), searcher=None, mode="min", results=None, folder="run", **settings
-    ):
-        backend = Backend(scripts, n_workers, rude)
-        if results is None:
-            results = Results.create(tmp_path / folder, space, "loss", mode, {})
-        backend.time, settings["trials"] = results.clock, results.trials
-        made.append(results)
-        searcher = searcher(backend) if searcher else Searcher(backend, space)
-        return Tuner(space, searcher, backend, results, n_workers=n_workers, **settings)
-
-    yield make_one
-    for results in made:
-        results.close()
+def snapshots(trials):
+    return [(t.id, dict(t.config), t.status, list(t.curve), t.origin) for t in trials]
 
 
-def statuses(tuner):
-    return [trial.status for trial in tuner.trials]
+def letters(tuner):
+    """The first letters of the trials' statuses."""
+    return "".join(trial.status[0] for trial in tuner.trials)
 
 
-def check_ended(tuner, how="killed"):
-    """Nothing runs, and the folder says of each trial what the tuner knows. how: the earlier sessions have ended."""
-    assert not tuner.backend.next and not tuner.running and "running" not in statuses(tuner)
-    loaded = load(tuner.results.folder)
-    assert len(loaded) == len(tuner.trials)
-    for trial, back in zip(tuner.trials, loaded):
-        assert asdict(back) == {**asdict(trial), "suggest_seconds": pytest.approx(trial.suggest_seconds, abs=1e-6)}
-    n_cut = sum(trial.attempt - 1 for trial in tuner.trials) if how == "interrupted" else 0  # these have rows too
-    assert tuner.results.n_rows["trials"] == len(tuner.trials) + n_cut
+def check_ended(tuner):
+    """Nothing runs, the folder says what the tuner knows, and curves are what was reported."""
+    assert not tuner.backend.next and not tuner.running and "r" not in letters(tuner)
+    assert tuner.journal.folder is None or load(tuner.journal.folder) == tuner.trials
+    for i, reported in tuner.backend.reported.items():
+        losses = [(e, tuner.journal.to_loss(loss)) for e, loss in reported]
+        assert tuner.trials[i].curve == [point for point in losses if math.isfinite(point[1])]
 
 
-# ---- Budgets ------------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("n_workers, n_trials", [(1, 1), (1, 3), (2, 5), (4, 2), (4, 30)])
-def test_run_ends_after_its_trials(make, n_workers, n_trials):
-    tuner = make(GOOD, n_workers=n_workers, n_trials=n_trials)
-    assert tuner.run() == "trials"
-    check_ended(tuner)
-    assert statuses(tuner) == ["done"] * n_trials and tuner.backend.started == list(range(n_trials))
-    assert all(trial.curve == [(1, 0.5), (2, 0.25), (3, 0.375)] and trial.error == "" for trial in tuner.trials)
-    assert tuner.backend.time == 3 * math.ceil(n_trials / n_workers) and tuner.backend.killed == []
-    assert tuner.busy_seconds == 1.5 * n_trials
-
-
-def test_workers_are_all_busy_whenever_the_tuner_waits(make):
-    """And never more than all, which the backend asserts at each start."""
-    scripts = [epochs(*[0.5] * (i % 4 + 1), seconds=0.25 + i % 3) for i in range(40)]
-    tuner = make(scripts, n_workers=4, n_trials=40)
-    tuner.run()
-    check_ended(tuner)
-    assert {n for timeout, n in tuner.backend.waits[:-20] if timeout != 0} == {4}
-
-
-def test_waits_are_as_many_as_events(make):
-    tuner = make(GOOD, n_workers=1, n_trials=3)
-    tuner.run()
-    assert len([timeout for timeout, _ in tuner.backend.waits if timeout != 0]) <= 3 * 4
-    assert tuner.backend.waits[-1][0] is None  # no deadline: it waits for an event alone
-
-
-def test_deadline_ends_the_run_and_keeps_the_curves(make):
-    tuner = make(epochs(0.5, 0.125, 0.25, 0.25), seconds=10.5, mode="max")
-    assert tuner.run() == "deadline"
-    check_ended(tuner)
-    assert statuses(tuner) == ["done"] * 4 + ["timeout"] * 2
-    assert tuner.trials[5].curve == [(1, -0.5), (2, -0.125)] and tuner.trials[5].value == -0.5
-    assert tuner.trials[5].ended == 10.5 + KILL_SECONDS and "deadline" in tuner.trials[5].error
-    assert tuner.backend.killed == [4, 5]
-
-
-def test_deadline_before_the_first_report_is_a_timeout_without_value(make):
-    tuner = make(epochs(0.5, seconds=100), seconds=10, n_workers=3)
-    assert tuner.run() == "deadline"
-    check_ended(tuner)
-    assert statuses(tuner) == ["timeout"] * 3 and all(trial.value is None for trial in tuner.trials)
-
-
-def test_trial_that_finishes_while_it_is_killed_is_done(make):
-    tuner = make(epochs(0.5, 0.25, seconds=6), seconds=10, n_workers=1, rude=[0])
-    assert tuner.run() == "deadline"
-    check_ended(tuner)
-    assert statuses(tuner) == ["done"] and tuner.trials[0].curve == [(1, 0.5), (2, 0.25)]
-    assert tuner.backend.answers == [(0, True), (0, False)]
-
-
-def test_trial_timeout_ends_a_trial_and_not_the_run(make):
-    scripts = [epochs(0.5, 0.25, 0.125, seconds=2.0), GOOD, epochs(0.5, seconds=9.0), GOOD]
-    tuner = make(scripts, n_trials=5, trial_timeout=5.0)
-    assert tuner.run() == "trials"
-    check_ended(tuner)
-    assert statuses(tuner) == ["timeout", "done", "timeout", "done", "done"]
-    assert tuner.trials[0].curve == [(1, 0.5), (2, 0.25)] and tuner.trials[0].ended == 5 + KILL_SECONDS
-    assert tuner.trials[2].ended == tuner.trials[2].started + 5 + KILL_SECONDS
-    assert "trial_timeout 5" in tuner.trials[0].error and tuner.backend.killed == [0, 2]
-
-
-def test_trial_timeout_that_hits_every_trial_is_no_failure_of_the_run(make):
-    tuner = make(epochs(0.5, seconds=9), n_trials=5, trial_timeout=1.0)
-    assert tuner.run() == "trials" and statuses(tuner) == ["timeout"] * 5
-    check_ended(tuner)
-
-
-@pytest.mark.parametrize("n_workers", [1, 4])
-def test_exhausted_space_ends_the_run(make, n_workers):
-    """With one worker nothing is running when the searcher says so, and so nothing is to be waited for."""
-    tuner = make(GOOD, space={"n": randint(1, 3), "b": choice([True, 1])}, n_workers=n_workers, seconds=1000.0)
-    assert tuner.run() == "exhausted" and tuner.backend.time < 100
-    check_ended(tuner)
-    configs = {(trial.config["n"], type(trial.config["b"])) for trial in tuner.trials}
-    assert statuses(tuner) == ["done"] * 6 and len(configs) == 6
-
-
-def test_interrupt_ends_the_run(make):
-    tuner = make(epochs(*[0.5] * 50))
-    tuner.backend.calls.append((4.5, lambda: tuner.interrupt("interrupted by SIGINT")))
-    assert tuner.run() == "interrupted by SIGINT"
-    check_ended(tuner)
-    assert statuses(tuner) == ["timeout"] * 2 and tuner.trials[0].error == "interrupted by SIGINT"
-    assert tuner.trials[0].n_epochs == 4 and tuner.backend.time == 4.5 + KILL_SECONDS
-
-
-def test_trials_that_the_same_signal_ends_are_cut_off_and_have_not_failed(make):
-    """A signal to all processes of a run, as `timeout` and a closing terminal send it, reaches the trials too."""
-    tuner = make([(1.0, {"epoch": 1, "loss": 0.5}), (3.5, "the process was killed by SIGTERM")])
-    tuner.backend.calls.append((4.5, lambda: tuner.interrupt("interrupted by SIGTERM")))
-    assert tuner.run() == "interrupted by SIGTERM"
-    check_ended(tuner)
-    assert {(trial.status, trial.error) for trial in tuner.trials} == {("timeout", "interrupted by SIGTERM")}
-    assert all(is_unended(trial) for trial in tuner.trials)
-
-
-def test_interrupt_before_the_run_starts_nothing(make):
-    tuner = make(GOOD)
-    tuner.interrupt("early")
-    assert tuner.run() == "early" and tuner.trials == [] and load(tuner.results.folder) == []
-
-
-# ---- Configurations -----------------------------------------------------------------------------------------------------
-def test_middle_is_tried_first(make):
-    tuner = make(GOOD, n_trials=3)
-    tuner.run()
-    assert tuner.trials[0].config == middle(SPACE) and tuner.trials[0].origin == "start"
-    assert [trial.origin for trial in tuner.trials[1:]] == ["random"] * 2
-    assert [len(given) for given in tuner.searcher.given] == [1, 2]
-
-
-@pytest.mark.parametrize("n_start, n_trials", [(0, 2), (2, 4), (3, 2)])
-def test_start_configurations_come_first_in_their_order(make, n_start, n_trials):
-    start = [{"lr": 0.5, "n": n, "kind": None, "epochs": 3} for n in range(1, n_start + 1)]
-    tuner = make(GOOD, n_trials=n_trials, start=start)
-    tuner.run()
-    check_ended(tuner)
-    n = min(n_start, n_trials)
-    assert [trial.config for trial in tuner.trials[:n]] == start[:n]
-    assert [trial.origin for trial in tuner.trials] == ["start"] * n + ["random"] * (n_trials - n)
-
-
-def test_suggestions_of_the_searcher_are_cast(make):
-    numpy = pytest.importorskip("numpy")
-
-    class Numpy(Searcher):
-        def suggest(self, trials):
-            return {"n": numpy.int64(3), "lr": numpy.float32(0.5), "kind": 1.0, "epochs": 3}, numpy.str_("model")
-
-    tuner = make(GOOD, searcher=Numpy, n_trials=2, start=[])
-    tuner.run()
-    check_ended(tuner)
-    config = tuner.trials[0].config
-    assert list(config.items()) == [("lr", 0.5), ("n", 3), ("kind", 1), ("epochs", 3)]
-    assert [type(value) for value in config.values()] == [float, int, int, int]
-
-
-MIXED = [
-    epochs(0.5, 0.25, 0.125, seconds=2.0),
-    CRASH,
-    epochs(0.5, math.nan),
-    epochs(0.75, 0.5, 0.25, seconds=0.5),
-    epochs(0.9, 0.9, 0.9),
-    epochs(0.5, last="killed by SIGSEGV"),
-    GOOD,
-]
-
-
-def mixed_run(make, **settings):
-    tuner = make(
-        MIXED,
-        n_workers=3,
-        n_trials=14,
-        rule=lambda trial, trials, _: trial.id == 4 and len(trial.curve) == 2,
-        **settings,
-    )
-    assert tuner.run() == "trials"
+def finish(tuner, statuses, reason="trials"):
+    """The tuner after its run."""
+    assert (tuner.run(), letters(tuner)) == (reason, statuses)
     check_ended(tuner)
     return tuner
 
 
-def test_every_suggestion_can_be_recomputed_from_the_folder(make, tmp_path):
-    """The rows that `seen` counts are what the searcher was given, no more and no less."""
-    tuner = mixed_run(make)
-    run, part = tuner.results.folder, tmp_path / "part"
-    lines = {name: (run / name).read_text().splitlines(True) for name in ("configs.jsonl", "trials.csv", "reports.csv")}
-    shutil.copytree(run, part)
-    suggested = [json.loads(line) for line in lines["configs.jsonl"]]
-    given = [[], *tuner.searcher.given]  # the first is the start configuration, for which nobody was asked
-    assert len(suggested) == len(given) == 14
-    for i, line in enumerate(suggested):
-        (part / "configs.jsonl").write_text("".join(lines["configs.jsonl"][:i]))
-        for name in ("trials", "reports"):
-            (part / f"{name}.csv").write_text("".join(lines[f"{name}.csv"][: line["seen"][name] + 1]))
-        trials = load(part)
-        assert [snapshot(trial) for trial in trials] == given[i]
-        if i > 0:
-            assert RandomSearch(SPACE, seed=3).suggest(trials) == (line["config"], line["origin"])
+def ends(statuses, scripts, **options):
+    """The tuner after a run of as many trials as there are statuses."""
+    reason = "deadline" if "seconds" in options else "exhausted" if "space" in options else "trials"
+    n_trials = len(statuses) if reason == "trials" else math.inf
+    return finish(make(scripts, n_trials=n_trials, **options), statuses, reason)
 
 
-def test_same_run_twice_writes_the_same_rows(make, tmp_path):
-    def written():
-        tuner = mixed_run(make)
-        text = (tuner.results.folder / "reports.csv").read_text(), (tuner.results.folder / "configs.jsonl").read_text()
-        tuner.results.close()
-        shutil.rmtree(tmp_path / "run")
-        return text
-
-    assert written() == written()
+def fails(tuner, match):
+    """The exception with which a run ends, after its trials."""
+    with pytest.raises(RunFailed, match=f"(?s){match}") as raised:
+        tuner.run()
+    check_ended(tuner)
+    return raised.value
 
 
-# ---- Several sessions ---------------------------------------------------------------------------------------------------
+@pytest.fixture(autouse=True)
+def quick_files(monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+
+
+# ---- Ends ----------------------------------------------------------------------------------------
+NO_RULE, NEEDY = {"rule": lambda *_: False}, {"counted": True, "needs_epoch": True}
+ENDS = [  # first letters of the statuses, scripts, words of errors, options
+    ("tt", [epochs(1.0, seconds=99)], {1: "deadline"}, {"seconds": 9}),
+    ("ddtt", [SLOW], {3: "deadline"}, {"seconds": 11}),
+    ("d", [SLOW], {0: ""}, {"seconds": 5, "n_workers": 1, "rude": [0]}),  # done when it is killed
+    ("tdt", [SLOW, GOOD, SLOW], {0: "--trial_timeout 5"}, {"trial_timeout": 5}),
+    ("ttttt", [[]], {}, {"trial_timeout": 1}),  # no failures of the run
+    ("ddddd", [GOOD], {}, {"space": {"n": randint(1, 5)}, "n_workers": 4}),
+    ("ddd", [GOOD], {}, {"space": {"n": randint(1, 3)}, "n_workers": 1}),
+    ("dfff", [GOOD, CRASH, KILLED, SILENT], {1: "ValueError: too bad", 2: "killed by SIGKILL"}, {}),
+    ("dfd", [GOOD, SILENT, GOOD], {1: "ended without a report of loss"}, {}),
+    *(("dfd", [GOOD, epochs(0.5, bad, 0.1), GOOD], {1: f"loss={bad!r}; expected"}, {"rude": [1]})
+      for bad in (math.nan, math.inf, -math.inf, "high", None, True)),
+    ("d", [[(1, {"epoch": 1, "loss": 0.5, "b": math.nan}), (0, "done")]], {}, {}),
+    ("dd", [[*OTHER[:1], *GOOD]], {}, {"rule": lambda trial, *_: not trial.curve}),  # comes late
+    ("ffddd", [CRASH, NAN, GOOD], {}, {}),  # one good trial keeps the run going
+    ("fdfffff", [CRASH, GOOD, CRASH], {}, {}),
+    ("dfffff", [LONG, CRASH], {}, {}),  # it reports well meanwhile
+    ("ffddd", [CRASH, [(50, "killed by SIGKILL")], GOOD], {}, {}),
+    # four report at the instant at which the fifth ends: `make` asserts that none is left waiting
+    ("d" * 12, [epochs(0.5)] + [epochs(0.5, 0.5)] * 4 + [GOOD], {}, {"n_workers": 5}),
+    ("dd", [GOOD], {}, NEEDY),  # without a rule no epoch is needed
+    ("dd", [GOOD], {}, {"counted": True, "rule": lambda *_: pytest.fail("asked about a count")}),
+    *(("dd", [GOOD], {}, {"rule": lambda *_, no=no: no}) for no in (False, None, np.bool_(False))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("statuses, scripts, errors, options", ENDS)
+def test_run_ends(statuses, scripts, errors, options):
+    tuner = ends(statuses, scripts, **options)
+    for i, words in errors.items():
+        assert words in tuner.trials[i].error and bool(words) == bool(tuner.trials[i].error)
+    assert all(trial.value is None for trial in tuner.trials if trial.status == "failed")
+
+
+@pytest.mark.parametrize("n_workers, n_trials", [(1, 1), (1, 3), (2, 5), (4, 2), (4, 30)])
+def test_workers_are_all_busy_whenever_the_tuner_waits(n_workers, n_trials):
+    scripts = [epochs(*[0.5] * (i % 4 + 1), seconds=0.25 + i % 3) for i in range(n_trials)]
+    tuner = ends("d" * n_trials, scripts, n_workers=n_workers)
+    assert tuner.backend.started == [(i, 1) for i in range(n_trials)]
+    waits = [wait for wait in tuner.backend.waits if wait[0] != 0]
+    assert all(timeout is None for timeout, *_ in waits)  # there is no deadline
+    assert all(n == n_workers for _, n, n_started in waits if n_started < n_trials)
+
+
+def test_interrupt_keeps_the_curves(tmp_path):
+    """A signal may go to all processes of a run, and end a trial before the tuner does."""
+    scripts = [LONG, [*LONG[:2], (1.0, "killed by SIGINT")]]
+    tuner = make(scripts, tmp_path / "run", mode="max", seconds=3.01)
+    tuner.backend.on_wait = lambda n: tuner.interrupt("SIGINT") if tuner.backend.time == 3 else None
+    finish(tuner, "ii", "SIGINT")
+    assert tuner.backend.woken and [trial.error for trial in tuner.trials] == ["SIGINT"] * 2
+    assert [trial.n_epochs for trial in tuner.trials] == [3, 2] and tuner.trials[0].value == -0.5
+    tuner = make([GOOD])
+    tuner.interrupt("early")
+    finish(tuner, "", "early")
+
+
+# ---- Configurations ------------------------------------------------------------------------------
+@pytest.mark.parametrize("start, n_trials", [(None, 3), ([], 2), ([1, 2], 4), ([3, 4, 5], 2)])
+def test_start_configurations_come_first(start, n_trials):
+    start = start and [{**CONFIG, "n": n} for n in start]
+    trials = ends("d" * n_trials, [GOOD], start=start).trials
+    configs = [middle(SPACE)] if start is None else start[:n_trials]
+    assert [trial.config for trial in trials[: len(configs)]] == configs
+    origins = ["start"] * len(configs) + ["random"] * (n_trials - len(configs))
+    assert [trial.origin for trial in trials] == origins
+
+
+def test_suggestions_are_cast():
+    suggestion = {"n": np.int64(3), "lr": np.float32(0.5), "kind": 1.0, "epochs": 3}, np.str_("a")
+    (trial,) = ends("d", [GOOD], suggest=lambda _: suggestion, start=[]).trials
+    assert list(trial.config.items()) == [("lr", 0.5), ("n", 3), ("kind", 1), ("epochs", 3)]
+    kinds = [type(value) for value in (*trial.config.values(), trial.origin)]
+    assert kinds == [float, int, int, int, str]
+
+
+# ---- Several sessions ----------------------------------------------------------------------------
+MIXED = [SLOW, CRASH, epochs(0.5, math.nan), epochs(0.75, 0.5, seconds=0.5), LONG, NAN, GOOD]
+RULE = {"rule": lambda trial, trials, _: trial.id == 4 and len(trial.curve) == 2}
+
+
 class Killed(BaseException):
     """The tuner's process is gone: nothing more is handled or written."""
 
 
 def cut(tuner, n, how):
-    """Runs until the n-th wait, in which the tuner is killed or interrupted; whether it came to that."""
-    backend, wait = tuner.backend, tuner.backend.wait
+    """Runs until the n-th wait, in which the tuner is killed or interrupted."""
 
-    def cutting(timeout=None):
-        if len(backend.waits) == n - 1:
-            if how == "killed":
-                raise Killed
+    def on_wait(i):
+        if i == n and how == "killed":
+            raise Killed
+        elif i == n:
             tuner.interrupt("interrupted by SIGTERM")
-        return wait(timeout)
 
-    backend.wait = cutting
-    try:
-        return tuner.run() not in ("trials", "exhausted")
-    except Killed:
-        return True
+    tuner.backend.on_wait = on_wait
+    with contextlib.suppress(Killed):
+        assert tuner.run() == "interrupted by SIGTERM"
 
 
-def resumed(make, tuner, scripts=None, **settings):
+def resumed(tuner, scripts=MIXED, **options):
     """A tuner that goes on in the folder of one that is gone."""
-    tuner.results.close()
-    results = Results.open(tuner.results.folder)
-    results.begin_session({})
-    return make(scripts or MIXED, results=results, n_trials=9, **settings)
+    tuner.journal.close()
+    journal = Journal.open(tuner.journal.folder)
+    journal.begin_session({})
+    return make(scripts, journal=journal, **options)
 
 
 @pytest.mark.parametrize("how", ["killed", "interrupted"])
-def test_run_cut_at_any_wait_and_resumed_is_as_if_it_had_not_been(make, tmp_path, monkeypatch, how):
+def test_run_cut_at_any_wait_and_resumed_is_as_if_it_had_not_been(tmp_path, how):
     """One worker: the same trials, and the searcher has seen the same before each."""
-    monkeypatch.setattr(os, "fsync", lambda file: None)
-    rule = {"rule": lambda trial, trials, _: trial.id == 4 and len(trial.curve) == 2}
-    whole = make(MIXED, n_workers=1, n_trials=9, folder="whole", **rule)
-    whole.run()
-    n_again = 0
-    for n in range(1, len(whole.backend.waits) + 1):
-        first = make(MIXED, n_workers=1, n_trials=9, folder=f"run{n}", **rule)
-        assert cut(first, n, how)
-        second = resumed(make, first, n_workers=1, **rule)
-        unended = len(second.unended)
-        if cut(second, 2, how):
-            second = resumed(make, second, n_workers=1, **rule)
-        assert second.run() == "trials"
-        check_ended(second, how)
-        assert list(map(snapshot, second.trials)) == list(map(snapshot, whole.trials))
-        given = second.searcher.given
+    whole, n_again = ends("dffdsfd", MIXED, n_workers=1, **RULE), 0
+    options = {"n_workers": 1, "n_trials": 7, **RULE}
+    for n in range(1, len(whole.backend.waits)):
+        last = make(MIXED, tmp_path / str(n), **options)
+        cut(last, n, how)
+        last = resumed(last, **options)
+        if last.again:
+            n_again += 1
+            cut(last, 2, how)
+            last = resumed(last, **options)
+        given = finish(last, "dffdsfd").searcher.given
         assert given == whole.searcher.given[len(whole.searcher.given) - len(given) :]
-        n_again += unended
-        tables = [(tmp_path / f"run{n}" / f"{name}.csv").read_text().splitlines() for name in ("trials", "reports")]
-        assert [len(table) - 1 for table in tables] == [second.results.n_rows[name] for name in ("trials", "reports")]
+        assert snapshots(last.trials) == snapshots(whole.trials)
     assert n_again > 9
 
 
 @pytest.mark.parametrize("how", ["killed", "interrupted"])
 @pytest.mark.parametrize("n_workers", [1, 3, 5])
-def test_unended_trials_are_started_again_before_anything_else(make, how, n_workers):
-    first = make(MIXED, n_workers=3, n_trials=9)
-    cut(first, 12, how)
-    before = [(trial.id, trial.config, trial.attempt) for trial in load(first.results.folder)]
-    unended = [trial.id for trial in first.trials if trial.status in ("running", "timeout")]
-    assert len(unended) == 3
-    second = resumed(make, first, n_workers=n_workers)
-    began = second.backend.time
-    assert [trial.id for trial in second.unended] == unended and began == second.results.clock
+def test_interrupted_trials_come_first_and_all_is_recomputed(tmp_path, how, n_workers):
+    first = make(MIXED, tmp_path / "run", n_workers=3, n_trials=14, **RULE)
+    cut(first, 15, how)
+    second = resumed(first, seconds=0.0)
+    before, cut_off = snapshots(second.trials), [trial.id for trial in second.again]
+    assert second.run() == "deadline" and letters(second).count("i") == len(cut_off) > 1
+    second = resumed(second, n_workers=n_workers, n_trials=14, **RULE)
     assert second.run() == "trials"
-    check_ended(second, how)
-    assert second.backend.started == unended + list(range(len(before), 9))
-    for i, config, attempt in before:
-        assert second.trials[i].config == config and second.trials[i].attempt == attempt + (i in unended)
-    assert all(second.trials[i].started >= began for i in unended)
-    lines = (second.results.folder / "configs.jsonl").read_text().splitlines()
-    lines = [json.loads(line) for line in lines[len(before) :]]
-    assert [line["seen"] is None for line in lines] == [True] * 3 + [False] * (9 - len(before))
-
-
-def test_deadline_before_all_are_started_again_gives_each_a_row(make):
-    first = make(MIXED, n_workers=3, n_trials=9)
-    cut(first, 12, "killed")
-    seen = {trial.id: trial.curve for trial in load(first.results.folder) if trial.status == "running"}
-    second = resumed(make, first, seconds=0.0)
-    assert second.run() == "deadline"
     check_ended(second)
-    ended = [second.trials[i] for i in seen]
-    assert {(trial.status, trial.error, trial.attempt) for trial in ended} == {("timeout", "deadline", 1)}
-    assert [trial.curve for trial in ended] == list(seen.values()) and any(seen.values())
+    later = [(i, 1) for i in range(len(before), 14)]
+    assert second.backend.started == [(i, 2) for i in cut_off] + later
+    for trial, (i, config, _, curve, origin) in zip(second.trials, before):
+        assert (trial.id, trial.config, trial.origin) == (i, config, origin)
+        assert trial.earlier == ([curve] if i in cut_off else [])
+    for i, given in enumerate(first.searcher.given + second.searcher.given, 1):
+        trials, trial = load(tmp_path / "run", before=i), second.trials[i]
+        assert snapshots(trials) == given
+        assert RandomSearch(SPACE, seed=3).suggest(trials) == (trial.config, trial.origin)
+    assert i == 13  # the searcher was not asked for the first
 
 
-def test_only_what_the_end_of_a_session_has_cut_is_unended():
-    cases = [("running", "", True), ("timeout", "interrupted by SIGINT", True), ("timeout", "the run failed", True)]
-    cases += [("timeout", "deadline", False), ("timeout", "--trial_timeout 5", False), ("stopped", "", False)]
-    cases += [("failed", "interrupted by a bad disk", False), ("done", "", False)]
-    for status, error, expected in cases:
-        assert is_unended(Trial(0, {}, "random", status=status, error=error)) == expected
+# ---- First trials that fail ----------------------------------------------------------------------
+FAILING = [  # script, options, what the run ends with
+    (CRASH, {}, "--start.*Trial .: ValueError: too bad\nlog of .$"),
+    (SILENT, {}, "report of loss"),
+    (OTHER, {}, "report of loss"),
+    (NAN, {}, "loss=nan"),
+    (GOOD, {**NEEDY, **NO_RULE}, "reports no epoch, which the stopping rule needs"),
+]
 
 
-# ---- What a crash leaves, and what it cannot ----
-FILES = ["configs.jsonl", "reports.csv", "trials.csv"]
-UNEVEN = [epochs(0.5, 0.25, 0.375, 0.125, 0.3, seconds=0.4 + 0.0371 * i)[:-1] + [(0.017, "done")] for i in range(9)]
+@pytest.mark.parametrize("n_workers, n", [(1, 3), (2, 3), (4, 4)])
+@pytest.mark.parametrize("script, options, match", FAILING)
+def test_first_trials_that_all_fail_end_the_run(n_workers, n, script, options, match):
+    tuner = make([script], n_workers=n_workers, n_trials=20, **options)
+    fails(tuner, f"^all of the first {n} trials failed; mend.*{match}")
+    assert letters(tuner)[:n] == "f" * n and len(tuner.trials) < n + n_workers
 
 
-def two_sessions(make):
-    """Folder of a run that was killed, resumed with more workers, and killed again."""
-    first = make(UNEVEN, n_workers=3, n_trials=12)
-    assert cut(first, 30, "killed")
-    first.results.close()
-    results = Results.open(first.results.folder)
-    results.begin_session({})
-    second = make(UNEVEN[::-1], n_workers=4, n_trials=9, results=results)
-    assert cut(second, 40, "killed")
-    results.close()
-    return results.folder
+def test_fewer_first_trials_that_all_fail_end_the_run(tmp_path):
+    fails(make([CRASH], n_trials=1), "^the only trial failed; .* Trial 0:")
+    fails(make([CRASH], n_trials=2, n_workers=4), "^all of the first 2 trials")
+    fails(make([CRASH], space={"n": randint(1, 2)}, n_workers=4), "^all of the first 2 trials")
+    run = make([CRASH], tmp_path / "run", n_workers=1)
+    fails(run, "first 3 trials")
+    run = resumed(run, [CRASH], n_workers=1)  # nothing has been mended
+    fails(run, "first 3 trials")
+    run = resumed(run, [GOOD] * 6 + [CRASH] * 2 + [GOOD], n_trials=9)
+    finish(resumed(finish(run, "ffffffffd"), [CRASH], n_trials=15), "ffffffffdffffff")
 
 
-def part_of(whole, part, lines):
-    """A folder with these lines of the files, the others as they are in `whole`."""
-    part.mkdir(exist_ok=True)
-    for name in ("run.json", *FILES):
-        (part / name).write_bytes(b"".join(lines[name]) if name in lines else (whole / name).read_bytes())
-    return part
-
-
-def test_what_a_kill_or_a_power_cut_leaves_is_accepted(make, tmp_path, monkeypatch):
-    """After each write and sync, any part of what had not been synced may be gone, in each file by itself."""
-    written, synced, states = dict.fromkeys(FILES, 0), dict.fromkeys(FILES, 0), []
-
-    def note(file, done):
-        status = os.fstat(file)
-        for name in FILES:
-            path = tmp_path / "run" / name
-            if path.exists() and path.stat().st_ino == status.st_ino:
-                done[name] = status.st_size
-                if (tmp_path / "run" / "run.json").exists():
-                    states.append((dict(synced), dict(written)))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "write", lambda file, data, write=os.write: (write(file, data), note(file, written))[0])
-        patch.setattr(os, "fsync", lambda file, fsync=os.fsync: (fsync(file), note(file, synced))[0])
-        folder = two_sessions(make)
-    whole = {name: (folder / name).read_bytes() for name in FILES}
-    left = set()
-    for done, more in states:
-        ends = [{done[name], (done[name] + more[name]) // 2, more[name]} for name in FILES]
-        left |= set(itertools.product(*ends))
-    assert len(left) > 100
-    (tmp_path / "part").mkdir()
-    shutil.copy(folder / "run.json", tmp_path / "part")
-    for sizes in left:
-        for name, n in zip(FILES, sizes):
-            (tmp_path / "part" / name).write_bytes(whole[name][:n])
-        with warnings.catch_warnings(action="ignore"):  # torn last lines
-            load(tmp_path / "part")
-
-
-def test_rows_taken_away_are_named(make, tmp_path):
-    """All but those at the end that a crash could have taken: the README says which."""
-    folder = two_sessions(make)
-    lines = {name: (folder / name).read_bytes().splitlines(True) for name in FILES}
-    cells = {name: [line.decode().split(",") for line in lines[name]] for name in FILES[1:]}
-    starts = [json.loads(line) for line in lines["configs.jsonl"]]
-    seen = starts[-1]["seen"]
-    ended = {(int(row[0]), int(row[1])) for row in cells["trials.csv"][1:]}
-    n_reports = collections.Counter((int(row[0]), int(row[1])) for row in cells["reports.csv"][1:])
-    counts = collections.Counter()
-    for name in FILES:
-        for i in range(name != "configs.jsonl", len(lines[name])):
-            for j in (i + 1, i + 2, len(lines[name])):  # a row, two, or all the rest
-                taken = range(i, min(j, len(lines[name])))
-                if name == "configs.jsonl":
-                    left = [start for k, start in enumerate(starts) if k not in taken]
-                    attempts = {i: [s["attempt"] for s in left if s["trial"] == i] for i in range(len(starts))}
-                    ids = [start["trial"] for start in left if start["attempt"] == 1]
-                    noticed = any(a != list(range(1, len(a) + 1)) for a in attempts.values())
-                    noticed |= ids != list(range(len(ids)))
-                    noticed |= any(n_reports[starts[k]["trial"], starts[k]["attempt"]] for k in taken)
-                else:
-                    noticed = i <= seen[name[:-4]]
-                for k in taken if name == "reports.csv" else ():
-                    row = cells[name][k]  # of an ended trial: the best report, its fourth, or the last
-                    noticed |= (int(row[0]), int(row[1])) in ended and row[2] in ("4", "5")
-                part = part_of(folder, tmp_path / "part", {name: lines[name][:i] + lines[name][j:]})
-                counts[name, noticed] += 1
-                if noticed:
-                    with pytest.raises(ResultsError, match=r"(configs\.jsonl|\.csv), line \d+.*restore the file"):
-                        load(part)
-                else:
-                    load(part)
-    assert all(counts[name, True] > 10 for name in FILES)
-    assert counts["reports.csv", False] and counts["trials.csv", False]
-
-
-def test_rows_put_in_or_moved_are_named(make, tmp_path):
-    folder = two_sessions(make)
-    lines = {name: (folder / name).read_bytes().splitlines(True) for name in FILES}
-    seen = json.loads(lines["configs.jsonl"][-1])["seen"]
-    for name, rows in lines.items():
-        for i in range(1, seen.get(name[:-4], len(rows)) - 5):
-            for changed in (rows[: i + 1] + rows[i:], rows[:i] + rows[i + 1 : i + 6] + [rows[i]] + rows[i + 6 :]):
-                with pytest.raises(ResultsError, match=r"(configs\.jsonl|\.csv), line \d+"):
-                    load(part_of(folder, tmp_path / "part", {name: changed}))
-
-
-# ---- Failed trials ------------------------------------------------------------------------------------------------------
-def test_failures_are_rows_and_the_run_goes_on(make):
-    tuner = mixed_run(make)
-    assert statuses(tuner) == ["done", "failed", "failed", "done", "stopped", "failed"] + ["done"] * 8
-    errors = [trial.error for trial in tuner.trials]
-    assert errors[1] == "ValueError: too bad" and errors[5] == "killed by SIGSEGV"
-    assert all(word in errors[2] for word in ("loss", "nan", "epoch 2"))
-    assert all(tuner.trials[i].value is None for i in (1, 2, 5)) and tuner.trials[5].curve == [(1, 0.5)]
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "high", None, True])
-def test_metric_that_is_no_finite_number_fails_its_trial(make, value):
-    tuner = make([GOOD, epochs(0.5, value, 0.25), GOOD], n_trials=4)
-    assert tuner.run() == "trials"
-    check_ended(tuner)
-    assert statuses(tuner) == ["done", "failed", "done", "done"]
-    assert tuner.trials[1].curve == [(1, 0.5)] and repr(value) in tuner.trials[1].error
-    assert (1, False) in tuner.backend.answers
-
-
-def test_nan_in_another_metric_fails_nothing(make):
-    tuner = make([(1.0, {"epoch": 1, "loss": 0.5, "other": math.nan}), (0, "done")], n_trials=2)
-    assert tuner.run() == "trials" and statuses(tuner) == ["done"] * 2
-    check_ended(tuner)
-
-
-def test_trial_without_a_report_is_failed(make):
-    tuner = make([GOOD, [(1.0, "done")], GOOD], n_trials=3)
-    tuner.run()
-    check_ended(tuner)
-    assert statuses(tuner) == ["done", "failed", "done"] and "report of loss" in tuner.trials[1].error
-
-
-@pytest.mark.parametrize("n_workers", [1, 2, 4])
-@pytest.mark.parametrize(
-    "script, words",
-    [
-        (CRASH, ["Traceback of", "ValueError: too bad"]),
-        ([(1.0, "done")], ["report of loss"]),
-        (epochs(math.nan), ["loss", "nan"]),
-        (epochs(0.5, last="killed by SIGKILL"), ["killed by SIGKILL"]),
-    ],
-    ids=["raises", "silent", "nan", "killed"],
-)
-def test_first_trials_that_all_fail_end_the_run(make, n_workers, script, words):
-    tuner = make(script, n_workers=n_workers, n_trials=20)
-    with pytest.raises(RunFailed) as error:
-        tuner.run()
-    n = max(3, n_workers)
-    assert all(word in str(error.value) for word in [*words, f"all of the first {n} trials failed; ", "--start"])
-    check_ended(tuner)
-    assert statuses(tuner)[:n] == ["failed"] * n and len(tuner.trials) < n + n_workers
-
-
-def test_first_trials_that_fail_in_different_ways_end_the_run(make):
-    tuner = make([epochs(math.nan, seconds=2.0), CRASH, [(1.0, "done")], CRASH], n_workers=3, n_trials=20)
-    with pytest.raises(RunFailed, match="first 3 trials"):
-        tuner.run()
-    check_ended(tuner)
-
-
-def test_trials_that_failed_before_the_objective_was_mended_do_not_end_the_next_session(make):
-    first = make(CRASH, n_workers=1, n_trials=9)
-    with pytest.raises(RunFailed):
-        first.run()
-    second = resumed(make, first, [GOOD] * 3 + [CRASH] + [GOOD], n_workers=1)
-    assert second.run() == "trials" and statuses(second) == ["failed"] * 4 + ["done"] * 5
-    third = make(CRASH, n_workers=1, n_trials=9, folder="other")
-    with pytest.raises(RunFailed):
-        third.run()
-    with pytest.raises(RunFailed, match="all of the first 3 trials failed"):  # nothing has been mended
-        resumed(make, third, CRASH, n_workers=1).run()
-
-
-@pytest.mark.parametrize("n_workers", [1, 2, 4])
-@pytest.mark.parametrize("n_bad", [1, 2])
-def test_start_configuration_that_fails_is_not_the_end_of_the_run(make, n_workers, n_bad):
-    tuner = make([epochs(math.nan)] * n_bad + [GOOD], n_workers=n_workers, n_trials=6)
-    assert tuner.run() == "trials" and statuses(tuner) == ["failed"] * n_bad + ["done"] * (6 - n_bad)
-    check_ended(tuner)
-
-
-def test_only_trial_that_fails_is_the_end_of_the_run(make):
-    tuner = make(CRASH, n_workers=1, n_trials=1)
-    with pytest.raises(RunFailed, match=r"^the only trial failed; .*\. The error of trial 0:\nTraceback of 0\n.*bad$"):
-        tuner.run()
-    check_ended(tuner)
-
-
-def test_fewer_trials_than_workers_that_all_fail_end_the_run(make):
-    tuner = make(CRASH, n_workers=4, n_trials=2)
-    with pytest.raises(RunFailed, match="first 2 trials"):
-        tuner.run()
-    check_ended(tuner)
-
-
-def test_space_smaller_than_the_workers_that_all_fails_ends_the_run(make):
-    tuner = make(CRASH, space={"n": randint(1, 2)}, n_workers=4)
-    with pytest.raises(RunFailed):
-        tuner.run()
-    check_ended(tuner)
-
-
-@pytest.mark.parametrize("scripts", [[GOOD, CRASH], [CRASH, GOOD, CRASH], [CRASH, CRASH, GOOD, CRASH]])
-def test_one_good_trial_among_the_first_keeps_the_run_going(make, scripts):
-    tuner = make(scripts, n_workers=3, n_trials=12)
-    assert tuner.run() == "trials" and statuses(tuner).count("failed") > 8
-    check_ended(tuner)
-
-
-def test_trial_that_reports_well_keeps_the_run_going(make):
-    """Small configurations crash at once while a large one trains: the objective works."""
-    tuner = make([epochs(*[0.5] * 20), CRASH], n_workers=2, n_trials=6)
-    assert tuner.run() == "trials"
-    check_ended(tuner)
-    assert statuses(tuner) == ["done"] + ["failed"] * 5
-
-
-def test_last_of_the_first_trials_that_fails_late_keeps_the_run_going(make):
-    """By then others have trained well: the objective works."""
-    tuner = make([CRASH, [(50.0, "killed by SIGKILL")], GOOD], n_workers=2, n_trials=30)
-    assert tuner.run() == "trials"
-    check_ended(tuner)
-    assert statuses(tuner) == ["failed"] * 2 + ["done"] * 28
-
-
-def test_metric_that_is_never_reported_ends_the_run(make):
-    script = [(1.0, {"epoch": 1, "accuracy": 0.5, "time": 2}), (1.0, "done")]
-    tuner = make([script] * 3 + [epochs(0.5, seconds=50)], n_workers=2)
-    with pytest.raises(ReportsUnusable, match=r"loss .*accuracy, time; .*--metric"):
-        tuner.run()
-    check_ended(tuner)
-    assert statuses(tuner) == ["failed"] * 3 + ["timeout"] and tuner.backend.killed == [3]
-
-
-def test_one_trial_that_ends_without_the_metric_costs_that_trial_alone(make):
-    """It may have left early, before a metric that comes with the last epoch."""
-    script = [(1.0, {"epoch": 1, "accuracy": 0.5, "time": 2}), (1.0, "done")]
-    tuner = make([script, epochs(0.5, seconds=50)], n_workers=2, n_trials=4)
-    assert tuner.run() == "trials" and statuses(tuner) == ["failed"] + ["done"] * 3
-    check_ended(tuner)
-
-
-def test_metric_reported_as_nan_is_not_missing(make):
-    script = [(1.0, {"epoch": 1, "accuracy": 0.5}), (1.0, {"epoch": 2, "loss": math.nan}), (0.0, "done")]
-    tuner = make([script, epochs(0.5, seconds=9.0)], rude=[0], n_workers=2, n_trials=3)
-    assert tuner.run() == "trials" and statuses(tuner) == ["failed", "done", "done"]
-    check_ended(tuner)
-
-
-def test_metric_may_be_missing_from_some_reports(make):
-    script = [(1.0, {"epoch": 1, "accuracy": 0.5}), (1.0, {"epoch": 2, "loss": 0.5}), (0.0, "done")]
-    tuner = make(script, n_trials=4)
-    assert tuner.run() == "trials" and statuses(tuner) == ["done"] * 4
-    check_ended(tuner)
-
-
-def test_metric_missing_once_fails_one_trial(make):
-    other = [(1.0, {"epoch": 1, "accuracy": 0.5}), (0.0, "done")]
-    tuner = make([GOOD, GOOD, other, GOOD], n_trials=5)
-    assert tuner.run() == "trials" and statuses(tuner) == ["done", "done", "failed", "done", "done"]
-    check_ended(tuner)
-
-
-# ---- Stopping rule ------------------------------------------------------------------------------------------------------
-def test_rule_stops_a_trial(make):
+# ---- Stopping rule -------------------------------------------------------------------------------
+def test_rule_stops_a_trial():
     asked = []
 
     def rule(trial, trials, max_epochs):
-        asked.append((trial.id, list(trial.curve), len(trials), max_epochs))
+        assert trials[trial.id] is trial
+        asked.append((trial.id, len(trial.curve), max_epochs))
         return trial.id == 1 and len(trial.curve) == 2
 
-    tuner = make(GOOD, n_trials=3, rule=rule, max_epochs=3)
-    assert tuner.run() == "trials"
-    check_ended(tuner)
-    assert statuses(tuner) == ["done", "stopped", "done"]
-    assert tuner.trials[1].curve == [(1, 0.5), (2, 0.25)] and tuner.trials[1].error == ""
-    assert tuner.trials[1].value == 0.25 and tuner.trials[1].ended == 2 + KILL_SECONDS
-    assert asked[:2] == [(0, [(1, 0.5)], 2, 3), (1, [(1, 0.5)], 2, 3)]
-    assert [answer for answer in tuner.backend.answers if not answer[1]] == [(1, False)] and tuner.backend.killed == []
+    tuner = ends("dsd", [GOOD], rule=rule, max_epochs=3)
+    assert sorted(asked) == [(i, n, 3) for i in range(3) for n in (1, 2)]  # not at the last epoch
+    assert [i for i, go_on in tuner.backend.answers if not go_on] == [1]
+    assert (tuner.trials[1].error, tuner.trials[1].ended) == ("", 2 + KILL_SECONDS)
 
 
-def test_stopped_trial_stays_stopped(make):
-    """Whatever it does in its ten seconds: it reports NaN, returns, crashes."""
-    for last in ("done", "ValueError: in the clean-up"):
-        tuner = make(
-            [epochs(0.5, math.nan, 0.25, last=last), GOOD], rude=[0], n_trials=3, rule=lambda trial, *_: trial.id == 0
-        )
-        assert tuner.run() == "trials"
-        assert statuses(tuner) == ["stopped", "done", "done"] and tuner.trials[0].error == ""
-        assert [go_on for i, go_on in tuner.backend.answers if i == 0] == [False] * 3
-        tuner.results.close()
-        shutil.rmtree(tuner.results.folder)
+@pytest.mark.parametrize("last", ["done", "ValueError: in the clean-up", "lost"])
+def test_stopped_trial_stays_stopped_and_keeps_its_worker(last):
+    """Whatever it does in its ten seconds; it is told so again, and the rule is not asked."""
+    asked, script = [], epochs(0.5, math.nan, 0.25, last=last)
+    rule = lambda trial, *_: asked.append(trial.id) or trial.id == 0
+    tuner = ends("sd", [script, GOOD], rude=[0], n_workers=1, rule=rule)
+    assert tuner.backend.answers[:3] == [(0, False)] * 3 and asked == [0, 1, 1, 1]
+    assert tuner.trials[1].started == tuner.trials[0].ended == 3 and tuner.trials[0].error == ""
 
 
-def test_stopped_trial_is_told_so_again_and_the_rule_is_not_asked(make):
-    asked = []
-    tuner = make(GOOD, rude=[0], n_workers=1, n_trials=1, rule=lambda trial, *_: asked.append(len(trial.curve)) or True)
-    tuner.run()
-    check_ended(tuner)
-    assert asked == [1] and tuner.backend.answers == [(0, False)] * 3 and statuses(tuner) == ["stopped"]
+# ---- Broken parts --------------------------------------------------------------------------------
+RUBBISH = [  # suggestion, words of the error
+    (5, "5"), ("ab", "'ab'"), ((), r"\(\)"), ((CONFIG,), "0.5"), ((CONFIG, "a", 3), "'a', 3"),
+    (({**CONFIG, "lr": 7.0}, "a"), "lr: .*loguniform.* 7.0"),
+    (({**CONFIG, "lr": math.nan}, "a"), "lr: .*nan"),
+    (({**CONFIG, "lr": np.zeros((9, 99))}, "a"), "lr: "),
+    (({**CONFIG, "epochs": 4}, "a"), "epochs: .* 3 .* 4"),
+    (({**CONFIG, "epochs": {1}}, "a"), "epochs: .* 3 .*1"),
+    (({**CONFIG, "kind": ["a"]}, "a"), "kind: "), (({**CONFIG, "typo": 1}, "a"), "typo: "),
+    (({"lr": 0.5, "kind": "a"}, "a"), "n is missing"), ((CONFIG, None), "origin a text"),
+    (([0.5, 1], "a"), "config must be a dict"), (("a", CONFIG), "config must be a dict"),
+    (np.zeros((9, 99)), "array"), ((1 for _ in "x"), "generator"),
+]  # fmt: skip
 
 
-def test_stopped_trial_keeps_its_worker_until_it_has_ended(make):
-    tuner = make([epochs(*[0.5] * 9)], rude=[0], n_workers=1, n_trials=2, rule=lambda trial, *_: trial.id == 0)
-    tuner.run()
-    check_ended(tuner)
-    assert tuner.trials[0].status == "stopped" and tuner.trials[1].started == tuner.trials[0].ended == 9
+def broken(*_):
+    raise KeyError("lengthscale")
 
 
-def test_waiting_reports_are_all_answered_before_the_next_suggestion(make):
-    """Four report at the same instant as the fifth ends; the searcher itself asserts that none waits."""
-    tuner = make([epochs(0.5)] + [epochs(0.5, 0.5)] * 4 + [GOOD], n_workers=5, n_trials=12)
-    assert tuner.run() == "trials" and len(tuner.searcher.given) == 11
-    check_ended(tuner)
+NO_SUGGESTION = r"RandomSearch\.suggest: expected \(config, origin\) or None, got "
+BROKEN = [
+    ("suggest", broken, "RandomSearch.suggest raised KeyError: 'lengthscale'"),
+    ("rule", broken, "the stopping rule raised KeyError: 'lengthscale'"),
+    *(("rule", lambda *_, a=a: a, "the stopping rule: expected True or False, got .{,200}")
+      for a in ("no", 1, 0.5, np.zeros((99, 9)))),
+    *(("suggest", lambda _, r=r: r, f"{NO_SUGGESTION}[^\n]*{words}[^\n]*") for r, words in RUBBISH),
+]  # fmt: skip
 
 
-def test_rule_that_raises_ends_the_run_and_its_trials(make):
-    def rule(trial, trials, max_epochs):
-        if trial.n_epochs == 2:
-            raise ZeroDivisionError("in the rule")
+@pytest.mark.parametrize("part, function, match", BROKEN)
+def test_user_code_that_raises_or_returns_rubbish_ends_the_run(part, function, match):
+    tuner = make([LONG], **{part: function})
+    cause = fails(tuner, f"^{match}$").__cause__
+    if function is broken:  # the traceback is of the user's code alone
+        assert isinstance(cause, KeyError)
+        assert [frame.name for frame in traceback.extract_tb(cause.__traceback__)] == ["broken"]
+    assert (cause is None) == (function is not broken)
+    assert set(letters(tuner)) == {"i"} and tuner.trials[0].error == "the run failed"
 
-    tuner = make(epochs(*[0.5] * 50), n_workers=3, rule=rule)
-    with pytest.raises(RunFailed, match="the stopping rule raised ZeroDivisionError: in the rule"):
+
+@pytest.mark.parametrize("kind, second, statuses", [("report", GOOD, "iii"), ("end", SLOW, "rrd")])
+def test_journal_that_fails_ends_the_trials_then_the_run(kind, second, statuses):
+    """What comes of the third trial at the same instant is handled; the first failure is told."""
+    tuner, append = make([GOOD, second, GOOD], n_workers=3, n_trials=3), Journal.append
+
+    def fail(event):
+        if event.get(kind, 2) < 2:
+            raise WriteError(f"full at {event[kind]}")
+        return append(tuner.journal, event)
+
+    tuner.journal.append = fail
+    with pytest.raises(WriteError, match="full at 0"):
         tuner.run()
-    check_ended(tuner)
-
-
-@pytest.mark.parametrize(
-    "answer",
-    ["no", 1, 0.5, np.zeros((99, 9)), (False for _ in "x")],
-    ids=["text", "integer", "float", "array", "generator"],
-)
-def test_rule_that_answers_neither_true_nor_false_ends_the_run(make, answer):
-    tuner = make(GOOD, rule=lambda *_: answer)
-    with pytest.raises(RunFailed, match="^the stopping rule: expected True or False, got [^\n]*$") as error:
-        tuner.run()
-    assert error.value.__cause__ is None
-    check_ended(tuner)
-
-
-@pytest.mark.parametrize("answer", [False, None, np.bool_(False)])
-def test_rule_may_answer_no_in_three_ways(make, answer):
-    tuner = make(GOOD, n_trials=2, rule=lambda *_: answer)
-    assert tuner.run() == "trials" and statuses(tuner) == ["done", "done"]
-
-
-def test_rule_is_not_asked_at_the_last_epoch(make):
-    asked = []
-    tuner = make(GOOD, n_trials=2, rule=lambda trial, *_: asked.append(trial.n_epochs), max_epochs=3)
-    assert tuner.run() == "trials" and statuses(tuner) == ["done", "done"] and sorted(asked) == [1, 1, 2, 2]
-    check_ended(tuner)
-
-
-def test_rule_cannot_change_the_trials_of_the_run(make):
-    tuner = make(GOOD, n_trials=3, rule=lambda trial, trials, _: trials.clear())
-    assert tuner.run() == "trials" and len(tuner.trials) == 3
-    check_ended(tuner)
-
-
-def test_reports_that_carry_no_epoch_are_refused_when_there_is_a_rule(make, monkeypatch):
-    event = Backend._event
-
-    def counted_event(self, i):
-        found = event(self, i)
-        return Report(i, found.metrics, counted=i >= first_counted) if isinstance(found, Report) else found
-
-    monkeypatch.setattr(Backend, "_event", counted_event)
-    first_counted = 0
-    tuner = make(GOOD, n_trials=3, rule=lambda *_: False)
-    with pytest.raises(ReportsUnusable, match="reported no epoch"):
-        tuner.run()
-    shutil.rmtree(tuner.results.folder)
-    first_counted = 1  # after good reports it costs the trial, not the run
-    tuner = make(GOOD, n_workers=1, n_trials=3, rule=lambda *_: False)
-    assert tuner.run() == "trials" and statuses(tuner) == ["done", "failed", "failed"]
-    assert "expected report(epoch=..." in tuner.trials[1].error
-    check_ended(tuner)
-    shutil.rmtree(tuner.results.folder)
-    first_counted = 0
-    assert make(GOOD, n_trials=3).run() == "trials"  # without a rule they are welcome
-
-
-# ---- Broken parts -------------------------------------------------------------------------------------------------------
-def test_searcher_that_raises_ends_the_run(make):
-    class Broken(Searcher):
-        def suggest(self, trials):
-            if len(trials) == 3:
-                raise KeyError("lengthscale")
-            return super().suggest(trials)
-
-    tuner = make(epochs(*[0.5] * 9), n_workers=4, searcher=Broken)
-    with pytest.raises(RunFailed, match=r"Broken\.suggest raised KeyError: 'lengthscale'") as error:
-        tuner.run()
-    assert isinstance(error.value.__cause__, KeyError)
-    (frame,) = traceback.extract_tb(error.value.__cause__.__traceback__)  # of the user's code alone
-    assert frame.name == "suggest"
-    check_ended(tuner)
-    assert statuses(tuner) == ["timeout"] * 3 and tuner.backend.killed == [0, 1, 2]
-
-
-GOOD_CONFIG = {"lr": 0.5, "n": 1, "kind": "a", "epochs": 3}
-
-
-@pytest.mark.parametrize(
-    "rubbish, words",
-    [
-        (5, ["5"]),
-        ("ab", ["'ab'"]),
-        ((), ["()"]),
-        (({"lr": 0.5},), ["0.5"]),
-        (({"lr": 0.5}, "model", 3), ["model"]),
-        (({"lr": 7.0, "n": 1, "kind": "a", "epochs": 3}, "model"), ["lr", "7.0", "loguniform"]),
-        (({"lr": math.nan, "n": 1, "kind": "a", "epochs": 3}, "model"), ["lr", "nan"]),
-        (({"lr": 0.5, "n": 1, "kind": "a", "epochs": 4}, "model"), ["epochs", "3", "4"]),
-        (({"lr": 0.5, "n": 1, "kind": ["a"], "epochs": 3}, "model"), ["kind"]),
-        (({"lr": 0.5, "n": 1, "kind": "a", "epochs": 3, "typo": 1}, "model"), ["typo"]),
-        (({"lr": 0.5, "n": 1, "kind": "a", "epochs": {1}}, "model"), ["epochs"]),
-        (([0.5, 1, "a", 3], "model"), ["dict"]),
-        ((None, "model"), ["None"]),
-        ((GOOD_CONFIG, None), ["None", "origin a text"]),
-        ((GOOD_CONFIG, 3), ["3", "origin a text"]),
-        (("model", GOOD_CONFIG), ["config must be a dict"]),
-        ((np.zeros((9, 99)), "model"), ["array", "config must be a dict"]),
-        (({**GOOD_CONFIG, "lr": np.zeros((9, 99))}, "model"), ["lr: expected a number"]),
-        ((GOOD_CONFIG for _ in "x"), ["generator"]),
-    ],
-)
-def test_searcher_that_returns_rubbish_ends_the_run(make, rubbish, words):
-    class Rubbish(Searcher):
-        def suggest(self, trials):
-            return rubbish
-
-    tuner = make(GOOD, searcher=Rubbish)
-    with pytest.raises(RunFailed, match=r"Rubbish\.suggest: expected \(config, origin\) or None, got ") as error:
-        tuner.run()
-    assert all(word in str(error.value) for word in words), error.value
-    assert "\n" not in str(error.value) and error.value.__cause__ is None and "unpack" not in str(error.value)
-    check_ended(tuner)
-    assert statuses(tuner) == ["timeout"]
-
-
-def test_backend_that_cannot_start_ends_the_run(make):
-    tuner = make(epochs(*[0.5] * 9), n_workers=3)
-    start = tuner.backend.start
-
-    def fail_once(trial):
-        if trial.id == 2:
-            raise OSError("no more processes")
-        start(trial)
-
-    tuner.backend.start = fail_once
-    with pytest.raises((OSError, RunFailed), match="no more processes"):
-        tuner.run()
-    assert not tuner.backend.next and tuner.backend.killed == [0, 1]
-
-
-@pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("lasting", [True, False], ids=["for_ever", "once"])
-def test_folder_that_fails_ends_the_trials_then_the_run(make, monkeypatch, name, lasting):
-    tuner = make([GOOD, GOOD, epochs(*[0.5] * 50)], n_workers=3, n_trials=20)
-    files, n_left = tuner.results.files, {"configs.jsonl": 3, "reports.csv": 6, "trials.csv": 1}
-    faults = []
-
-    def write(file, data, write=os.write):
-        if file == files[name]:
-            n_left[name] -= 1
-            if n_left[name] < 0 and (lasting or not faults):
-                faults.append(data)
-                return write(file, data[: len(data) // 2])
-        return write(file, data)
-
-    monkeypatch.setattr(os, "write", write)
-    with pytest.raises(WriteError, match=name):
-        tuner.run()
-    monkeypatch.undo()
-    assert not tuner.backend.next and not tuner.running and not tuner.backend.waiting, "trials were left behind"
-    assert faults and "running" not in statuses(tuner)
-    loaded = load(tuner.results.folder)  # the files are whole
-    assert len(loaded) == len(tuner.backend.started)
-    n_rows = sum(trial.status != "running" for trial in loaded)
-    assert n_rows == len(loaded) - (name == "trials.csv") * (len(loaded) - 1 if lasting else 1)
-
-
-def test_deleted_folder_ends_the_trials_then_the_run(make):
-    tuner = make(epochs(*[0.5] * 50))
-    tuner.backend.calls.append((4.5, lambda: shutil.rmtree(tuner.results.folder)))
-    with pytest.raises(WriteError, match="deleted"):
-        tuner.run()
-    assert not tuner.backend.next and tuner.backend.time < 6
-
-
-def test_events_that_come_after_a_failure_are_handled(make):
-    """Three trials end at the instant at which the first one's row fails: the others have their rows all the same."""
-    tuner = make(GOOD, n_workers=3, n_trials=3)
-    append, failed = tuner.results.append_trial, []
-
-    def fail_once(trial):
-        if not failed:
-            failed.append(trial.id)
-            raise WriteError("full")
-        append(trial)
-
-    tuner.results.append_trial = fail_once
-    with pytest.raises(WriteError, match="full"):
-        tuner.run()
-    assert not tuner.backend.next and statuses(tuner) == ["done"] * 3
-    assert [trial.status for trial in load(tuner.results.folder)] == ["running", "done", "done"]
-
-
-def test_first_of_two_failures_is_told(make):
-    class Broken(Searcher):
-        def suggest(self, trials):
-            raise ValueError("first")
-
-    tuner = make(GOOD, searcher=Broken)
-
-    def fail(trial):
-        raise WriteError("second")
-
-    tuner.results.append_trial = fail
-    with pytest.raises(RunFailed, match="first"):
-        tuner.run()
-    assert not tuner.backend.next
-
-
-# ---- What is shown ------------------------------------------------------------------------------------------------------
-class Show:
-    seconds = 5.0
-
-    def __init__(self):
-        self.ticks, self.ended_ids = [], []
-
-    def tick(self, tuner):
-        self.ticks.append(tuner.backend.now())
-
-    def ended(self, trial):
-        assert trial.status != "running" and trial.ended is not None
-        self.ended_ids.append(trial.id)
-
-
-def test_show_ticks_and_hears_of_every_end(make):
-    show = Show()
-    tuner = make([epochs(0.5, 0.5, seconds=30), GOOD, CRASH, epochs(0.5, seconds=20)], n_trials=4, show=show)
-    tuner.run()
-    check_ended(tuner)
-    assert sorted(show.ended_ids) == [0, 1, 2, 3]
-    assert max(b - a for a, b in zip(show.ticks, show.ticks[1:])) <= show.seconds
-    assert show.ticks[-1] == tuner.backend.time == 60
-
-
-def test_show_that_raises_ends_the_trials(make):
-    class Broken(Show):
-        def tick(self, tuner):
-            if tuner.backend.now() > 3:
-                raise OSError("terminal is gone")
-
-    tuner = make(epochs(*[0.5] * 50), show=Broken())
-    with pytest.raises(OSError, match="terminal is gone"):
-        tuner.run()
-    check_ended(tuner)
-
-
-def meddle(trials):
-    for trial in trials:
-        trial.config["lr"], trial.status, trial.origin = 0.5, "failed", "meddled"
-        trial.config["kind"].append("x")
-        trial.curve.clear()
-    trials.clear()
-
-
-def test_searcher_and_rule_that_change_the_trials_change_no_record():
-    space = {"lr": loguniform(1e-4, 1), "kind": choice([["a"], ["b"]])}
-
-    class Meddler(RandomSearch):
-        def suggest(self, trials):
-            suggestion = super().suggest(trials)
-            meddle(trials)
-            return suggestion
-
-    def rule(trial, trials, max_epochs):
-        assert any(trial is other for other in trials)
-        return trial.config["lr"] > 0.1
-
-    def meddling_rule(trial, trials, max_epochs):
-        answer = rule(trial, trials, max_epochs)
-        meddle(trials)
-        return answer
-
-    def objective(config, rng):
-        for _ in range(3):
-            yield rng.random(), {"loss": config["lr"]}
-
-    def trials_of(searcher, rule):
-        found = simulate(searcher(space), space, objective, n_trials=20, n_workers=3, rule=rule)
-        return [(t.config, t.status, t.curve, t.origin) for t in found]
-
-    assert trials_of(Meddler, rule) == trials_of(RandomSearch, rule)
-    assert {status for _, status, *_ in trials_of(RandomSearch, rule)} == {"stopped", "done"}
-
-
-def test_trials_that_a_searcher_and_a_rule_see_are_up_to_date(make):
-    """Although the copies are kept: compared with the record, at each question, in two sessions."""
-
-    def watched(tuner):
-        def compare(trials):
-            assert trials == tuner.trials and all(a is not b for a, b in zip(trials, tuner.trials))
-
-        def rule(trial, trials, max_epochs):
-            compare(trials)
-            assert trial.curve and trial is trials[trial.id]
-
-        suggest, tuner.rule = tuner.searcher.suggest, rule
-        tuner.searcher.suggest = lambda trials: compare(trials) or suggest(trials)
-        return tuner
-
-    first = watched(make(MIXED, n_workers=3, n_trials=14))
-    assert cut(first, 15, "killed")
-    second = watched(resumed(make, first, n_workers=2))
-    assert second.run() == "trials"
-    check_ended(second)
-
-
-def test_only_what_has_changed_is_copied_again(make):
-    """Copying 10,000 trials for each suggestion would take 50 ms."""
-    tuner = make(GOOD, n_trials=1)
-    tuner.trials = [Trial(i, middle(SPACE), "random", status="done", curve=[(1, 0.5)]) for i in range(5)]
-    tuner.changed = set(range(5))
-    first = tuner._copies()
-    tuner.trials[3].curve.append((2, 0.4))
-    tuner.changed.add(3)
-    second = tuner._copies()
-    assert [a is b for a, b in zip(first, second, strict=True)] == [True, True, True, False, True]
-    assert second == tuner.trials and not any(a is b for a, b in zip(second, tuner.trials, strict=True))
+    assert not tuner.backend.next and not tuner.running and letters(tuner) == statuses
+    if kind == "report":
+        assert (0, True) not in tuner.backend.answers
+
+
+# ---- The machine's faults ------------------------------------------------------------------------
+def test_trial_whose_process_is_lost_is_started_again(tmp_path):
+    """What comes late of its first attempt is dropped, and not answered."""
+    tuner = make([(LOST, GOOD)], tmp_path / "run", n_trials=2)
+    late = [Report(0, 1, {"epoch": 7, "loss": 0.0}), End(0, 1, "finished"), End(9, 1, "finished")]
+    tuner.backend.on_wait = lambda n: late if tuner.backend.time == 3 else []
+    assert all(trial.earlier == [[(1, 0.5)]] for trial in finish(tuner, "dd").trials)
+    assert tuner.backend.started == [(0, 1), (1, 1), (0, 2), (1, 2)]
+
+
+def test_trial_without_a_process_is_started_again_after_ever_longer_pauses():
+    tuner = ends("dd", [GOOD, (*[[(0.0, "lost")]] * N_LOST, GOOD)], n_workers=1)
+    assert tuner.trials[1].attempt == N_LOST + 1
+    assert tuner.backend.time == 3 + sum(2.0**i for i in range(N_LOST)) + 3
+    tuner = make([GOOD, ([(0.0, "lost")],) * 99], n_workers=1)
+    fails(tuner, "^no trial can be trained")
+    assert letters(tuner) == "di" and tuner.trials[1].attempt == N_LOST + 1
+
+
+# ---- What is shown, and options ------------------------------------------------------------------
+def test_show_ticks_and_hears_of_every_end():
+    ticks, ended = [], []
+    show = SimpleNamespace(seconds=5.0, tick=lambda tuner: ticks.append(tuner.backend.now()))
+    show.ended = lambda trial: ended.append((trial.id, trial.status, trial.ended))
+    scripts = [epochs(0.5, 0.5, seconds=30), GOOD, CRASH, epochs(0.5, seconds=20)]
+    tuner = ends("ddfd", scripts, show=show)
+    assert sorted(ended) == [(t.id, t.status, t.ended) for t in tuner.trials]
+    assert ticks[-1] == tuner.backend.time == 60
+    assert max(b - a for a, b in itertools.pairwise(ticks)) <= show.seconds
+
+
+def test_tune_names_a_bad_option_before_it_writes_or_starts_anything(tmp_path):
+    bad = {"objective": "no.py", "searcher": "grid", "stopping": "never", "resume": "nowhere"}
+    for option, value in bad.items():
+        with pytest.raises(ValueError, match=f"({value}.*expected|expected.*{value})"):
+            where = {} if option == "resume" else {"results": tmp_path / "run"}
+            tune(**{"objective": broken, **where, option: value})
+    assert os.listdir(tmp_path) == []

@@ -1,11 +1,12 @@
 """The running example: a multilayer perceptron on FashionMNIST, tuned in seven hyperparameters.
 
-    python run.py                                                             tunes it
-    python -m train.mlp_fashion_mnist --n_units_1 512 --n_units_2 128 ...     trains one configuration
+    python run.py                                                           tunes it
+    python -m train.mlp_fashion_mnist --n_units_1 512 --n_units_2 128 ...   trains one configuration
 
-`objective` reads like any PyTorch script; the two lines with `report` make it tunable. What it calls is written for
-speed (measured by experiments/train_speed.py): the images stay in memory as bytes, and the gradient of this one network
-is spelled out. Weights, batches and dropout come from torch's generator, which the caller seeds.
+`objective` reads like any PyTorch script, and the two lines with `report` make it tunable. What it
+calls is written for speed (measured by experiments/train_speed.py): the images stay in memory as
+bytes, and the gradient of this one network is spelled out. Weights, batches and dropout come from
+torch's generator, which the caller seeds.
 """
 
 import torch
@@ -32,23 +33,23 @@ config_space = {
 metric = "accuracy"
 mode = "max"
 N_TRAIN = 50000  # of the 60,000 images; the others validate
+STAND_IN = "STAND-IN DATA: generated images, NOT FashionMNIST, and so is every number of this run"
 
 
 def prepare(constants):
-    """The constants that change once the data is on disk; raises ValueError for those that make no sense."""
-    epochs, path, report = (constants[name] for name in ("epochs", "dataset_path", "report"))
+    """The constants that are known once the data is on disk, and a note if it is the stand-in."""
+    epochs, report = constants["epochs"], constants["report"]
     if type(epochs) is not int or epochs < 1:
         raise ValueError(f"epochs: expected an integer >= 1, got {epochs!r}")
-    if not isinstance(path, str):
-        raise ValueError(f"dataset_path: expected the name of a folder, got {path!r}")
     if report not in ("epoch", "end"):
         raise ValueError(f"report: expected epoch or end, got {report!r}")
-    return {"dataset": fashion_mnist.prepare(constants["dataset"], path)}
+    dataset = fashion_mnist.prepare(constants["dataset"], constants["dataset_path"])
+    return {"dataset": dataset} | ({"note": STAND_IN} if dataset == "synthetic" else {})
 
 
 def objective(config):
     """Train for config["epochs"] epochs and report the accuracy on the validation images."""
-    torch.set_flush_denormal(True)  # weights that decay towards 0 would make small networks three times slower
+    torch.set_flush_denormal(True)  # weights near 0 would make small networks three times slower
     device = "cuda" if torch.cuda.is_available() else "cpu"
     images, labels = fashion_mnist.load(config["dataset"], config["dataset_path"])[:2]
     images = torch.from_numpy(images).flatten(1).to(device)  # (60000, 784), bytes
@@ -77,10 +78,10 @@ def build(config):
 
 @torch.no_grad()
 def train(model, optimizer, images, labels, batch_size):
-    """One epoch of shuffled batches, B images each; the last partial one is dropped.
+    """One epoch of shuffled batches of B images; the last partial one is dropped.
 
-    For each what `F.cross_entropy(model(x), y).backward(); optimizer.step()` does. The gradient is spelled out because
-    autograd and nn.Dropout cost as much as 10% (large layers) to 180% (small ones) of all the rest.
+    Does what `F.cross_entropy(model(x), y).backward(); optimizer.step()` does. The gradient is
+    spelled out because autograd and nn.Dropout would add 10% (large layers) to 180% (small ones).
     """
     W1, b1, W2, b2, W3, b3 = model.parameters()
     for parameter in model.parameters():
@@ -96,7 +97,8 @@ def train(model, optimizer, images, labels, batch_size):
         h2 = torch.addmm(b2, h1, W2.T).relu_().mul_(keep_2)  # (B, n_units_2)
         p = torch.addmm(b3, h2, W3.T).softmax(1)  # (B, 10)
 
-        # g: gradient of the mean cross entropy by the output of a Linear. sign(h): 1 where ReLU and Dropout let it pass
+        # g: gradient of the mean cross entropy by the output of a Linear
+        # sign(h): 1 where ReLU and Dropout let it pass
         g3 = p.sub_(targets.index_select(0, batch)).div_(batch_size)
         g2 = torch.mm(g3, W3).mul_(keep_2).mul_(h2.sign())
         g1 = torch.mm(g2, W2).mul_(keep_1).mul_(h1.sign())
@@ -107,24 +109,27 @@ def train(model, optimizer, images, labels, batch_size):
 
 
 def mask(n_rows, bias, dropout):
-    """What nn.Dropout multiplies by, (n_rows, len(bias)): 0 with probability dropout, else 1 / (1 - dropout)."""
+    """Factors (n_rows, len(bias)) of nn.Dropout: 0, or 1 / (1 - dropout) for what is kept."""
     if dropout == 0:
         return 1.0
     return torch.rand(n_rows, len(bias), device=bias.device).lt_(1 - dropout).div_(1 - dropout)
 
 
 class Adam:
-    """torch.optim.Adam without its object, whose making imports torch's compiler: 0.9 s and 150 MB in each trial."""
+    """torch.optim.Adam, whose own class would import torch's compiler: 0.9 s and 150 MB a trial."""
 
     def __init__(self, parameters, learning_rate, weight_decay):
         self.parameters = list(parameters)
-        self.means, self.squares = ([torch.zeros_like(p) for p in self.parameters] for _ in range(2))
+        self.means = [torch.zeros_like(p) for p in self.parameters]
+        self.squares = [torch.zeros_like(p) for p in self.parameters]
         self.n_steps = [torch.zeros((), device=p.device) for p in self.parameters]
-        self.settings = {"lr": learning_rate, "weight_decay": weight_decay, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
+        self.settings = {"lr": learning_rate, "weight_decay": weight_decay}
+        self.settings |= {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "amsgrad": False}
 
     def step(self):
-        state = [p.grad for p in self.parameters], self.means, self.squares, [], self.n_steps
-        adam(self.parameters, *state, **self.settings, fused=True, amsgrad=False, maximize=False)
+        gradients = [p.grad for p in self.parameters]
+        state = gradients, self.means, self.squares, [], self.n_steps
+        adam(self.parameters, *state, **self.settings, fused=True, maximize=False)
 
 
 @torch.no_grad()

@@ -1,0 +1,190 @@
+"""What the tuner itself costs: trials and reports per second, and the time of a suggestion.
+
+    python -m experiments.speed --part loop        10,000 trials that report once; some minutes
+    python -m experiments.speed --part reports     4 and 64 trials that report all the time
+    python -m experiments.speed --part suggest     ours and every installed peer, one thread
+
+Rates compare only when taken in turn: run the command in another checkout, here, and again. "ms of
+the tuner" is processor time of its process, which other work on the machine changes little.
+"""
+
+import contextlib
+import os
+import pathlib
+import tempfile
+import time
+from itertools import pairwise
+
+from experiments import command
+
+os.environ.update(dict.fromkeys(command.THREAD_VARIABLES, "1"))  # as run.py does
+
+import numpy as np
+
+from experiments import peers
+from experiments.compare_searchers import searcher_class
+from experiments.problems import PROBLEMS
+from hpo.journal import read_events
+from hpo.searchers import SEARCHERS, RandomSearch
+from hpo.space import sample
+from hpo.stopping import halving
+from hpo.trial import Trial
+from hpo.tuner import tune
+
+OBJECTIVE = """
+import time
+import torch  # most objectives need it: the fork server imports it once
+from hpo import Reporter, uniform
+
+config_space = {"x": uniform(0, 1), "epochs": 1}
+metric, mode = "y", "min"
+
+def objective(config):
+    report, wait = Reporter(), 0.0
+    for epoch in range(1, config["epochs"] + 1):
+        before = time.perf_counter()
+        report(epoch=epoch, y=config["x"] / epoch, wait=wait)
+        wait = time.perf_counter() - before
+"""
+N_PENDING = 3  # trials that have no result yet when the next is suggested
+
+
+# ---- Trials and reports --------------------------------------------------------------------------
+@contextlib.contextmanager
+def tuned(**options):
+    """Context with the Run that `tune` returned; what it prints as on a terminal goes nowhere."""
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as terminal:
+        terminal.isatty = lambda: True  # the status line is part of the work
+        path = pathlib.Path(folder) / "report_once.py"
+        path.write_text(OBJECTIVE)
+        with contextlib.redirect_stdout(terminal):
+            run = tune(str(path), results=pathlib.Path(folder) / "run", **options)
+        yield run
+
+
+def loop(args):
+    """Prints a line for each tenth of the trials."""
+    rows, every = [], max(1, args.trials // 10)
+
+    class Measuring(RandomSearch):
+        def suggest(self, trials):
+            if len(trials) % every == 0:
+                rows.append((len(trials), time.process_time(), time.perf_counter(), *resources()))
+            return super().suggest(trials)
+
+    with tuned(searcher=Measuring, workers=args.workers, trials=args.trials + 1) as run:
+        n_done = sum(trial.status == "done" for trial in run.trials)
+        rate = n_done / (run.trials[-1].ended - run.trials[0].started)
+    print(f"{n_done} of {len(run.trials)} trials done, {args.workers} workers: {rate:.1f} a second")
+    print("trials  ms of the tuner each  trials/s  memory MB  open files  processes")
+    for (n0, used0, wall0, *_), (n, used, wall, *found) in pairwise(rows):
+        each, rate = 1000 * (used - used0) / (n - n0), (n - n0) / (wall - wall0)
+        print("{:6} {:21.2f} {:9.1f} {:10.1f} {:11} {:10}".format(n, each, rate, *found))
+
+
+def resources():
+    """Resident memory of this process in MB, its open files, and how many processes it has."""
+    n_pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    megabytes = n_pages * os.sysconf("SC_PAGESIZE") / 2**20
+    return megabytes, len(os.listdir("/proc/self/fd")), n_descendants(os.getpid())
+
+
+def n_descendants(pid):
+    try:
+        children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:  # it has ended
+        return 0
+    return sum(1 + n_descendants(child) for child in children)
+
+
+def reports(args):
+    """Prints what is served in the second half of some seconds, when all trials have started."""
+    print("workers  reports/s  ms of the tuner each  wait of a trial: median ms, 99% ms")
+    for n_workers in args.workers, 16 * args.workers:
+        used = []
+
+        def rule(trial, trials, max_epochs, used=used):
+            used.append(time.process_time())
+            halving(trial, trials, max_epochs)  # its time counts, but no trial ends
+
+        options = {"workers": n_workers, "hours": args.seconds / 3600, "stopping": rule}
+        with tuned(searcher="random", assignments=["epochs=1000000"], **options) as run:
+            found = [event for event in read_events(run.folder) if "report" in event]
+        waits = [1000 * e["metrics"]["wait"] for e in found if e["at"] >= args.seconds / 2]
+        rate, each = 2 * len(waits) / args.seconds, 1000 * (used[-1] - used[0]) / len(used)
+        median, high = np.quantile(waits, (0.5, 0.99))
+        print(f"{n_workers:7} {rate:10.0f} {each:21.3f} {median:31.2f} {high:7.1f}")
+
+
+# ---- Suggestions ---------------------------------------------------------------------------------
+def suggest(args):
+    """Prints a line for each number of trials; a searcher beyond the limit is asked for no more."""
+    installed = [name for name in peers.PEERS if not peers.missing(name)]
+    names, over = args.searcher or [*SEARCHERS, *installed], set()
+    print("milliseconds of a suggestion: median / 95th percentile")
+    print("     n" + "".join(f"{name.rpartition('/')[2][-19:]:>20}" for name in names), flush=True)
+    for n in args.n:
+        print(f"{n:6}", end="", flush=True)
+        for name in names:
+            cell = ""
+            if name not in over:
+                with command.blaming(name):
+                    seconds = suggestion_seconds(name, n, args.suggestions, args.limit)
+                cell = " / ".join(f"{1000 * q:.3g}" for q in np.quantile(seconds, (0.5, 0.95)))
+                over |= {name} if sum(seconds) > args.limit / 2 else set()
+            print(f"{cell:>20}", end="", flush=True)
+        print(flush=True)
+
+
+def suggestion_seconds(name, n, n_suggestions, limit):
+    """Seconds of each suggestion after n random trials with results, and N_PENDING without.
+
+    The problem is mlp7: seven hyperparameters of a multilayer perceptron. A result comes after each
+    suggestion, so that there is something new to think about. The first half is left out: a peer's
+    first suggestion is told everything at once.
+    """
+    problem, rng, seconds = PROBLEMS["mlp7"], np.random.default_rng(0), []
+    searcher, until = searcher_class(name)(problem.space, 0, 1), time.perf_counter() + limit
+
+    def add_trial(config):
+        trials.append(Trial(len(trials), config, "random", started=float(len(trials))))
+        if len(trials) > N_PENDING:
+            trial = trials[-1 - N_PENDING]
+            trial.status, trial.ended = "done", trial.started + 1
+            trial.curve = [(1, problem.evaluate(trial.config, rng))]
+
+    trials = []
+    for _ in range(n + N_PENDING):
+        add_trial(sample(problem.space, rng))
+    while len(seconds) < 2 or len(seconds) < 2 * n_suggestions and time.perf_counter() < until:
+        before = time.perf_counter()
+        config, _ = searcher.suggest(trials)
+        seconds.append(time.perf_counter() - before)
+        add_trial(config)
+    return seconds[len(seconds) // 2 :]
+
+
+# ---- Command line --------------------------------------------------------------------------------
+def main(arguments=None):
+    parts = {"loop": loop, "reports": reports, "suggest": suggest}
+    parser = command.parser("speed", __doc__)
+    add, positive_int = parser.add_argument, command.positive_int
+    add("--part", required=True, choices=parts)
+    add("--workers", type=positive_int, default=4, help="loop, reports; default 4")
+    add("--trials", type=positive_int, default=10_000, help="loop; default 10,000")
+    add("--seconds", type=command.positive, default=8.0, help="reports: of each run; default 8")
+    add("--searcher", action="append", metavar="NAME", help="suggest; again for more; default all")
+    add("--n", type=positive_int, nargs="+", default=(20, 100, 200, 1000, 5000), help="suggest")
+    add("--suggestions", type=positive_int, default=20, help="suggest: that are timed; default 20")
+    add("--limit", type=command.positive, default=60.0, help="suggest: seconds of a cell")
+    args = parser.parse_args(arguments)
+    with command.checking(parser):
+        for name in args.searcher or ():
+            if name in peers.PEERS and peers.missing(name):
+                raise ValueError(peers.missing(name))
+            searcher_class(name)
+    parts[args.part](args)
+
+
+if __name__ == "__main__":
+    command.run("speed")

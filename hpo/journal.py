@@ -1,0 +1,346 @@
+"""The run's folder: a journal, which is the run, and two CSVs made from it.
+
+journal.jsonl has one JSON object a line, in the order in which things happened:
+
+    {"run": {"space": ..., "metric": "accuracy", "mode": "max", "arguments": {...}, ...}}
+    {"start": 0, "attempt": 1, "config": {...}, "origin": "start", "at": 0.4, ...}
+    {"report": 0, "attempt": 1, "epoch": 1, "metrics": {"accuracy": 0.81}, "at": 12.1}
+    {"end": 0, "attempt": 1, "status": "done", "error": "", "at": 90.2}
+    {"session": {"arguments": {...}, "at": 90.2, "time": ...}}                  the run goes on
+
+The state of a run is a fold over these lines: `Journal.apply`, live and when a file is read. A line
+is one write, made before what it tells is acted upon, so that a killed run loses nothing. "at" is
+in seconds of the run's clock. trials.csv (a row for each ended trial) and reports.csv are for
+people and tools, and never read back. Values there are in the user's own sign; this module alone
+turns them into losses, of which lower is better.
+
+    python -m hpo.journal results/DIR      writes the two CSVs anew
+"""
+
+import csv
+import json
+import math
+import os
+import pathlib
+import platform
+import shutil
+import sys
+import time
+import warnings
+
+from filelock import FileLock, Timeout
+
+from hpo.space import cast_config, middle, space_from_json
+from hpo.trial import Trial
+
+STATUSES = ("done", "stopped", "failed", "timeout", "interrupted")
+SIGN = {"max": -1.0, "min": 1.0}  # of a loss
+SYNC_SECONDS = 1.0  # between two fsyncs of reports: a power cut costs at most so much
+BAD = (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError)
+
+
+class WriteError(Exception):
+    """A line cannot be appended to the files of a run under way."""
+
+
+class Journal:
+    """A run: its trials, sorted by id, as the events so far have made them, and its files.
+
+    run: the journal's first line, with domains in its space. folder: None for a run that is kept
+    in memory only.
+    """
+
+    def __init__(self, run, folder=None):
+        self.run, self.folder = run, folder and pathlib.Path(folder)
+        self.path = folder and self.folder / "journal.jsonl"
+        self.space, self.metric, self.mode = run["space"], run["metric"], run["mode"]
+        self.sign, self.trials, self.clock = SIGN[self.mode], [], 0.0
+        self.synced = -math.inf  # when
+        self.columns = []  # of reports.csv
+        self.is_stale = False  # the CSVs have rows of an attempt that has begun anew
+
+    # ---- The fold ----
+    def apply(self, event):
+        """Applies an event and returns its trial, None for a session; or ValueError.
+
+        The trials are changed in place, so that a reader of the list sees them as they are now.
+        """
+        at, trial = event.get("session", event)["at"], None
+        match event:
+            case {"start": i, "attempt": attempt, "config": config, "origin": origin}:
+                last = self.trials[i : i + 1]  # it, where this is another attempt
+                if not 0 <= i <= len(self.trials) or attempt != sum(t.attempt for t in last) + 1:
+                    raise ValueError(f"trial {i}, attempt {attempt} is not the next to start")
+                trial = Trial(i, cast_config(self.space, config), origin, attempt, started=at)
+                trial.suggest_seconds = event.get("suggest_seconds", 0.0)
+                trial.earlier = [curve for t in last for curve in (*t.earlier, t.curve)]
+                self.trials[i : i + 1] = [trial]
+            case {"report": i, "epoch": int(epoch), "metrics": metrics}:
+                trial = self._running(i, event["attempt"])
+                if math.isfinite(loss := self.to_loss(metrics.get(self.metric))):
+                    trial.curve.append((epoch, loss))
+            case {"end": i, "status": status, "error": error} if status in STATUSES:
+                trial = self._running(i, event["attempt"])
+                trial.status, trial.error, trial.ended = status, error, at
+            case {"session": {"arguments": arguments}}:
+                self.run["arguments"] |= arguments  # the budget may have changed
+                for cut_off in [t for t in self.trials if t.status == "running"]:
+                    cut_off.status, cut_off.ended = "interrupted", at  # the tuner was killed
+            case _:
+                raise ValueError("is no start, report, end or session with all its fields")
+        self.clock = at + 0.0  # a TypeError where it is no number
+        return trial
+
+    def _running(self, i, attempt):
+        trial = self.trials[i] if 0 <= i < len(self.trials) else None
+        if not trial or (trial.attempt, trial.status) != (attempt, "running"):
+            raise ValueError(f"trial {i}, attempt {attempt} is not running")
+        return trial
+
+    def to_loss(self, value):
+        """Lower is better; NaN where a metric is no finite number."""
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return self.sign * value if is_number and abs(value) <= sys.float_info.max else math.nan
+
+    def to_metric(self, loss):
+        """The user's own sign of a loss; None stays None."""
+        return None if loss is None else self.sign * loss + 0.0  # + 0.0: -0.0 becomes 0.0
+
+    # ---- Files ----
+    @classmethod
+    def create(cls, folder, run):
+        """The journal of a new run in a new folder; ValueError when there can be no such folder."""
+        journal = cls({**run, "space": space_from_json(run["space"])}, folder)
+        existed = journal.folder.exists()
+        try:
+            journal.folder.mkdir(parents=True, exist_ok=True)
+            journal._lock()
+            check_new(folder)  # another run may have begun in it meanwhile
+            journal.path.touch()
+            run = {
+                **run,
+                "machine": f"{platform.platform()}, {os.cpu_count()} cores",
+                "time": now(),
+            }
+            journal._write({"run": run}, sync=True)
+            journal.columns = write_tables(folder)
+        except OSError as error:
+            if not existed:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise ValueError(f"--results {folder}: cannot be made: {error}") from None
+        return journal
+
+    @classmethod
+    def open(cls, folder):
+        """The journal of a run that is to go on, locked; `begin_session` makes the first change."""
+        journal = cls(load_run(folder), folder)
+        try:
+            journal._lock()
+        except OSError as error:
+            raise ValueError(f"{folder}: cannot go on in it: {error}") from None
+        for _ in read_events(folder, journal):
+            pass
+        return journal
+
+    def begin_session(self, arguments):
+        """Notes that the run goes on, with arguments that may have changed; or ValueError."""
+        try:
+            with open(self.path, "rb+", opener=no_link) as file:
+                file.truncate(file.read().rfind(b"\n") + 1)  # a crash may have torn the last line
+            self.append({"session": {"arguments": arguments, "at": self.clock, "time": now()}})
+            self.columns = write_tables(self.folder)
+        except (OSError, WriteError) as error:
+            raise ValueError(f"{self.folder}: cannot go on in it: {error}") from None
+
+    def append(self, event):
+        """Writes an event down and applies it; returns its trial. Raises WriteError."""
+        if self.folder is None:
+            return self.apply(event)
+        at = event.get("at", self.clock)
+        sync = "report" not in event or at - self.synced >= SYNC_SECONDS
+        try:
+            self._write(event, sync)
+            self.synced = at if sync else self.synced
+            trial = self.apply(event)
+            if "report" in event:
+                self._add_row("reports.csv", self.columns, report_row(event))
+            elif "end" in event:
+                self._add_row("trials.csv", None, trial_row(self, trial))
+            else:
+                self.is_stale |= event.get("attempt", 1) > 1
+        except OSError as error:
+            raise WriteError(f"{self.folder}: cannot write: {error}") from error
+        return trial
+
+    def close(self):
+        self.lock.release()
+
+    def _lock(self):
+        self.lock = FileLock(self.folder / ".lock", timeout=0)
+        try:
+            self.lock.acquire()
+        except Timeout:
+            raise ValueError(f"{self.folder}: another run is using it") from None
+
+    def _write(self, event, sync):
+        """Appends a line to the journal, whole or not at all."""
+        data = json.dumps(event).encode() + b"\n"
+        with open(self.path, "ab", buffering=0, opener=no_link) as file:
+            size = file.seek(0, os.SEEK_END)
+            try:
+                if not os.fstat(file.fileno()).st_mode & os.stat(self.folder).st_mode & 0o222:
+                    raise OSError(f"{self.path} was made read-only")  # which root could still write
+                if file.write(data) < len(data):
+                    raise OSError(f"{self.path}: no space left for a line")
+                if sync:
+                    os.fsync(file.fileno())
+            except OSError:
+                file.truncate(size)
+                raise
+
+    def _add_row(self, name, columns, row):
+        if self.is_stale or (columns and not row.keys() <= set(columns)):
+            self.columns, self.is_stale = write_tables(self.folder), False
+        else:
+            with open(self.folder / name, "a", encoding="utf-8", opener=no_link) as file:
+                write_rows(file, columns or list(row), [row])
+
+
+def no_link(path, flags):
+    """Opens a file that is there; the folder may be somebody else's, who made links in it."""
+    return os.open(path, flags & ~os.O_CREAT | getattr(os, "O_NOFOLLOW", 0))
+
+
+def check_new(folder):
+    """ValueError when a new run cannot have this folder."""
+    folder = pathlib.Path(folder)
+    if folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - {".lock"}):
+        raise ValueError(f"--results {folder}: expected a new folder, got one that holds something")
+
+
+def now():
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+# ---- Reading -------------------------------------------------------------------------------------
+def load(folder, before=None):
+    """The trials of a run, sorted by id. before: as they were when that trial was suggested."""
+    return read(folder, before).trials
+
+
+def read(folder, before=None):
+    """The journal of a run, without its folder, so that nothing can be written to it."""
+    journal = Journal(load_run(folder))
+    for _ in read_events(folder, journal, before):
+        pass
+    return journal
+
+
+def load_run(folder):
+    """The first line of a run's journal as a dict, its space made of domains; or ValueError."""
+    path = pathlib.Path(folder) / "journal.jsonl"
+    try:
+        with open(path, "rb") as file:
+            line, end, _ = file.readline().partition(b"\n")
+            run = json.loads(line if end else b"")["run"]  # without its end it is torn
+        return Journal({**run, "space": space_from_json(run["space"])}).run
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}; expected the folder of a run") from None
+    except BAD as error:
+        raise ValueError(f"{path}, line 1: expected a run: {error!r}") from None
+
+
+def read_events(folder, journal=None, before=None):
+    """Yields the events of a run, all or those before the start of a trial; or ValueError.
+
+    journal: applies each event first, and so checks it.
+    """
+    path = pathlib.Path(folder) / "journal.jsonl"
+    with open(path, "rb") as file:
+        file.readline()
+        for number, line in enumerate(file, 2):
+            if not line.endswith(b"\n"):
+                warnings.warn(f"{path}, line {number}: is torn, and left out", stacklevel=1)
+                break
+            try:
+                event = json.loads(line)
+                if before is not None and event.get("start") == before:
+                    return
+                if journal:
+                    journal.apply(event)
+            except BAD as error:
+                raise ValueError(f"{path}, line {number}: {error!r}") from None
+            yield event
+    if before is not None:
+        raise ValueError(f"{folder}: has no trial {before}; they are counted from 0")
+
+
+# ---- Tables --------------------------------------------------------------------------------------
+def write_tables(folder):
+    """Writes the two CSVs of a run anew; returns the columns of reports.csv.
+
+    What an interrupted attempt has reported is in the journal alone once another has begun.
+    """
+    journal, ended, reports = Journal(load_run(folder)), [], []
+    for event in read_events(folder, journal):
+        if "report" in event:
+            reports.append(report_row(event))
+        elif "end" in event:
+            ended.append(event["end"])
+        elif event.get("attempt", 1) > 1:
+            ended = [i for i in ended if i != event["start"]]
+            reports = [row for row in reports if row["trial"] != event["start"]]
+    nothing = trial_row(journal, Trial(0, middle(journal.space), "", ended=0.0))
+    first = report_row({"report": 0, "epoch": 0, "at": 0, "metrics": {journal.metric: 0}})
+    columns = list(dict.fromkeys(name for row in [first, *reports] for name in row))
+    trials = [trial_row(journal, journal.trials[i]) for i in ended]
+    for name, names, rows in (("trials", list(nothing), trials), ("reports", columns, reports)):
+        path = pathlib.Path(folder) / f"{name}.csv"
+        partial = path.with_suffix(".partial")
+        partial.unlink(missing_ok=True)  # it may be a link
+        with open(partial, "x", encoding="utf-8") as file:
+            write_rows(file, names, [dict(zip(names, names)), *rows])
+        os.replace(partial, path)
+    return columns
+
+
+def write_rows(file, columns, rows):
+    """Writes dicts as lines of a CSV; NaN and Inf as pandas and R read them, lists as JSON."""
+    writer = csv.DictWriter(file, columns, lineterminator="\n")
+    for row in rows:
+        writer.writerow({name: to_cell(value) for name, value in row.items()})
+
+
+def to_cell(value):
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value).replace("nan", "NaN").replace("inf", "Inf")
+    text = json.dumps(value) if isinstance(value, (list, dict)) else value
+    if isinstance(text, str) and not text.isprintable():  # a row is a line
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return text
+
+
+def trial_row(journal, trial):
+    row = {"trial": trial.id, "status": trial.status, "value": journal.to_metric(trial.value)}
+    row |= {"last_value": journal.to_metric(trial.last_value), "best_epoch": trial.best_epoch}
+    row |= {"n_epochs": trial.n_epochs, "origin": trial.origin}
+    row |= {f"config_{name}": value for name, value in trial.config.items()}
+    row |= {"started": trial.started, "ended": trial.ended}
+    row |= {"seconds": round(trial.ended - trial.started, 3)}
+    return row | {"suggest_seconds": trial.suggest_seconds, "error": trial.error}
+
+
+def report_row(event):
+    row = {"trial": event["report"], "epoch": event["epoch"], "time": event["at"]}
+    return row | {f"metric_{k}" if k in row else k: v for k, v in event["metrics"].items()}
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m hpo.journal results/DIR")
+    try:
+        load_run(sys.argv[1])
+        with FileLock(pathlib.Path(sys.argv[1]) / ".lock", timeout=0):
+            write_tables(sys.argv[1])
+    except (ValueError, OSError, Timeout) as error:
+        sys.exit(f"hpo.journal: error: {error}")

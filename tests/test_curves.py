@@ -1,0 +1,169 @@
+"""Recorded curves: reading and packing them, and the surrogate made of them."""
+
+import pathlib
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+
+from experiments import curves
+from experiments.curves import Curve, Forest, Surrogate, quality, rank_correlation, read
+from experiments.simulated import SimulatedBackend, SimulatedTuner
+from hpo.journal import Journal, load
+from hpo.searchers import RandomSearch
+from hpo.space import choice, domains, loguniform, space_to_json, uniform
+from train import mlp_fashion_mnist
+
+SPACE = {"x": uniform(0, 1), "rate": loguniform(1e-4, 1), "kind": choice(["a", "b"]), "epochs": 9}
+
+
+def true_accuracy(config, epoch):
+    level = 0.9 - 0.5 * (config["x"] - 0.3) ** 2 - 0.05 * abs(np.log10(config["rate"]) + 2)
+    return level - (level - 0.1) * 0.5**epoch
+
+
+def training(config, rng, epochs=range(1, 10)):
+    if config["x"] > 0.97:
+        raise MemoryError("too large")
+    for epoch in epochs:
+        accuracy = true_accuracy(config, epoch) * rng.normal(1, 0.002)
+        seconds = {"a": 10, "b": 30}[config["kind"]] * rng.uniform(0.9, 1.1)
+        yield seconds, {"epoch": epoch, "accuracy": accuracy}
+
+
+def record(folder, n_trials=60, space=SPACE, objective=training):
+    run = {"space": space_to_json(space), "metric": "accuracy", "mode": "max", "arguments": {}}
+    journal, searcher = Journal.create(folder, run), RandomSearch(space, 3)
+    SimulatedTuner(journal, searcher, SimulatedBackend(objective), 4, n_trials=n_trials).run()
+    journal.close()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return record(tmp_path_factory.mktemp("recorded") / "run")
+
+
+@pytest.fixture(scope="module")
+def recording(folder):
+    return read([folder])
+
+
+# ---- Recordings ----------------------------------------------------------------------------------
+def test_folder_is_read_with_its_times(folder, recording):
+    trials = [trial for trial in load(folder) if trial.status != "failed"]
+    assert recording.about == "59 recorded curves, 59 of them to epoch 9"
+    for trial, curve in zip(trials, recording.curves, strict=True):
+        assert {**SPACE, **curve.config} == trial.config
+        assert list(zip(curve.epochs, curve.losses)) == trial.curve
+        assert curve.seconds.sum() == pytest.approx(trial.ended - trial.started, abs=0.01)
+        assert curve.seconds == pytest.approx(10 if trial.config["kind"] == "a" else 30, rel=0.11)
+
+
+def test_packed_file_gives_the_same(folder, recording, tmp_path, capsys):
+    target = tmp_path / "packed.jsonl"
+    curves.main([str(folder), str(target)])
+    assert capsys.readouterr().out == f"{target}: {recording.about}\n"
+    again = read([target])
+    assert again.problem == recording.problem and again.machine == recording.machine
+    for curve, back in zip(recording.curves, again.curves, strict=True):
+        assert back.config == curve.config and list(back.epochs) == list(curve.epochs)
+        assert back.losses == pytest.approx(curve.losses, rel=1e-5)
+        assert back.seconds == pytest.approx(curve.seconds, rel=1e-2)
+    assert len(read([folder, target]).curves) == 59  # each training once
+    with pytest.raises(SystemExit):
+        curves.main([str(folder), str(target)])
+    assert "packed.jsonl: exists" in capsys.readouterr().err
+
+
+def test_seconds_are_those_of_the_first_machine_where_recordings_share_a_configuration(recording):
+    a, b, c, d = recording.curves[:4]
+    slow = [replace(curve, seconds=2 * curve.seconds) for curve in (b, c, d)]
+    parts = [a, b], slow[:2], slow[2:]
+    curves.put_on_one_clock([replace(recording, curves=part) for part in parts])
+    assert slow[1].seconds == pytest.approx(c.seconds)
+    assert slow[2].seconds == pytest.approx(2 * d.seconds)
+
+
+def test_runs_in_the_repository_are_of_the_main_job():
+    recording = read(pathlib.Path(curves.__file__).parent.glob("runs/*.jsonl"))
+    assert recording.about == "1715 recorded curves, 141 of them to epoch 81"
+    assert domains(recording.space) == domains(mlp_fashion_mnist.config_space)
+
+
+def test_runs_of_other_problems_are_refused(folder, tmp_path):
+    (tmp_path / "bad.jsonl").write_text('{"space": 1}\n')
+    record(tmp_path / "none", 0)
+    record(tmp_path / "other", 1, {**SPACE, "x": uniform(0, 2)})
+    record(tmp_path / "stand-in", 1, {**SPACE, "dataset": "synthetic"})
+    for name, words in (
+        ("none", "no trial has reported accuracy"),
+        ("bad.jsonl", "not a file of packed curves"),
+        ("nowhere", "No such file or directory; expected the folder of a run"),
+        ("other", "its space, metric or mode differs"),
+        ("stand-in", "its space, metric or mode differs"),
+    ):
+        with pytest.raises(ValueError, match=f"{name}.*: {words}"):
+            read([folder, tmp_path / name])
+    elsewhere = record(tmp_path / "elsewhere", 1, {**SPACE, "data_path": "elsewhere"})
+    assert len(read([folder, elsewhere]).curves) == 59
+
+
+# ---- The surrogate -------------------------------------------------------------------------------
+def test_forest_weighs_its_neighbours():
+    rng = np.random.default_rng(0)
+    X, new = rng.random((80, 4)), rng.random((200, 4))
+    y, true = (np.sin(6 * x[:, 0]) + x[:, 1] for x in (X, new))  # two columns are noise
+    forest = Forest(X, y[:, None], rng, n_trees=60)
+    assert forest.weights(X[7]) == pytest.approx(np.eye(80)[7])  # its own neighbour
+    W = np.array([forest.weights(x) for x in new])
+    assert W.min() >= 0 and W.sum(1) == pytest.approx(1) and rank_correlation(W @ y, true) > 0.85
+
+
+def test_parts_of_the_surrogate_on_cases_worked_out_by_hand():
+    def curve(x, *losses):
+        return Curve({"x": x}, np.arange(len(losses)), np.array(losses), np.ones(len(losses)))
+
+    given = curve(1, 5, 4), curve(2, 5), curve(1, 5, 4, 3), curve(1, 5, 4.1), curve(1, 5)
+    found = [(c.config["x"], *c.losses) for c in curves.distinct(given)]
+    assert found == [(1, 5, 4, 3), (1, 5, 4.1), (2, 5)]
+    Z = np.array([[4.0, 3, 2, 1], [9, 9, 9, 9], [4.6, 3.4, 0, 0], [8.0, 0, 0, 0]])
+    completed = [[4, 3, 2, 1], [9, 9, 9, 9], [4.6, 3.4, 2.5, 1.5], [8, 8, 8, 8]]
+    np.testing.assert_allclose(curves.complete(Z, np.array([4, 4, 2, 1])), completed)
+    smooth = np.array([[1.0, 1], [3, 3], [5, 5], [7, 9]])
+    assert curves.repetition_spread(smooth, "aabc") == (pytest.approx(np.sqrt(2)), 2)
+    assert curves.repetition_spread(smooth, "abcd") == (0.0, 0)
+    assert rank_correlation(np.array([1, 2, 2, 3]), np.array([1, 5, 5, 9])) == pytest.approx(1)
+
+
+def test_quality_tells_real_curves_from_shuffled_ones(recording):
+    pairs = zip(recording.curves, np.random.default_rng(0).permutation(recording.curves))
+    shuffled = [replace(curve, config=other.config) for curve, other in pairs]
+    for these, low, high in ((recording.curves, 0.8, 1), (shuffled, -1, 0.4)):
+        line, _ = quality(replace(recording, curves=these), 3, n_trees=25)
+        assert low < float(line.split("correlation ")[1].split(",")[0]) < high
+    few = replace(recording, curves=recording.curves[:1])
+    assert quality(few)[0].startswith("not checked on held-out curves: ")
+
+
+def test_surrogate_draws_curves_with_the_noise_of_the_recorded(recording):
+    surrogate = Surrogate(recording, n_trees=60)
+    config = {"x": 0.35, "rate": 0.01, "kind": "b"}
+    rngs = map(np.random.default_rng, range(200))
+    drawn, seconds = np.transpose([surrogate.sample(config, rng) for rng in rngs], (1, 0, 2))
+    mean, mean_seconds = surrogate.mean(config)
+    np.testing.assert_allclose(drawn.mean(0), mean, atol=0.01)
+    assert -mean[-1] == pytest.approx(true_accuracy(config, 9), abs=0.04)
+    assert 0.0003 < drawn[:, -1].std() < 0.005  # 0.002 of the accuracy went in
+    assert seconds.mean() == pytest.approx(mean_seconds, rel=0.05) == pytest.approx(30, rel=0.2)
+
+
+def test_reports_of_some_epochs_are_drawn_at_these(tmp_path):
+    objective = partial(training, epochs=(0, 3, 6, 9))  # 0: before any training
+    recording = read([record(tmp_path / "run", 20, objective=objective)])
+    ratios = [curve.seconds[0] / curve.seconds[1:].mean() for curve in recording.curves]
+    assert ratios == pytest.approx([2] * len(ratios), rel=0.3)  # two reports, two times
+    surrogate = Surrogate(recording, n_trees=5)
+    drawn = surrogate.objective(recording.curves[0].config, np.random.default_rng(0))
+    assert [metrics["epoch"] for _, metrics in drawn] == [3, 6, 9]

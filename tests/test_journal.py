@@ -1,0 +1,389 @@
+"""hpo/journal.py: what was written is read back, and a damaged or lost folder is named.
+
+The oracle of the fold looks at all lines at once: a trial is what follows its last start.
+"""
+
+import contextlib
+import csv
+import itertools
+import json
+import math
+import os
+import pathlib
+import random
+import resource
+import shutil
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+
+import hpo.journal
+from experiments import torture
+from hpo.journal import STATUSES, Journal, WriteError, load, write_tables
+from hpo.space import choice, randint, space_to_json, uniform
+from hpo.trial import Trial
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TEXTS = ["a", "1", "NaN", "=1+1", 'c"d,e', "é✓😀", "\u2028\ud800\0\r\n\x85", "x" * 999]
+SPACE = {"x": uniform(0, 1), "n": randint(1, 9), "kind": choice([*TEXTS, 1, None, [1, "x,y\n"]])}
+RUN = {"space": space_to_json(SPACE), "metric": "accuracy", "mode": "max", "arguments": {"seed": 7}}
+CSVS = ("trials.csv", "reports.csv")
+
+
+def start(i, at=0.0, attempt=1, **config):
+    event = {"start": i, "attempt": attempt, "config": {"x": 0.5, "n": 3, "kind": "a", **config}}
+    return {**event, "origin": "random", "at": at, "suggest_seconds": 0.25}
+
+
+def report(i, at=0.0, attempt=1, epoch=1, **metrics):
+    return {"report": i, "attempt": attempt, "epoch": epoch, "metrics": metrics, "at": at}
+
+
+def end(i, at=0.0, attempt=1, status="done", error=""):
+    return {"end": i, "attempt": attempt, "status": status, "error": error, "at": at}
+
+
+def session(at=0.0, **arguments):
+    return {"session": {"arguments": arguments, "at": at, "time": "2026-01-01"}}
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    """A function that makes the journal of a run in tmp_path / "run", with these events."""
+
+    def make_one(*events, name="run", **run):
+        journal = Journal.create(tmp_path / name, {**RUN, **run})
+        for event in events:
+            if "session" in event:  # as a run does it: the journal is closed and opened again
+                journal.close()
+                journal = reopen(journal.folder, event["session"]["arguments"])
+            else:
+                journal.append(event)
+        return journal
+
+    monkeypatch.setattr(os, "fsync", lambda file: None)  # it takes long on a busy disk
+    return make_one
+
+
+def reopen(folder, arguments=()):
+    journal = Journal.open(folder)
+    try:
+        journal.begin_session(dict(arguments))
+    except ValueError:
+        journal.close()
+        raise
+    return journal
+
+
+def rows(folder, name):
+    """The rows of a CSV, each of which must be one line, whatever breaks lines elsewhere."""
+    lines = (folder / name).read_bytes().decode().splitlines()
+    found = list(csv.reader(lines, strict=True))
+    assert len(found) == len(lines) and {len(row) for row in found} == {len(found[0])}
+    return [dict(zip(found[0], row)) for row in found[1:]]
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# ---- The fold ------------------------------------------------------------------------------------
+VALUES = [0.25, 0.5, 1, -0.0, math.nan, math.inf, "1", None, True, 10**400]
+
+
+def random_events(rng, n):
+    """A valid sequence: three trials at a time, sessions, interrupted trials started again."""
+    events, at, attempts, running, again = [start(0)], 0.0, {0: 1}, [0], []
+    while len(events) < n:
+        if rng.random() < 0.04:
+            events.append(session(at, hours=at))
+            again, running = again + running, []
+            continue
+        at = round(at + rng.expovariate(1), 3)
+        if len(running) < 3:
+            running.append(i := again.pop() if again else len(attempts))
+            attempts[i] = attempts.get(i, 0) + 1
+            kind = rng.choice(SPACE["kind"].values)
+            events.append(start(i, at, attempts[i], x=rng.random(), kind=kind))
+        elif rng.random() < 0.7:
+            i, metrics = rng.choice(running), {rng.choice("abcdef"): rng.choice(TEXTS)}
+            metrics["accuracy"] = rng.choice(VALUES)
+            events.append(report(i, at, attempts[i], rng.randint(0, 9), **metrics))
+        else:
+            i, status = running.pop(rng.randrange(3)), rng.choice(STATUSES)
+            again += [i] if status == "interrupted" else []
+            events.append(end(i, at, attempts[i], status, rng.choice(TEXTS)))
+    last = len(attempts)
+    return [*events, session(at, hours=at), start(last, at + 1), end(last, at + 2)]
+
+
+def expected(events, sign):
+    """The trials that the oracle sees."""
+    trials = []
+    for i in sorted({e["start"] for e in events if "start" in e}):
+        lines = [e for e in events if "session" in e or i in [*e.values()][:1]]
+        starts = [n for n, e in enumerate(lines) if "start" in e]
+        attempts = [lines[a:b] for a, b in zip(starts, [*starts[1:], None])]
+        *earlier, curve = [
+            [(e["epoch"], sign * e["metrics"]["accuracy"]) for e in part if has_loss(e)]
+            for part in attempts
+        ]
+        first, *after = attempts[-1]
+        last = next((e for e in after if "report" not in e), {"status": "running"})
+        status, error = last.get("status", "interrupted"), last.get("error", "")
+        times = first["at"], last.get("session", last).get("at"), 0.25
+        fields = first["config"], "random", first["attempt"], status, curve, error, *times, earlier
+        trials.append(Trial(i, *fields))
+    return trials
+
+
+def has_loss(event):
+    value = event["metrics"]["accuracy"] if "report" in event else None
+    return type(value) in (int, float) and abs(value) < 1e308
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_run_is_the_same_live_and_loaded(make, seed):
+    mode, sign = [("max", -1.0), ("min", 1.0)][seed % 2]
+    events = random_events(random.Random(seed), 150)
+    journal = make(*events, mode=mode)
+    found = [repr(trial) for trial in journal.trials]  # repr tells exact types apart, 1 from 1.0
+    assert found == list(map(repr, expected(events, sign)))
+    assert found == list(map(repr, load(journal.folder)))
+    for i in range(0, len(found), 7):
+        known = next(events[:n] for n, event in enumerate(events) if event.get("start") == i)
+        assert load(journal.folder, before=i) == expected(known, sign)
+    *_, changed = [event["session"]["arguments"] for event in events if "session" in event]
+    for run in (journal.run, hpo.journal.read(journal.folder).run):
+        assert run["arguments"] == {"seed": 7, **changed}
+    live = contents(journal.folder)
+    write_tables(journal.folder)
+    assert contents(journal.folder) == live
+    last = {trial.id: trial.attempt for trial in journal.trials}  # earlier attempts have no rows
+    n_reports = sum("report" in e and e["attempt"] == last[e["report"]] for e in events)
+    assert len(rows(journal.folder, "reports.csv")) == n_reports
+
+
+# ---- What is refused -----------------------------------------------------------------------------
+BAD = [b"", b"{", b"[]", b"3", b"null", b"\xff\xfe", b"[" * 100_000, b"{}"]
+BAD_RUNS = [
+    *BAD, start(0), {"run": 3}, {"run": {}}, {"run": {**RUN, "mode": "best"}},
+    {"run": {**RUN, "mode": []}}, {"run": {**RUN, "space": 3}},
+    {"run": {**RUN, "space": {"x": 1}}}, {"run": {**RUN, "space": {"x": {"uniform": [1, 0]}}}},
+]  # fmt: skip
+BAD_EVENTS = [
+    *BAD, {"stop": 1}, start(3), start(0), start(1), start(-1), start("x"), start(1.5),
+    start(2, attempt=2), start(1, attempt=3), start(2, x=7), start(2, more=1),
+    {**start(2), "config": [1]}, start(2, "3"), start(2, None), start(2, 10**400), report(0),
+    report(2), report(-1), report(1, attempt=2), report(1, epoch="x"), report(1, epoch=1.5),
+    {**report(1), "metrics": 3}, end(0), end(2), end(1, attempt=2), end(1, status="lost"),
+    end(1, status=[]), {"session": 3}, {"session": {}}, {"session": {"at": 0.0}}, session("noon"),
+    *[{key: event[key] for key in event if key != name}
+      for event in (start(2), report(1), end(1))
+      for name in list(event)[1:] if name != "suggest_seconds"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "number, bad", [(1, bad) for bad in BAD_RUNS] + [(5, bad) for bad in BAD_EVENTS]
+)
+def test_bad_line_is_named(tmp_path, number, bad):
+    path, events = tmp_path / "journal.jsonl", [{"run": RUN}, start(0), end(0), start(1), report(1)]
+    lines = [json.dumps(event).encode() + b"\n" for event in events]
+    bad = bad if isinstance(bad, bytes) else json.dumps(bad).encode()
+    path.write_bytes(b"".join([*lines[: number - 1], bad + b"\n", *lines[number - 1 :]]))
+    before = path.read_bytes()
+    for read in (load, reopen, write_tables):
+        with pytest.raises(ValueError, match=rf"/journal\.jsonl, line {number}: ") as error:
+            read(tmp_path)
+        assert len(str(error.value)) < 1_000 and "\n" not in str(error.value)
+    assert path.read_bytes() == before and not (tmp_path / "trials.csv").exists()
+
+
+def test_torn_last_line_is_left_out_and_cut(make):
+    """At every byte. The first line, which is the run, cannot be left out."""
+    journal = make(start(0), end(0), start(1))
+    journal.close()
+    path = journal.folder / "journal.jsonl"
+    whole = path.read_bytes()
+    n = whole.rindex(b"\n", 0, -1) + 1
+    for torn in range(n + 1, len(whole)):
+        path.write_bytes(whole[:torn])
+        with pytest.warns(UserWarning, match=r"journal\.jsonl, line 4: is torn, and left out"):
+            assert len(load(journal.folder)) == 1
+    with pytest.warns(UserWarning, match="is torn"):
+        journal = reopen(journal.folder)
+    journal.append(start(1))
+    journal.close()
+    assert path.read_bytes().startswith(whole[:n] + b'{"session": ')
+    assert [trial.status for trial in load(journal.folder)] == ["done", "running"]
+    path.write_bytes(first := whole[: whole.index(b"\n")])
+    with pytest.raises(ValueError, match="line 1"):
+        reopen(journal.folder)
+    assert path.read_bytes() == first
+
+
+def test_random_damage_loads_or_is_named(make, tmp_path):
+    good = make(*random_events(random.Random(1), 60)).path.read_bytes()
+    (tally,) = torture.fuzz(tmp_path / "fuzz", 400, random.Random(0), good).values()
+    assert (tally.events, tally.wrong) == (400, [])
+
+
+# ---- Writing -------------------------------------------------------------------------------------
+def test_event_is_one_write_and_ends_are_synced(make, monkeypatch):
+    """Reports are synced once a second, starts and ends always."""
+    journal, syncs, n_syncs, n_writes = make(), [], [], []
+    monkeypatch.setattr(os, "fsync", syncs.append)
+    times = (5.2, 5.9, 6.1, 6.5, 7.3)
+    for event in [start(0, 5.0), *(report(0, at, accuracy=0.5) for at in times), end(0, 7.4)]:
+        journal.append(event)
+        n_syncs.append(len(syncs))
+        n_writes.append(int(pathlib.Path("/proc/self/io").read_text().split()[7]))
+    assert n_syncs == [1, 1, 1, 2, 2, 3, 4]
+    assert {b - a for a, b in itertools.pairwise(n_writes)} == {2}  # a line, and a row of a CSV
+
+
+@contextlib.contextmanager
+def disk_full(path, n=0):
+    """After n more bytes of the file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + n, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextlib.contextmanager
+def fsync_fails(path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: os.close(-1))  # an OSError
+        yield
+
+
+@pytest.mark.parametrize("fault", [disk_full, partial(disk_full, n=20), fsync_fails])
+def test_failed_write_cuts_the_line_back(make, fault):
+    journal = make()
+    for event in (start(0), report(0, 9.0, accuracy=0.5), end(0, 10.0)):
+        before, trials = contents(journal.folder), repr(journal.trials)
+        with pytest.raises(WriteError, match="run: cannot write: "), fault(journal.path):
+            journal.append(event)
+        assert contents(journal.folder) == before and repr(journal.trials) == trials
+        journal.append(event)
+    assert load(journal.folder) == journal.trials and journal.trials[0].status == "done"
+
+
+def link(folder, name):
+    """Somebody else's file in place of one of the run's."""
+    path, victim = folder / name, folder.with_name("victim")
+    victim.write_bytes(path.read_bytes() if path.exists() else b"mine")
+    path.unlink(missing_ok=True)
+    path.symlink_to(victim)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (shutil.rmtree, "No such file"),
+        (lambda folder: folder.rename(folder.with_name("moved")), "No such file"),
+        (lambda folder: folder.chmod(0o555), "read-only|denied"),  # root could still write
+        (lambda folder: (folder / "journal.jsonl").chmod(0o444), "read-only|denied"),
+        *[(partial(link, name=name), "symbolic links") for name in ("journal.jsonl", *CSVS)],
+    ],
+)
+def test_folder_that_is_lost_is_a_write_error(make, tmp_path, change, words):
+    journal, victim = make(start(0), report(0, accuracy=0.5)), tmp_path / "victim"
+    change(journal.folder)
+    before = contents(tmp_path)
+    with pytest.raises(WriteError, match=rf"run: cannot write: .*({words})"):
+        for event in (report(0, accuracy=0.5), end(0)):
+            journal.append(event)
+    assert contents(tmp_path).get(victim) == before.get(victim)
+
+
+@pytest.mark.parametrize("name", ["journal.jsonl", ".lock", *CSVS, "trials.partial"])
+def test_resumed_run_writes_through_no_link(make, tmp_path, name):
+    journal = make(start(0), end(0))
+    journal.close()
+    link(journal.folder, name)
+    before = (tmp_path / "victim").read_bytes()
+    refused = pytest.raises(ValueError, match="cannot go on in it: .*symbolic links")
+    with refused if name in ("journal.jsonl", ".lock") else contextlib.nullcontext():
+        reopen(journal.folder).close()
+    assert (tmp_path / "victim").read_bytes() == before
+
+
+# ---- The CSVs ------------------------------------------------------------------------------------
+@pytest.mark.parametrize("mode, best, epoch", [("max", "0.75", "2"), ("min", "0.0", "3")])
+def test_csvs_have_the_documented_columns(make, mode, best, epoch):
+    """In the user's own sign, of which zero has none; NaN and Inf as pandas and R spell them."""
+    first, second = {"accuracy": 0.5}, {"accuracy": 0.75, "time": 3, "loss": math.nan}
+    third = {"accuracy": -0.0, "loss": -math.inf, "text": "é\n"}
+    reports = [
+        report(0, n, epoch=n, **values) for n, values in enumerate([first, second, third], 1)
+    ]
+    journal = make(start(0, 0.125, kind=[1, "x,y\n"]), *reports, end(0, 10.25), start(1, 11.0),
+                   end(1, 12.0, status="failed", error='bad "a",\nb'), mode=mode)  # fmt: skip
+    first, second = rows(journal.folder, "trials.csv")
+    assert list(first.items()) == [
+        ("trial", "0"), ("status", "done"), ("value", best), ("last_value", "0.0"),
+        ("best_epoch", epoch), ("n_epochs", "3"), ("origin", "random"), ("config_x", "0.5"),
+        ("config_n", "3"), ("config_kind", '[1, "x,y\\n"]'), ("started", "0.125"),
+        ("ended", "10.25"), ("seconds", "10.125"), ("suggest_seconds", "0.25"), ("error", ""),
+    ]  # fmt: skip
+    assert (second["value"], second["best_epoch"], second["n_epochs"]) == ("", "", "0")
+    assert second["error"] == 'bad "a",\\nb'
+    assert (journal.folder / "reports.csv").read_text(encoding="utf-8").splitlines() == [
+        "trial,epoch,time,accuracy,metric_time,loss,text",
+        "0,1,1,0.5,,,", "0,2,2,0.75,3,NaN,", "0,3,3,-0.0,,-Inf,é\\n",
+    ]  # fmt: skip
+    pandas = pytest.importorskip("pandas")
+    assert pandas.read_csv(journal.folder / "reports.csv").loss.dtype == float
+
+
+# ---- Folders -------------------------------------------------------------------------------------
+def test_folder_in_use_or_without_a_run_is_refused(make, tmp_path):
+    journal = make(start(0), end(0))
+    command = [sys.executable, "-m", "hpo.journal", str(journal.folder)]
+    with pytest.raises(ValueError, match="run: another run is using it"):
+        reopen(journal.folder)
+    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    journal.close()
+    before = (journal.folder / "trials.csv").read_bytes()
+    (journal.folder / "trials.csv").unlink()
+    subprocess.run(command, check=True, cwd=ROOT)
+    assert (journal.folder / "trials.csv").read_bytes() == before
+    with pytest.raises(ValueError, match="run: has no trial 1"):
+        load(journal.folder, before=1)
+    for read in (load, reopen):
+        with pytest.raises(ValueError, match=r"nowhere/journal\.jsonl: .*expected the folder"):
+            read(tmp_path / "nowhere")
+
+
+def test_new_run_needs_a_new_folder(make, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for name in ("full", "empty"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("mine")
+    make(start(0)).close()
+    before = contents(tmp_path)
+    for name in ("file", "file/below", "full", "run"):
+        with pytest.raises(ValueError, match=f"--results .*{name}: "):
+            make(name=name)
+    assert contents(tmp_path) == before | {tmp_path / "full" / ".lock": b""}
+    for name in ("empty", "a/b/c"):
+        assert load(make(name=name).folder) == []
+
+
+@pytest.mark.parametrize("fault", [partial(disk_full, n=-99_999), fsync_fails])
+def test_run_that_cannot_be_made_leaves_nothing_behind(make, tmp_path, fault):
+    (tmp_path / "big").write_bytes(bytes(100_000))
+    with (
+        pytest.raises(ValueError, match="--results .*run: cannot be made"),
+        fault(tmp_path / "big"),
+    ):
+        make()
+    assert not (tmp_path / "run").exists()

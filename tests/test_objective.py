@@ -1,0 +1,183 @@
+"""An objective: loading it, describing it, running it as a program."""
+
+import json
+import pathlib
+import random
+import subprocess
+import sys
+
+import pytest
+
+import hpo.trial
+from hpo.objective import command_line, describe, load_module, run_as_program, source_of
+from hpo.space import choice, uniform
+from hpo.trial import LocalBackend, Trial
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FIRST = "from hpo import Reporter, uniform\nconfig_space = {'x': uniform(0, 1), 'n': 1, 'a': 'b'}\n"
+WHOLE = f"{FIRST}metric, mode = 'y', 'max'\ndef objective(config): return config['x']\n"
+PREPARE = f"{WHOLE}def prepare(given): "
+GIVEN = {"space": None, "metric": None, "mode": None}
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Writes an objective file and returns its path; afterwards its module is forgotten."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in ("mine", "neighbour", "objective_json"):
+        monkeypatch.setitem(sys.modules, name, None)
+        monkeypatch.delitem(sys.modules, name)
+
+    def write(text, name="mine.py"):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        return str(tmp_path / name)
+
+    return write
+
+
+# ---- Loading -------------------------------------------------------------------------------------
+def test_module_is_loaded_from_its_folder_and_as_it_was(write):
+    write("value = 1", "neighbour.py")
+    path = write("from neighbour import value\nimport train", "json.py")
+    module = load_module(path)
+    assert module.value == 1 and sys.modules[module.__name__] is module
+    assert module.__name__ == "objective_json" and sys.modules["json"] is json
+    assert load_module(path, b"value = 2").value == 2
+
+
+def test_only_installed_libraries_are_imported_once_for_all_trials(write):
+    write("", "near.py")
+    for source, libraries in {
+        "import numpy, os.path\nfrom filelock import FileLock": "numpy os.path filelock",
+        "import json\nimport mine\nfrom near import x\nfrom . import y": "json",
+        "import json\nimport hpo\nfrom train.mlp_fashion_mnist import mask": "json",
+        "def f():\n    import json": "",
+        "import os\nos.environ['A'] = '1'\nimport json": "",  # which may read it
+        "import json, sys\nsys.path.insert(0, 'there')": "",
+    }.items():
+        assert source_of(write(source)) == (source.encode(), libraries.split())
+    syntax_error = write("import json\na syntax error")
+    nothing = ("nowhere.py", ("no_such_module", "f"), ("no.such", "f"), lambda config: 0)
+    for objective in (syntax_error, *nothing):
+        assert source_of(objective) == (None, [])
+
+
+# ---- Describing ----------------------------------------------------------------------------------
+def test_description(write):
+    path = write(f"{PREPARE}return {{'n': given['n'] + 1, 'note': 'small'}}\n")
+    found = describe(path, None, **GIVEN, assignments=["n=4", "a=b=c"])
+    assert found.pop("n_gpus") >= 0 and "numpy" in found.pop("versions")
+    space = {"x": {"uniform": [0.0, 1.0]}, "n": 5, "a": "b=c"}
+    prepared = {"prepared": {"n": 5}, "note": "small"}
+    assert found == {"space": space, "metric": "y", "mode": "max", **prepared}
+    given = {"space": {"x": {"randint": [1, 3]}, "n": 7}, "metric": "loss", "mode": "min"}
+    found = describe(path, None, **given, prepared={"n": 9})  # as when a run goes on
+    given["space"]["n"] = 9
+    assert {**found, **given, "prepared": {"n": 9}, "note": ""} == found
+
+
+BAD = [  # the file, its assignments, and the error
+    ("x = 1\n1 / 0", [], "FILE, line 2: ZeroDivisionError: division by zero"),
+    ("x = 1\na syntax error", [], "FILE, line 2: SyntaxError: invalid syntax"),
+    ("import no_such_module", [], "FILE, line 1: ModuleNotFoundError: No module named 'no_such"),
+    ("import sys\nsys.exit('no data')", [], "FILE, line 2: SystemExit: no data"),
+    ("from hpo import *\n\nx = uniform(1, 0)", [], "FILE, line 3: uniform needs low <= high"),
+    ("x = 1", [], "expected a function objective(config)"),
+    ("def objective(config): pass", [], "expected config_space, a dict of names and domains"),
+    (f"{FIRST}def objective(config): pass", [], "metric: expected a name, got None; or give --"),
+    (WHOLE.replace("max", "more"), [], 'mode: expected "max" or "min", got \'more\'; or give --'),
+    (f"{WHOLE}config_space = [1]", [], "config_space: expected"),
+    (f"{WHOLE}config_space['c'] = objective", [], "c: expected"),
+    (WHOLE, ["n"], "--set n: expected NAME=VALUE"),
+    (WHOLE, ["m=1"], "--set m=1: m: no such name in the space; it has x, n, a"),
+    (WHOLE, ["x=2"], "--set x=2: x: expected"),
+    (f"{PREPARE}raise OSError('no disk')", [], "no disk"),
+    (f"{PREPARE}given['m']", [], "prepare: KeyError: 'm'"),
+    (f"{PREPARE}return {{'m': 1}}", [], "prepare: expected a dict of some of n, a, note, got {'m'"),
+]
+
+
+def test_description_says_what_is_wrong(write):
+    for text, assignments, error in BAD:
+        path = write(text)
+        with pytest.raises(ValueError) as raised:
+            describe(path, None, **GIVEN, assignments=assignments)
+        assert str(raised.value).startswith(error.replace("FILE", path))
+
+
+def test_what_loading_a_file_does_harms_nobody(write, tmp_path, monkeypatch):
+    """It ends the process; or trains at once, and starts a thread that does not end."""
+    monkeypatch.setattr(hpo.trial, "STOP_SECONDS", 0.2)
+    backend = LocalBackend(write("import os\nos._exit(3)"))
+    with pytest.raises(ValueError, match="mine.py: the process exited with code 3"):
+        backend.describe(**GIVEN)
+    backend.close()
+    thread = "import threading, time\nthreading.Thread(target=time.sleep, args=[99]).start()\n"
+    backend = LocalBackend(write(f"{thread}{WHOLE}Reporter()(y=1.0)"))
+    assert backend.describe(**GIVEN)["metric"] == "y"
+    backend.begin(tmp_path / "logs", 0)
+    backend.start(Trial(0, {"x": 0.5}, "test"))
+    (report,) = backend.wait(20)
+    backend.close()
+    assert report.metrics["y"] == 0.5
+
+
+# ---- As a program --------------------------------------------------------------------------------
+SPACE = {"x": uniform(-1, 1), "kind": choice(["a b", 1, True]), "yes": True, "none": None, "n": 1}
+
+
+@pytest.mark.parametrize("unknown", [[], ["--st_checkpoint_dir", "there", "--no_such_flag"]])
+def test_program_takes_flags_or_a_file(tmp_path, unknown):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(dict(zip(SPACE, [0.25, "a b", False, None, 4]))))
+    seen = []
+    for flags, expected in {
+        "--x=-0.5|--kind=a b|--yes=False|--none=None|--n=2": [-0.5, "a b", False, None, 3],
+        "--x|-0.5|--kind|1|--yes|true|--none|null|--n|-3": [-0.5, 1, True, None, -2],
+        "--x|1e-3|--kind|True|--yes|false|--none|a b|--n|2": [0.001, True, False, "a b", 3],
+        f"--config_json|{path}": [0.25, "a b", False, None, 5],
+    }.items():
+        run_as_program(
+            lambda config: seen.append((config, random.random())),
+            SPACE,
+            lambda given: {"n": given["n"] + 1, "note": "for the tuner"},
+            [*flags.split("|"), *unknown, "--trial_seed=3"],
+        )
+        assert repr(seen[-1][0]) == repr(dict(zip(SPACE, expected)))
+    assert len({number for _, number in seen}) == 1
+
+
+def test_program_says_what_is_wrong_in_a_line(capsys):
+    for flags, error in {
+        "--x=0.5 --n=1": "missing --kind, --yes, --none; every name of config_space is needed",
+        "--x=2 --kind=1 --yes=1 --none=1 --n=1": "x: expected",
+        "--x=0 --kind=2 --yes=1 --none=1 --n=1": "kind: expected",
+        "--x=0 --kind=1 --yes=2 --none=1 --n=1": "yes: expected",
+        "--config_json nowhere.json": "nowhere.json",
+        "--trial_seed=a": "invalid int value",
+    }.items():
+        with pytest.raises(SystemExit) as ended:
+            run_as_program(print, SPACE, arguments=flags.split())
+        assert ended.value.code == 2 and error in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_command_line_trains_again(write, monkeypatch):
+    """With the same configuration and random numbers, by a shell, from another folder."""
+    path = write(
+        "import json, os, random\nfrom hpo import Reporter, choice, uniform\n"
+        "config_space = {'x': uniform(-1, 1), 'kind': choice(['a', 'it\\'s $HOME \"%\"']), 'n': -1,"
+        "'yes': True, 'none': None, 'list': [1, {'a': None}], 'text': 'null', 'empty': ''}\n"
+        "def objective(config): Reporter()(c=json.dumps(config), r=random.random(), "
+        "t=os.environ['OMP_NUM_THREADS'])\n",
+        "an objective.py",
+    )
+    config = {"x": -1.2345678901234567e-05, "kind": 'it\'s $HOME "%"', "n": -3, "yes": False}
+    config |= {"none": None, "list": [2.0, {"b": [True, None]}], "text": "None", "empty": ""}
+    monkeypatch.chdir("/")
+    command = command_line(path, config, trial_seed=5, n_threads=3).replace(
+        "python", sys.executable
+    )
+    out = subprocess.check_output(command, shell=True, text=True)
+    found = json.loads(out.removeprefix("[tune-metric]: "))
+    random.seed(5)
+    assert json.loads(found["c"]) == config and found["r"] == random.random() and found["t"] == "3"
