@@ -117,14 +117,12 @@ class Journal:
             journal._lock()
             check_new(folder)  # another run may have begun in it meanwhile
             journal.path.touch()
-            run = {
-                **run,
-                "machine": f"{platform.platform()}, {os.cpu_count()} cores",
-                "time": now(),
-            }
-            journal._write({"run": run}, sync=True)
+            machine = f"{platform.platform()}, {os.cpu_count()} cores"
+            journal._write({"run": {**run, "machine": machine, "time": now()}}, sync=True)
             journal.columns = write_tables(folder)
         except OSError as error:
+            if journal.path.is_file():
+                journal.path.unlink()
             if not existed:
                 shutil.rmtree(folder, ignore_errors=True)
             raise ValueError(f"--results {folder}: cannot be made: {error}") from None
