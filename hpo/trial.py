@@ -14,6 +14,7 @@ a trial that writes half a line, or something else, harms itself alone.
 
 import contextlib
 import ctypes
+import gc
 import hashlib
 import importlib
 import json
@@ -288,6 +289,7 @@ def _serve(connection, tuners_end, objective, n_threads):
     for name in ["hpo.space", *modules]:
         with contextlib.suppress(Exception):  # a trial that imports it will say what is wrong
             importlib.import_module(name)
+    gc.freeze()  # else a trial's garbage collector would touch, and so copy, all that they share
     children = {}  # (trial id, attempt) -> _Child
 
     def tell(*message):
