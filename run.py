@@ -114,22 +114,22 @@ def resumed(given):
 def main(arguments=None):
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"  # the tuner's numpy must not compete with the trials
-    given = vars(make_parser().parse_args(arguments))
-    if given["objective"] is None:
-        del given["objective"]
     for name in ("stdout", "stderr"):  # a closed one, or one without Unicode, must not end the run
         stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115 (for the whole run)
         stream.reconfigure(errors="backslashreplace")
         setattr(sys, name, stream)
     warnings.showwarning = lambda message, *_: say(f"run.py: warning: {message}")
     try:
+        given = vars(make_parser().parse_args(arguments))
+        if given["objective"] is None:
+            del given["objective"]
         return run(given)
     except (ValueError, argparse.ArgumentTypeError) as error:
         return say(f"run.py: error: {error}", code=2)
     except (OSError, EOFError) as error:  # no process to be had, a full /tmp
         return say(f"run.py: failed: the run could not be started: {error!r}", code=1)
     except KeyboardInterrupt as interrupt:
-        return 128 + interrupt.args[0]
+        return 128 + (interrupt.args or [signal.SIGINT])[0]
 
 
 def interruptible():

@@ -115,7 +115,7 @@ def describe(objective, source, *, space, metric, mode, assignments=(), prepared
     if not isinstance(metric, str) or not metric:
         raise ValueError(f"metric: expected a name, got {metric!r}; or give --metric")
     if mode not in ("max", "min"):
-        raise ValueError(f'mode: expected "max" or "min", got {mode!r}; or give --mode')
+        raise ValueError(f'mode: expected "max" or "min", got {mode!r}; see --mode')
     space = module.config_space if space is None else space_from_json(space)
     for assignment in assignments:
         name, equals, text = assignment.partition("=")

@@ -39,6 +39,7 @@ from hpo.objective import ROOT, describe, load_objective, one_line, set_generato
 STOP_SECONDS = 10  # from "stop", or from the end of the objective, to SIGKILL
 TERM_SECONDS = 5  # from SIGTERM to SIGKILL
 MAX_LINE = 8 * hpo.report.MAX_BYTES  # of a trial's message
+SERVER_DIED = "the fork server died"
 LINUX = sys.platform == "linux"
 SIGKILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has none
 ENDING = [getattr(signal, s) for s in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, s)]
@@ -176,7 +177,7 @@ class LocalBackend:
         except (OSError, EOFError):
             self.close()
             for i, (attempt, _) in self.running.items():
-                self.events.append(End(i, attempt, "lost", "the fork server died"))
+                self.events.append(End(i, attempt, "lost", SERVER_DIED))
         events, self.events = self.events, []
         for event in events:
             if isinstance(event, End):

@@ -4,6 +4,7 @@ One loop serves every backend (processes here, a simulation in experiments/). It
 waits for a report, the end of a trial, or the next deadline.
 """
 
+import collections
 import contextlib
 import json
 import math
@@ -23,9 +24,10 @@ from hpo.searchers import SEARCHERS
 from hpo.space import Domain, cast_config, domains, middle, space_from_json, space_to_json
 from hpo.status import Status, best_of, say
 from hpo.stopping import RULES, with_options
-from hpo.trial import ENDING, LINUX, LocalBackend, Report
+from hpo.trial import ENDING, LINUX, SERVER_DIED, LocalBackend, Report
 
 N_FAILED = 3  # so many first trials that all fail end the run, or one for each worker
+N_DEATHS = 2  # so often a trial starts again after the fork server has died under it
 N_LOST = 6  # so often in a row processes may be lost; the pauses then double from a second on
 
 
@@ -60,6 +62,7 @@ class Tuner:
         self.running = {}  # trial id -> Trial
         self.ending = {}  # trial id -> (status, error) of a trial that has been told to end
         self.n_lost, self.not_before = 0, 0.0  # losses since a report; none starts until then
+        self.deaths = collections.Counter()  # of the fork server, under each trial
         self.works = any(t.curve and t.status != "failed" for t in self.trials)
         self.failures = []  # the first trials of this session, while none has worked
         self.reason = None  # why the run ends
@@ -171,8 +174,9 @@ class Tuner:
             status, error = "done", ""
         elif not status and self.reason:  # the signal that ends the run was to all processes
             status, error = "interrupted", self.reason
-        elif not status and end.outcome == "lost":  # the machine is to blame, not the trial
-            status, error = "interrupted", end.error
+        elif not status and end.outcome == "lost" and self.deaths[trial.id] < N_DEATHS:
+            self.deaths[trial.id] += end.error == SERVER_DIED
+            status, error = "interrupted", end.error  # the machine is to blame, not the trial
             self.again.append(trial)
         elif not status:
             error = end.error or f"ended without a report of {self.journal.metric}"
@@ -267,7 +271,8 @@ def call(name, function, *arguments):
 
 
 # ---- A run ---------------------------------------------------------------------------------------
-LEAST = {"trials": 1, "workers": 1, "first_rung": 1, "eta": 2}  # else 0
+LEAST = {"hours": 1e-9, "trials": 1, "workers": 1, "trial_timeout": 1e-9, "first_rung": 1}
+LEAST |= {"eta": 2, "seed": 0}
 BUDGET = ("hours", "trials", "workers", "trial_timeout")  # what a resumed run may change
 
 
@@ -303,17 +308,19 @@ def tune(
     Raises ValueError for bad input, and has written nothing then; RunFailed; WriteError.
     """
     objective = objective if callable(objective) else os.path.abspath(objective)
+    if config_space is not None:
+        space_to_json(config_space)  # a ValueError names what cannot be in a space
     arguments = as_json({n: v for n, v in locals().items() if n not in ("results", "resume")})
-    for name in ("hours", "trials", "workers", "trial_timeout", "first_rung", "eta", "seed"):
-        value, least = arguments[name], LEAST.get(name, 0)
-        if value is not None and not least <= value < math.inf:
-            raise ValueError(f"--{name}: expected a number >= {least}, got {value!r}")
+    for name, least in LEAST.items():
+        value = arguments[name]
+        if value is not None and (not isinstance(value, (int, float)) or not least <= value < 1e18):
+            what = "a positive number" if 0 < least < 1 else f"a number >= {least}"
+            raise ValueError(f"--{name}: expected {what}, got {value!r}")
     with contextlib.ExitStack() as stack:
         if resume is None:
             folder = pathlib.Path(results or f"results/{time.strftime('%Y-%m-%d_%H-%M-%S')}")
-            while results is None and folder.exists():  # of a run that began in the same second
-                folder = folder.with_name(folder.name + "-2")
-            check_new(folder)
+            if results:
+                check_new(folder)
             known = {"space": arguments["config_space"], "assignments": arguments["assignments"]}
         else:
             if results:
@@ -343,10 +350,14 @@ def tune(
         if start is not None:
             if not isinstance(start, (list, tuple)):
                 raise ValueError(f"--start: expected a list of configurations, got {start!r:.200}")
-            start = [cast_config(space, config) for config in start]
+            try:
+                start = [cast_config(space, config) for config in start]
+            except ValueError as error:
+                raise ValueError(f"--start: {error}") from None
         if resume is None:
             arguments |= {"metric": found["metric"], "mode": found["mode"]}
-            journal = Journal.create(folder, {**found, "arguments": arguments})
+            journal = create(folder, {**found, "arguments": arguments}, is_named=bool(results))
+            folder = journal.folder
             stack.callback(journal.close)
         else:
             journal.begin_session({name: arguments[name] for name in BUDGET})
@@ -365,6 +376,17 @@ def tune(
             finally:
                 tuner.show.summary(tuner)
         return Run(folder, journal.trials, reason, signals[0] if signals else None)
+
+
+def create(folder, run, is_named):
+    """The journal of a new run; of one without a name in the first folder that is free."""
+    while True:
+        try:
+            return Journal.create(folder, run)
+        except ValueError:
+            if is_named or not folder.exists():
+                raise
+            folder = folder.with_name(folder.name + "-2")  # another began in the same second
 
 
 def check_same(folder, own, given):
@@ -408,6 +430,8 @@ def find_objective(objective):
             )
     elif not os.path.isfile(objective) or not objective.endswith(".py"):
         reason = "is no Python file" if os.path.exists(objective) else "no such file"
+        if ".py:" in objective:
+            reason = "is a function, which hpo.tune(FUNCTION, ..., resume=DIR) goes on with"
         raise ValueError(f"{objective}: {reason}; expected one with config_space and objective")
     return objective
 
@@ -418,6 +442,8 @@ def find(option, value, known):
     if is_name and value not in known or not is_name and not callable(value):
         names = ", ".join(known)
         raise ValueError(f"--{option}: expected {names} or FILE.py:NAME, got {value!r:.200}")
+    if option == "searcher" and not is_name and not hasattr(value, "suggest"):
+        raise ValueError(f"--searcher: expected a class with suggest(trials), got {value!r:.200}")
     return known[value] if is_name else value
 
 
@@ -427,7 +453,8 @@ def last_epoch(space, name):
     if name == "epochs" and (epochs is None or isinstance(epochs, Domain)):
         return None
     if type(epochs) is not int or epochs < 1:
-        raise ValueError(f"{name}: expected the last epoch, an integer >= 1, got {epochs!r}")
+        flag = name if name == "epochs" else f"--epochs_name {name}"
+        raise ValueError(f"{flag}: expected a constant integer >= 1 of the space, got {epochs!r}")
     return epochs
 
 

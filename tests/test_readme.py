@@ -86,5 +86,5 @@ def test_size_is_as_promised():
     paths = [*ROOT.glob("hpo/*.py")], [ROOT / "hpo/searchers.py"]
     found = [sum(path.read_text().count("\n") for path in part) for part in paths]
     assert [int(n.replace(",", "")) for n in promised] == pytest.approx(found, rel=0.05)
-    assert README.count("\n") <= 190 and len(README.encode()) <= 12_000
+    assert README.count("\n") <= 200 and len(README.encode()) <= 12_000
     assert max(map(len, README.splitlines())) <= 100

@@ -115,7 +115,8 @@ def tuner(monkeypatch):
     ours, theirs = socket.socketpair()
     ours.settimeout(5)
     theirs.settimeout(5)
-    for name, value in {"tuner": theirs, "process_id": os.getpid(), "stopped": False}.items():
+    state = {"tuner": theirs, "process_id": os.getpid(), "stopped": False, "names": set()}
+    for name, value in state.items():
         monkeypatch.setattr(hpo.report, name, value)
     with ours, theirs:
         yield ours
@@ -157,7 +158,12 @@ def test_threads_wait_for_their_own_answers(tuner, capsys):
 
 
 @pytest.mark.parametrize("is_gone", [False, True])
-def test_stop_passes_except_exception_and_comes_again_at_every_report(tuner, is_gone):
+def test_stop_passes_except_exception_and_comes_again(tuner, monkeypatch, is_gone):
+    with pytest.raises(TypeError):
+        Reporter()(loss=[])  # sends nothing, as the one below
+    with pytest.raises(RuntimeError, match="in a process that the"), monkeypatch.context() as patch:
+        patch.setattr(hpo.report, "process_id", 1)
+        Reporter()(loss=1.0)
     tuner.shutdown(socket.SHUT_WR) if is_gone else tuner.send(b"stop")  # gone: the tuner has died
     for _ in range(3):
         with pytest.raises(StopTrial):
@@ -171,14 +177,3 @@ def test_stop_passes_except_exception_and_comes_again_at_every_report(tuner, is_
     tuner.setblocking(False)
     with pytest.raises(BlockingIOError):
         tuner.recv(1)  # a stopped trial asks no more
-
-
-def test_refused_report_sends_nothing(tuner, monkeypatch):
-    with pytest.raises(TypeError):
-        Reporter()(loss=[])
-    monkeypatch.setattr(hpo.report, "process_id", 1)
-    with pytest.raises(RuntimeError, match="in a process that the trial forked; report in its own"):
-        Reporter()(loss=1.0)
-    tuner.setblocking(False)
-    with pytest.raises(BlockingIOError):
-        tuner.recv(1)

@@ -285,15 +285,15 @@ def test_run_goes_on_when_nobody_reads_its_output(quick, tmp_path, redirect):
 # ---- Bad input -----------------------------------------------------------------------------------
 BAD = [  # (flags, what is replaced in the objective file or a file's name, by this, error)
     ("--bogus", "", "", "unrecognized arguments: --bogus"),
-    ("--hours nan", "", "", "--hours: expected a number >= 0, got nan"),
+    ("--hours nan", "", "", "--hours: expected a positive number, got nan"),
     ("--workers 0", "", "", "--workers: expected a number >= 1, got 0"),
     ("--searcher foo", "", "", "--searcher: expected random, gp or FILE.py:NAME, got 'foo'"),
     ("--searcher {}/mine.py:Mine", "mine.py", "exit(0)", "mine.py, line 1: SystemExit"),
-    ("--searcher {}/mine.py:Mine", "mine.py", "class Mine: pass", "mine.py:Mine"),
+    ("--searcher {}/mine.py:Mine", "mine.py", "class Mine: pass", "suggest(trials)"),
     ("--stopping foo", "", "", "--stopping: expected auto, none, median, asha, halving or FILE.py"),
     ("--stopping run.py:ROOT", "", "", "--stopping: "),
     ("--stopping asha", ": 3", ": randint(1, 3)", "--stopping asha: "),
-    ("--set epochs=0", "", "", "epochs: expected the last epoch"),
+    ("--set epochs=0", "", "", "epochs: expected a constant integer >= 1"),
     ("--set epochs=many", "", "", "--set epochs=many: epochs: expected"),
     ("--set bogus=1", "", "", "--set bogus=1: bogus: no such name in the space; it has x, rate,"),
     ("--set n", "", "", "--set n: expected NAME=VALUE"),

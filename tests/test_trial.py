@@ -63,9 +63,8 @@ def backend(folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder / "library")
         patch.setattr(hpo.trial, "STOP_SECONDS", 0.6)
-        backend = new_backend(folder, str(folder / "objective.py"))
-        yield backend
-        backend.close()
+        with contextlib.closing(new_backend(folder, str(folder / "objective.py"))) as backend:
+            yield backend
 
 
 def new_backend(folder, objective, space=None, metric=None, mode=None):
@@ -128,20 +127,21 @@ def are_gone(pids):
 
 
 # ---- How a trial ends ----------------------------------------------------------------------------
+REPORT = b'{"report": {"epoch": 1, "y": 1.0}, "counted": false}\n'
 ENDS = [  # what it does, its reports, and how its error begins
     ("report(y=1.0)", [1.0], ""),
     ("returned = np.float32(2)", [2.0], ""),
     ("returned = {'y': 3, 'epoch': 7}", [3.0], ""),
-    ("report(y=1.0); returned = 2.0", [1.0], ""),
-    ("report(y=1.0); sys.exit(0)", [1.0], ""),
+    ("multiprocessing.set_start_method('spawn'); returned = 1.0", [1.0], ""),
+    ("report(y=1.0); returned = 2.0; sys.exit(0)", [1.0], ""),
     ("threading.Thread(target=time.sleep, args=[99]).start(); returned = 1.0", [1.0], ""),
     ("", [], "ValueError: expected a report of y, got nothing"),
     ("report(loss=1.0, a=2)", [None], "ValueError: expected a report of y, got a, loss; or choose"),
     ("returned = [1.0]", [], "TypeError: y: expected a number"),
     ("report(y=1.0); raise ValueError('a\\nb é')", [1.0], "ValueError: a b é"),
     ("sys.exit('no data')", [], "SystemExit: no data"),
-    ("raise KeyboardInterrupt", [], "KeyboardInterrupt"),
     ("os._exit(3)", [], "the process exited with code 3"),
+    (f"raw({REPORT!r}); time.sleep(0.2); os._exit(3)", [1.0], "the process exited with code 3"),
     ("ctypes.string_at(0)", [], "the process was killed by SIGSEGV"),
     ("os.kill(os.getpid(), 9)", [], "the process was killed by SIGKILL (out of memory?)"),
     ("os.closerange(3, 99)", [], "the process exited with code 1"),
@@ -164,25 +164,23 @@ def test_backend_tells_how_a_trial_ended(backend):
 
 def test_stopped_trial_cleans_up_and_reports_no_more(backend, folder):
     often, mark = "for _ in range(3):\n  try: report(y=1.0)\n  except", str(folder / "clean")
-    codes = {
-        f"try: report(y=1.0)\nfinally: pathlib.Path({mark!r}).touch()": "failed",
-        f"{often} Exception: pass": "failed",
-        f"{often} BaseException: pass": "finished",
-        "try: report(y=1.0)\nexcept BaseException: time.sleep(99)": "failed",  # and so is killed
-    }
+    clean_up = f"try: report(y=1.0)\nfinally: pathlib.Path({mark!r}).touch()"
+    stay = "try: report(y=1.0)\nexcept BaseException: time.sleep(99)"  # until it is killed
+    codes = [clean_up, f"{often} Exception: pass", stay, f"{often} BaseException: pass"]
     ends = run(backend, *codes, go_on=False)
-    assert [end.outcome for _, end in ends] == list(codes.values())
+    assert [end.outcome for _, end in ends] == ["failed", "failed", "failed", "finished"]
     assert {len(reports) for reports, _ in ends} == {1}
-    assert (folder / "clean").exists() and "SIGKILL" in ends[3][1].error
+    assert (folder / "clean").exists() and "SIGKILL" in ends[2][1].error
 
 
 def test_killed_trial_ends_at_once_and_has_failed(backend, monkeypatch):
-    for handler, term_seconds, error in [
-        ("signal.SIG_DFL", 60, "the process was killed by SIGTERM"),
-        ("lambda *_: sys.exit(0)", 60, ""),
-        ("signal.SIG_IGN", 0.2, "the process was killed by SIGKILL (out of memory?)"),
-    ]:
-        monkeypatch.setattr(hpo.trial, "TERM_SECONDS", term_seconds)
+    monkeypatch.setattr(hpo.trial, "TERM_SECONDS", 0.4)
+    for handler, error in {
+        "signal.SIG_DFL": "the process was killed by SIGTERM",
+        "lambda *_: sys.exit(0)": "",
+        "lambda *_: os._exit(0)": "",
+        "signal.SIG_IGN": "the process was killed by SIGKILL (out of memory?)",
+    }.items():
         trial = start(backend, f"signal.signal(15, {handler}); report(y=1.0); time.sleep(99)")
         first_report(backend)
         backend.kill(trial)
@@ -193,7 +191,7 @@ def test_killed_trial_ends_at_once_and_has_failed(backend, monkeypatch):
 RUBBISH = [
     *(b"some log line\n", b"x" * 10**7, bytes(99) + b"\n", b"\n", b"\xff\n", b"[" * 10**5 + b"\n"),
     *(b"3\n", b'{"end": ["finished"]}\n', b'{"report": {"y": 1.0}, "counted": false}\n'),
-    b'{"report": {"epoch": 1, "y": 1.0}, "counted": false}\n' * 20_000,  # it waits for no answer
+    REPORT * 20_000,  # it waits for no answer
 ]
 
 
@@ -340,8 +338,7 @@ def test_environment_of_a_trial(backend, monkeypatch):
     monkeypatch.setattr(backend, "gpus", visible_gpus(2))
     before, seen, trials = dict(os.environ), [], {}
     code = """report(y=random.random(), numpy=np.random.rand(), modules=" ".join(sys.modules),
-        gpu=os.environ["CUDA_VISIBLE_DEVICES"], threads=os.environ["OMP_NUM_THREADS"],
-        start=multiprocessing.get_start_method())"""
+        gpu=os.environ["CUDA_VISIBLE_DEVICES"], threads=os.environ["OMP_NUM_THREADS"])"""
     for i in (3, 4, 5, 4):
         if i in trials:  # what runs next gets its GPU, and here the same seed, too
             backend.answer(trials[i], True)
@@ -354,7 +351,6 @@ def test_environment_of_a_trial(backend, monkeypatch):
     assert [metrics["gpu"] for metrics in seen] == ["5", "7", "5", "7"] and seen[1] == seen[3]
     assert len({metrics["y"] for metrics in seen}) == len({m["numpy"] for m in seen}) == 3
     assert seen[0]["threads"] == str(n_threads(2))
-    assert seen[0]["start"] == ("fork" if IS_LINUX else "spawn")  # as outside a trial
     loaded = {name for name in seen[0]["modules"].split() if name.startswith("hpo.")}
     assert loaded == {"hpo.objective", "hpo.report", "hpo.space", "hpo.trial"}
     assert dict(os.environ) == before
@@ -372,13 +368,11 @@ def test_functions_and_files_are_objectives_as_they_were_when_the_run_began(fold
     cases = [(("importable", "objective"), 2.0), (str(path), 2.0), (closure, 1.5)]
     for objective, y in cases[: None if IS_LINUX else 2]:
         path.write_text("def objective(config):\n    return 2.0\n")
-        backend = new_backend(folder, objective, {"x": {"uniform": [0, 1]}, "code": ""}, "y", "max")
-        path.write_text("a syntax error")
-        found = run(backend, "")
-        backend.close()
-        assert [([m["y"] for m in reports], end) for reports, end in found] == [
-            ([y], End(0, 1, "finished"))
-        ], (objective, backend.log(Trial(0, {}, "")))
+        space = {"x": {"uniform": [0, 1]}, "code": ""}
+        with contextlib.closing(new_backend(folder, objective, space, "y", "max")) as backend:
+            path.write_text("a syntax error")
+            found = run(backend, "")
+        assert found == [([{"y": y, "epoch": 1}], End(0, 1, "finished"))], objective
 
 
 def test_trials_start_by_spawn_where_there_is_no_fork(folder, tmp_path):

@@ -17,7 +17,7 @@ import pytest
 from hpo.journal import Journal, WriteError, load
 from hpo.searchers import RandomSearch
 from hpo.space import choice, loguniform, middle, randint, space_to_json
-from hpo.trial import End, Report
+from hpo.trial import SERVER_DIED, End, Report
 from hpo.tuner import N_LOST, RunFailed, Tuner, tune
 
 SPACE = {"lr": loguniform(1e-4, 1), "n": randint(1, 9), "kind": choice(["a", 1, None]), "epochs": 3}
@@ -91,7 +91,7 @@ class Backend:
                 self.step(i)
             return Report(i, attempt, dict(what), self.counted)
         self.unanswered.discard(i)  # it died without waiting for the answer
-        outcome = {"done": "finished", "lost": "lost"}.get(what, "failed")
+        outcome = {"done": "finished", "lost": "lost", SERVER_DIED: "lost"}.get(what, "failed")
         return End(i, attempt, outcome, "" if what == "done" else what)
 
     def answer(self, trial, go_on):
@@ -451,6 +451,12 @@ def test_trial_whose_process_is_lost_is_started_again(tmp_path):
     tuner.backend.on_wait = lambda n: late if tuner.backend.time == 3 else []
     assert all(trial.earlier == [[(1, 0.5)]] for trial in finish(tuner, "dd").trials)
     assert tuner.backend.started == [(0, 1), (1, 1), (0, 2), (1, 2)]
+
+
+def test_trial_under_which_the_fork_server_dies_again_and_again_fails():
+    script = [(0.0, {"epoch": 1, "loss": 0.5}), (1.0, SERVER_DIED)]
+    tuner = ends("fd", [script, GOOD], n_workers=1)
+    assert tuner.trials[0].attempt == 3 and tuner.trials[0].error == SERVER_DIED
 
 
 def test_trial_without_a_process_is_started_again_after_ever_longer_pauses():
