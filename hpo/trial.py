@@ -208,6 +208,8 @@ class LocalBackend:
             with contextlib.suppress(OSError):  # it is dead
                 self.server.send_bytes(b"null")
             self.server.close()
+            self.server_process.join(TERM_SECONDS)
+            self.server_process.kill()  # where the import of a library hangs
             self.server_process.join()
             self.server = None
 
@@ -288,7 +290,7 @@ def _serve(connection, tuners_end, objective, n_threads):
     os.environ.update(dict.fromkeys(THREADS, str(n_threads)))  # before numpy is imported
     source, modules = source_of(objective)
     for name in ["hpo.space", *modules]:
-        with contextlib.suppress(Exception):  # a trial that imports it will say what is wrong
+        with contextlib.suppress(Exception, SystemExit):  # `describe` will say what is wrong
             importlib.import_module(name)
     gc.freeze()  # else a trial's garbage collector would touch, and so copy, all that they share
     children = {}  # (trial id, attempt) -> _Child

@@ -412,7 +412,7 @@ def as_json(options):
             return value.item()
         module = getattr(value, "__module__", "")
         path = getattr(sys.modules.get(module), "__file__", module)
-        return f"{path}:{getattr(value, '__qualname__', value)}"
+        return f"{path}:{getattr(value, '__qualname__', type(value).__qualname__)}"
 
     return json.loads(json.dumps(options, default=encode))
 
@@ -420,7 +420,7 @@ def as_json(options):
 def find_objective(objective):
     """An objective as hpo/objective.py names it; ValueError when it is none."""
     if callable(objective):
-        module, name = objective.__module__, objective.__qualname__
+        module, name = objective.__module__, getattr(objective, "__qualname__", "")
         if module != "__main__" and getattr(sys.modules.get(module), name, None) is objective:
             return module, name
         if not LINUX:
