@@ -341,6 +341,7 @@ class _Child:
 
     def __init__(self, key, job, objective, source, others):
         self.stop_seconds = job["stop_seconds"]
+        self.max_line = math.inf if key[0] < 0 else MAX_LINE  # a space may be large
         self.open = True  # the process can still write
         self.asks = False  # it has reported, and has no answer yet
         self.unread = b""  # the beginning of a line
@@ -377,7 +378,7 @@ class _Child:
     def read(self):
         """[metrics, counted] of the reports that have arrived; never waits."""
         with contextlib.suppress(BlockingIOError):  # that is all for now
-            while self.open and len(self.unread) <= MAX_LINE:
+            while self.open and len(self.unread) <= self.max_line:
                 try:
                     data = self.socket.recv(65536)
                 except ConnectionError:  # reset by a process that died
@@ -385,7 +386,7 @@ class _Child:
                 self.open = bool(data)
                 self.unread += data
         *lines, self.unread = self.unread.split(b"\n")
-        lines += [self.unread] if len(self.unread) > MAX_LINE else []
+        lines += [self.unread] if len(self.unread) > self.max_line else []
         reports = []
         for line in lines:
             message = None
