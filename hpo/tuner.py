@@ -311,11 +311,7 @@ def tune(
     if config_space is not None:
         space_to_json(config_space)  # a ValueError names what cannot be in a space
     arguments = as_json({n: v for n, v in locals().items() if n not in ("results", "resume")})
-    for name, least in LEAST.items():
-        value = arguments[name]
-        if value is not None and (not isinstance(value, (int, float)) or not least <= value < 1e18):
-            what = "a positive number" if 0 < least < 1 else f"a number >= {least}"
-            raise ValueError(f"--{name}: expected {what}, got {value!r}")
+    check_numbers(arguments)
     with contextlib.ExitStack() as stack:
         if resume is None:
             folder = pathlib.Path(results or f"results/{time.strftime('%Y-%m-%d_%H-%M-%S')}")
@@ -347,13 +343,7 @@ def tune(
             searcher = searcher_class(space, seed, max_epochs)
         except Exception as error:  # whatever the user's class raises becomes one line
             raise ValueError(f"--searcher {arguments['searcher']}: {one_line(error)}") from error
-        if start is not None:
-            if not isinstance(start, (list, tuple)):
-                raise ValueError(f"--start: expected a list of configurations, got {start!r:.200}")
-            try:
-                start = [cast_config(space, config) for config in start]
-            except ValueError as error:
-                raise ValueError(f"--start: {error}") from None
+        start = checked_start(space, start)
         if resume is None:
             arguments |= {"metric": found["metric"], "mode": found["mode"]}
             journal = create(folder, {**found, "arguments": arguments}, is_named=bool(results))
@@ -376,6 +366,25 @@ def tune(
             finally:
                 tuner.show.summary(tuner)
         return Run(folder, journal.trials, reason, signals[0] if signals else None)
+
+
+def check_numbers(arguments):
+    """ValueError when an argument is no number, or is too small."""
+    for name, least in LEAST.items():
+        value = arguments[name]
+        if value is not None and (not isinstance(value, (int, float)) or not least <= value < 1e18):
+            what = "a positive number" if 0 < least < 1 else f"a number >= {least}"
+            raise ValueError(f"--{name}: expected {what}, got {value!r}")
+
+
+def checked_start(space, start):
+    """The configurations to try first, completed; None stays None, the middle of the space."""
+    if start is not None and not isinstance(start, (list, tuple)):
+        raise ValueError(f"--start: expected a list of configurations, got {start!r:.200}")
+    try:
+        return start and [cast_config(space, config) for config in start]
+    except ValueError as error:
+        raise ValueError(f"--start: {error}") from None
 
 
 def create(folder, run, is_named):
