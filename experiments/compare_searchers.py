@@ -14,7 +14,9 @@ Normalised regret after n trials have ended: (lowest true loss so far - optimum)
 of random configurations - optimum), clipped to [0, 1]. True means without noise; the optimum is the
 best known. `chosen` is the same for the trial with the lowest observed loss, which is what a user
 takes home. Means are over the seeds of a problem, then over problems. Intervals: 95%, bootstrap
-over the runs of each problem; differences to the first searcher are paired by problem and seed.
+over the runs of each problem (over problems where each has one run); differences to the first
+searcher are paired by problem and seed. Judge on problems and seeds that nobody has looked at:
+`--problems smooth:40-59 fail:40-59 --seeds 1` are drawn anew, as families.py says.
 """
 
 import functools
@@ -29,7 +31,7 @@ import zlib
 import numpy as np
 
 from experiments import command, peers
-from experiments.problems import PROBLEMS
+from experiments.problems import PROBLEMS, find, lowest_loss, names
 from experiments.simulated import simulate
 from hpo.searchers import SEARCHERS
 from hpo.space import sample
@@ -69,7 +71,7 @@ def thirds(n_trials):
 
 def run(name, version, problem_name, seed, n_workers, n_trials):
     """The row of a run."""
-    problem = PROBLEMS[problem_name]
+    problem = find(problem_name)
 
     def objective(config, rng):
         seconds = rng.lognormal(0, 0.5)  # drawn first: the same for every searcher
@@ -117,26 +119,31 @@ def read_runs(folder, versions, workers, trials):
 @functools.cache
 def typical_loss(problem_name):
     """Median true loss of 300 random configurations, without those that fail."""
-    problem, rng = PROBLEMS[problem_name], np.random.default_rng(0)
+    problem, rng = find(problem_name), np.random.default_rng(0)
     return np.nanmedian([problem.true_loss(sample(problem.space, rng)) for _ in range(300)])
 
 
 def regrets(row):
     """{column: normalised regret} of a row."""
-    optimum, typical = PROBLEMS[row["problem"]].optimum, typical_loss(row["problem"])
+    optimum, typical = lowest_loss(row["problem"]), typical_loss(row["problem"])
     losses = {column: row[column] for column in BEST + CHOSEN}
     return {c: np.clip((v - optimum) / (typical - optimum), 0, 1) for c, v in losses.items()}
 
 
 def mean_and_interval(values, n_bootstrap=2000):
-    """(mean, low, high) of {(problem, seed): number}; NaN where a problem has one seed.
+    """(mean, low, high) of {(problem, seed): number}; over problems where each has one seed.
 
     Resampling n runs makes their variance (n - 1)/n of what it should be, which is set right
     (Efron 1982, section 5.3).
     """
     rng, means = np.random.default_rng(0), []
-    for problem in sorted({problem for problem, _ in values}):
-        numbers = np.array([value for key, value in sorted(values.items()) if key[0] == problem])
+    problems = sorted({problem for problem, _ in values})
+    strata = {problem: problem for problem in problems}
+    if len(problems) == len(values):
+        strata = dict.fromkeys(problems, "all")
+    for stratum in dict.fromkeys(strata.values()):
+        runs = sorted(values.items())
+        numbers = np.array([value for key, value in runs if strata[key[0]] == stratum])
         n, mean = len(numbers), numbers.mean()
         resampled = numbers[rng.integers(n, size=(n_bootstrap, n))].mean(axis=1)
         factor = math.sqrt(n / (n - 1)) if n > 1 else math.nan
@@ -183,14 +190,15 @@ def report(runs, n_workers, n_trials):
     common = set.intersection(*problems) if problems else set()
     if left_out := set().union(*problems) - common:
         print(f"left out, as a searcher has no runs of them yet: {', '.join(sorted(left_out))}")
-    for group in ("pooled", "analytic", "hpo", "real"):
-        names = {name for name in common if group in ("pooled", PROBLEMS[name].group)}
+    groups = {name: find(name).group for name in sorted(common)}
+    for group in dict.fromkeys(["pooled", *groups.values()]):
+        members = {name for name in common if group in ("pooled", groups[name])}
         part = {
-            name: {key: row | regrets(row) for key, row in mine.items() if key[0] in names}
+            name: {key: row | regrets(row) for key, row in mine.items() if key[0] in members}
             for name, mine in runs.items()
         }
-        if names:
-            print(f"\n{group}: {len(names)} problems, workers: {n_workers}")
+        if members:
+            print(f"\n{group}: {len(members)} problems, workers: {n_workers}")
             print(*table(part, n_trials), sep="\n")
     print(LEGEND)
     for name in [name for name in runs if name in peers.PEERS]:
@@ -203,7 +211,8 @@ def parse(arguments=None):
     add, several = parser.add_argument, {"action": "append", "metavar": "NAME"}
     add("--searcher", **several, help="ours, a peer, or FILE.py:CLASS; again for more; default all")
     add("--half", choices=["tune", "report", "all"], default="tune", help="report: the last word")
-    add("--problems", nargs="+", choices=PROBLEMS, metavar="NAME", help="these, whatever the half")
+    fresh = "these, whatever the half; smooth:0-9 are ten of a family (families.py)"
+    add("--problems", nargs="+", type=names, metavar="NAME", help=fresh)
     add("--seeds", type=command.positive_int, default=10)
     add("--trials", type=command.positive_int, default=60)
     add("--workers", type=command.positive_int, default=4, help="simulated; default 4")
@@ -214,7 +223,7 @@ def parse(arguments=None):
     args = parser.parse_args(arguments)
     args.seeds = min(args.seeds, 3) if args.quick else args.seeds
     half = [name for name, problem in PROBLEMS.items() if args.half in ("all", problem.half)]
-    args.problems = args.problems or half
+    args.problems = list(itertools.chain(*args.problems or [half]))
     return parser, args
 
 

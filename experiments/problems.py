@@ -2,6 +2,7 @@
 
     python -m experiments.problems                    prints them
     python -m experiments.problems --search 100000    looks for losses below the stated optima
+    python -m experiments.problems smooth:0-4         instances 0 to 4 of a family (families.py)
 
 There are three groups: analytic functions; "hpo", formulas with the features of real tuning
 (cliffs, plateaus, ridges, noise that grows with the loss, failures, conditions, parameters that
@@ -14,9 +15,12 @@ An optimum is exact where a formula or a whole grid gives it. Those of mlp7, out
 fashion7 and the two kernel problems are the lowest losses that `--search` found.
 """
 
+import argparse
 import functools
+import itertools
 import math
 import pathlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -41,6 +45,7 @@ from hpo.space import (
 )
 
 TABLES = pathlib.Path(__file__).parent / "tables"
+SEARCHED = pathlib.Path("results/optima.csv")
 
 
 @dataclass(frozen=True)
@@ -478,6 +483,43 @@ add_kernel("kernel_diabetes", "tune", 2, 0.67942, linear=WEIGHT, ridge=RIDGE)
 add_kernel("kernel_cancer", "report", 3, 0.36906, ridge=loguniform(1e-5, 1e2))
 
 
+# ---- Problems by name ----
+def find(name):
+    """The problem called `name`: smooth:7 is number 7 of its family."""
+    from experiments.families import generated  # which needs Problem
+
+    family, colon, number = name.partition(":")
+    return generated(family, int(number)) if colon else PROBLEMS[name]
+
+
+def names(text):
+    """Argparse type: the list of names in "branin2", "smooth:7" or "smooth:0-9"."""
+    from experiments.families import FAMILIES
+
+    family, _, numbers = text.partition(":")
+    if text in PROBLEMS:
+        return [text]
+    if family in FAMILIES and (match := re.fullmatch(r"(\d+)(?:-(\d+))?", numbers)):
+        first, last = int(match[1]), int(match[2] or match[1])
+        return [f"{family}:{number}" for number in range(first, last + 1)]
+    known = f"{', '.join(PROBLEMS)}, or FAMILY:FIRST-LAST, of {', '.join(FAMILIES)}"
+    raise argparse.ArgumentTypeError(f"no problem {text}; there are {known}")
+
+
+@functools.cache
+def lowest_loss(name):
+    """The optimum. That of a training is searched for, which takes a minute, and kept."""
+    problem, columns = find(name), {"problem": str, "optimum": float}
+    if not math.isnan(problem.optimum):
+        return problem.optimum
+    known = {row["problem"]: row["optimum"] for row in command.read_rows(SEARCHED, columns)}
+    if name not in known:
+        known[name] = search_optimum(problem, n_random=1500, n_starts=3, n_steps=300)[0]
+        SEARCHED.parent.mkdir(parents=True, exist_ok=True)
+        command.append_rows(SEARCHED, columns, [(name, known[name])])
+    return known[name]
+
+
 # ---- The optima, checked ----
 def search_optimum(problem, n_random, n_starts=20, n_steps=2000):
     """(lowest true loss found, its configuration): (1+1) evolution strategies with the one-fifth
@@ -505,10 +547,11 @@ def search_optimum(problem, n_random, n_starts=20, n_steps=2000):
 
 def describe(name):
     """A line of the table that `main` prints, from 300 random configurations."""
-    problem, rng = PROBLEMS[name], np.random.default_rng(0)
+    problem, rng = find(name), np.random.default_rng(0)
     configs = [sample(problem.space, rng) for _ in range(300)]
     losses = np.array([problem.true_loss(config) for config in configs])
-    noise = np.nanstd([problem.evaluate(c, rng) - loss for c, loss in zip(configs, losses)])
+    with np.errstate(over="ignore"):
+        noise = np.nanstd([problem.evaluate(c, rng) - y for c, y in zip(configs, losses)])
     return (
         f"{name:<16}{problem.group:<9}{problem.half:<7}{len(problem.space):>3}  "
         f"{problem.optimum:<9.4g}{np.nanmedian(losses):<9.4g}{noise:<9.2g}"
@@ -520,16 +563,14 @@ def describe(name):
 def main():
     parser = command.parser("problems", __doc__)
     add = parser.add_argument
-    add("names", nargs="*", metavar="NAME", help="default: all")
+    add("names", nargs="*", type=names, metavar="NAME", help="default: all of both halves")
     add("--search", type=command.positive_int, metavar="N", help="from N random configurations")
     args = parser.parse_args()
-    if unknown := set(args.names) - set(PROBLEMS):
-        parser.error(f"no problem {', '.join(unknown)}; there are {', '.join(PROBLEMS)}")
     print(f"{'problem':<16}group    half   dim  optimum  median   noise    fail  parameters")
-    for name in args.names or PROBLEMS:
+    for name in itertools.chain(*args.names) if args.names else PROBLEMS:
         print(describe(name), flush=True)
         if args.search:
-            print("    found", *search_optimum(PROBLEMS[name], args.search), flush=True)
+            print("    found", *search_optimum(find(name), args.search), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """experiments/: the simulated clock, the problems and their optima, the comparison, the peers."""
 
+import argparse
 import itertools
 import math
 import zlib
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import command, compare_searchers, peers, problems
+from experiments.families import FAMILIES, generated
 from experiments.problems import PROBLEMS
 from experiments.simulated import simulate
 from hpo.searchers import RandomSearch
@@ -97,6 +99,61 @@ def test_search_optimum_finds_a_known_one():
     loss, config = problems.search_optimum(PROBLEMS["branin2"], 200, n_starts=3, n_steps=300)
     assert loss == pytest.approx(PROBLEMS["branin2"].optimum, abs=1e-4)
     assert PROBLEMS["branin2"].true_loss(config) == loss
+
+
+# ---- Families ----
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generated_problem_is_sound(family):
+    rng, dims = np.random.default_rng(0), set()
+    for number in range(3 if family == "train" else 12):
+        problem, again = (generated.__wrapped__(family, number) for _ in range(2))
+        configs = [sample(problem.space, rng) for _ in range(100)]
+        losses = np.array([problem.true_loss(config) for config in configs])
+        assert np.array_equal(losses, [again.true_loss(c) for c in configs], equal_nan=True)
+        observed = [problem.evaluate(config, rng) for config in configs]
+        dims.add(len(domains(problem.space)))
+        if family == "train":  # it overflows to numbers and to NaN
+            assert np.nanmax(losses) > 10 * np.nanmedian(losses) or number != 2
+            assert np.isnan(losses).any() or number != 2
+        else:
+            assert (np.isnan(losses).mean() > 0.05) == (family == "fail")
+            assert (max(observed) > 2.5 * max(losses)) == (family == "diverge")
+            worse = np.nanmin(losses) - problem.optimum
+            too_good = 0.005 * (np.nanmedian(losses) - problem.optimum)
+            assert worse >= 0 and not problem.true_loss(middle(problem.space)) < too_good
+    assert len(dims) > 1
+
+
+@pytest.mark.parametrize("name", ["smooth:6", "rugged:4", "fail:2", "diverge:3", "noisy:0"])
+def test_optimum_of_a_generated_problem_is_reached_and_never_passed(name):
+    problem = problems.find(name)
+    loss, config = problems.search_optimum(problem, 300, n_starts=3, n_steps=400)
+    gap = (loss - problem.optimum) / compare_searchers.typical_loss(name)
+    assert 0 <= gap < 1e-3 and problem.true_loss(config) == loss
+
+
+def test_best_choice_looks_poor_at_first():
+    """At its median the method of the optimum is worse than another."""
+    n_poor, rng = 0, np.random.default_rng(0)
+    for number in range(8):
+        problem = generated("choices", number)
+        configs = [sample(problem.space, rng) for _ in range(400)]
+        losses = {m: [] for m in problem.space["method"].values}
+        for config in configs:
+            losses[config["method"]].append(problem.true_loss(config) - problem.optimum)
+        best = min(losses, key=lambda m: min(losses[m]))
+        n_poor += np.median(losses[best]) > min(map(np.median, losses.values()))
+    assert n_poor >= 5
+
+
+def test_optimum_of_a_training_is_searched_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(problems, "SEARCHED", tmp_path / "new" / "optima.csv")
+    found = iter([(0.5, {})])
+    monkeypatch.setattr(problems, "search_optimum", lambda *_, **settings: next(found))
+    assert [problems.lowest_loss.__wrapped__("train:0") for _ in range(2)] == [0.5, 0.5]
+    with pytest.raises(argparse.ArgumentTypeError, match="no problem smooth:1-; there are branin2"):
+        problems.names("smooth:1-")
+    assert problems.names("smooth:8-10") == ["smooth:8", "smooth:9", "smooth:10"]
 
 
 # ---- The comparison ----

@@ -1,0 +1,354 @@
+"""Families of problems, so that every decision can be judged on problems that nobody has seen.
+
+    python -m experiments.problems smooth:0-4 train:7        prints instances of them
+    python -m experiments.compare_searchers --problems fail:20-29 choice:20-29 --searcher gp
+
+`generated(family, number)` draws an instance from a generator of its own: its dimension, kinds of
+domains, optimum, widths, noise. The landscape depends on the point x in [0, 1]^n of the numeric
+parameters (integers and grids at the middle of their cells, log scales taken). star is the point
+of the best configuration; d = x - star. Optima are exact, as every penalty is 0 at star; but those
+of `train`, real trainings, are the lowest losses that a search found.
+"""
+
+import functools
+import math
+import zlib
+
+import numpy as np
+
+from experiments.problems import Problem
+from hpo.space import (
+    choice,
+    decode,
+    domains,
+    logordinal,
+    lograndint,
+    loguniform,
+    n_dims,
+    ordinal,
+    randint,
+    reverseloguniform,
+    uniform,
+)
+
+KINDS = [
+    loguniform(1e-6, 1), loguniform(1e-4, 1e3), uniform(0, 1), uniform(-5, 10), randint(1, 8),
+    randint(4, 1024), lograndint(8, 512), reverseloguniform(0, 0.999), ordinal([0, 1, 3, 10]),
+    logordinal([16, 32, 64, 128, 256])
+]  # fmt: skip
+
+
+# ---- Parts of a landscape ----
+def numeric(space, config):
+    """The point x (n,) of the parameters that are no choice."""
+    parts = [d.encode(config[k]) for k, d in domains(space).items() if d.kind != "choice"]
+    return np.concatenate(parts)
+
+
+def draw_space(rng, n, kinds=KINDS):
+    return {f"x{i}": kinds[rng.integers(len(kinds))] for i in range(1, n + 1)}
+
+
+def draw_star(rng, space):
+    """The best point: neither near the centre of the space nor in a corner."""
+    while True:
+        config = decode(space, rng.uniform(0.03, 0.97, n_dims(space)))
+        off_centre = np.abs(numeric(space, config) - 0.5)
+        if off_centre.max() > 0.2 and off_centre.min() < 0.4:
+            return numeric(space, config)
+
+
+def draw_bowls(rng, n, narrowness=1.0, n_irrelevant=0):
+    """Function d (n,) -> penalties (n,) in [0, 1], 0 at d = 0.
+
+    Each is a bowl that saturates, with two widths, one of which may be infinite (a plateau). Some
+    parameters shift the bottom of others, which makes ridges.
+    """
+    widths = 10 ** rng.uniform(-0.8, 0.2, (2, n)) / narrowness
+    widths[rng.integers(2, size=n), np.arange(n)] *= np.where(rng.random(n) < 0.2, 1e9, 1)
+    weights = 10 ** rng.uniform(-1.5, 0, n)
+    weights *= rng.uniform(0.6, 1) / weights.max()
+    weights[np.argsort(weights)[:n_irrelevant]] = 0
+    mixing = np.eye(n) + np.triu(rng.uniform(-1, 1, (n, n)) * (rng.random((n, n)) < 0.3), 1)
+
+    def penalties(d):
+        t = mixing @ d
+        return weights * (1 - np.exp(-((t / np.where(t < 0, *widths)) ** 2)))
+
+    return penalties
+
+
+def draw_border(rng, star, least, most):
+    """Function x -> is it beyond a border near star? The share of points that are is in bounds."""
+    X = rng.random((1000, len(star)))
+    while True:
+        normal = rng.standard_normal(len(star)) * (rng.random(len(star)) < 2.5 / len(star))
+        curvature, margin = rng.uniform(-1, 1), rng.uniform(0.01, 0.1)
+
+        def is_beyond(x, normal=normal, curvature=curvature, margin=margin):
+            d = x - star
+            return d @ normal + curvature * np.sum(d**2, axis=-1) > margin
+
+        if least < is_beyond(X).mean() < most:
+            return is_beyond
+
+
+def draw_scale(rng):
+    """(loss of the best configuration, how much is left to lose)."""
+    return 10 ** rng.uniform(-1.5, 0.5), 10 ** rng.uniform(-1, 1.5)
+
+
+def add_noise(deviation):
+    """observe: as Problem has it. deviation: a function of the loss."""
+    return lambda config, loss, rng: loss + deviation(loss) * rng.standard_normal()
+
+
+# ---- The families: each returns (space, optimum, loss(**config), observe) ----
+def smooth(rng, n=None):
+    """As tuning is: bowls, ridges, plateaus, irrelevant parameters, noise that grows with the loss.
+    A third of them has a choice that moves the optimum of a parameter."""
+    n = n or rng.integers(2, 9)
+    space = draw_space(rng, n)
+    star, bowls = (
+        draw_star(rng, space),
+        draw_bowls(rng, n, n_irrelevant=rng.integers(0, 3) * n // 8),
+    )
+    shifts = {"a": (0.0, 0.0)}  # of a category: the penalty, and how far the first optimum moves
+    if rng.random() < 1 / 3:
+        for category in "bcde"[: rng.integers(1, 5)]:
+            shifts[category] = rng.uniform(0.01, 0.2), rng.uniform(-0.4, 0.4)
+        space["category"] = choice([str(c) for c in rng.permutation(list(shifts))])
+    floor, height = draw_scale(rng)
+
+    def loss(**config):
+        d = numeric(space, config) - star
+        penalty, shift = shifts[config.get("category", "a")]
+        d[0] += shift
+        return floor + height * (1 - (1 - penalty) * np.prod(1 - bowls(d)))
+
+    least, growth = 10 ** rng.uniform(-4, -2), 10 ** rng.uniform(-3, -1)
+    return space, floor, loss, add_noise(lambda loss: least * height + growth * (loss - floor))
+
+
+def noisy(rng):
+    """Two to four parameters, and noise of a tenth to a half of what is to lose."""
+    space, floor, loss, _ = smooth(rng, rng.integers(2, 5))
+    middle_loss = np.median([loss(**decode(space, x)) for x in rng.random((100, n_dims(space)))])
+    deviation = rng.uniform(0.1, 0.5) * (middle_loss - floor)
+    return space, floor, loss, add_noise(lambda loss: deviation)
+
+
+def spoiled(rng, most):
+    """A smooth problem and its border: (space, floor, loss, observe, is_beyond(config))."""
+    n = rng.integers(2, 9)
+    space = draw_space(rng, n)
+    star, bowls, (floor, height) = draw_star(rng, space), draw_bowls(rng, n), draw_scale(rng)
+    is_beyond = draw_border(rng, star, 0.1, most)
+    deviation = 10 ** rng.uniform(-4, -1.5) * height
+
+    def loss(**config):
+        return floor + height * (1 - np.prod(1 - bowls(numeric(space, config) - star)))
+
+    return space, floor, loss, deviation, lambda config: is_beyond(numeric(space, config))
+
+
+def fail(rng):
+    """A tenth to 60 % of the space fails; the border passes near the optimum. In half of the
+    problems one trial in thirty fails by chance as well."""
+    space, floor, plain_loss, deviation, is_beyond = spoiled(rng, 0.6)
+    chance = rng.choice([0, 1 / 30])
+
+    def loss(**config):
+        return math.nan if is_beyond(config) else plain_loss(**config)
+
+    def observe(config, loss, rng):
+        return math.nan if rng.random() < chance else loss + deviation * rng.standard_normal()
+
+    return space, floor, loss, observe
+
+
+def diverge(rng):
+    """Beyond the border, in a tenth to half of the space, losses are finite, huge and random."""
+    space, floor, plain_loss, deviation, is_beyond = spoiled(rng, 0.5)
+    factor, decades = 10 ** rng.uniform(0.5, 1.5), rng.uniform(0, 11)
+
+    def loss(**config):
+        return plain_loss(**config) * (factor if is_beyond(config) else 1)
+
+    def observe(config, loss, rng):
+        if is_beyond(config):
+            return loss * 10 ** rng.uniform(0, decades)
+        return loss + deviation * rng.standard_normal()
+
+    return space, floor, loss, observe
+
+
+def choices(rng):
+    """A choice of two to four methods, each with parameters of its own. The best method has a
+    narrow optimum; the others are broad, and better at most of their configurations."""
+    methods = rng.permutation(list("abcd"))[: rng.integers(2, 5)].tolist()
+    best, n_shared, n_own = methods[0], rng.integers(1, 3), rng.integers(1, 3)
+    space = draw_space(rng, n_shared + n_own * len(methods))
+    star = draw_star(rng, space)
+    own = dict(zip(methods, np.arange(n_shared, len(star)).reshape(-1, n_own)))
+    bowls = {m: draw_bowls(rng, n_shared + n_own, 1.5 if m == best else 0.5) for m in methods}
+    penalties = {m: 0.0 if m == best else rng.uniform(0.05, 0.2) for m in methods}
+    space["method"] = choice(sorted(methods))
+    floor, height = draw_scale(rng)
+
+    def loss(**config):
+        method, d = config["method"], numeric(space, config) - star
+        d = np.append(d[:n_shared], d[own[method]])
+        return floor + height * (1 - (1 - penalties[method]) * np.prod(1 - bowls[method](d)))
+
+    deviation = 10 ** rng.uniform(-4, -1.5) * height
+    return space, floor, loss, add_noise(lambda loss: deviation)
+
+
+def ellipsoid(Z, n):
+    return Z**2 @ 1000 ** np.linspace(0, 1, n)
+
+
+def valley(Z, n):
+    """Rosenbrock's, with the optimum at 0."""
+    W = Z / 2 + 1
+    return np.sum(100 * (W[:, 1:] - W[:, :-1] ** 2) ** 2 + (W[:, :-1] - 1) ** 2, axis=1)
+
+
+def sector(Z, n):
+    """Of all orthants one is cheap (Hansen et al. 2009, f6, without its oscillations)."""
+    return np.sum(np.where(Z > 0, 30 * Z, Z) ** 2, axis=1)
+
+
+def waves(Z, n):
+    """Rastrigin's."""
+    return np.sum(Z**2 + 5 * (1 - np.cos(2 * math.pi * Z / 2)), axis=1)
+
+
+def basins(Z, n):
+    """A broad basin beside a narrower, deeper one (after Lunacek et al. 2008)."""
+    return np.minimum(np.sum(Z**2, axis=1), 0.5 * n + 0.3 * np.sum((Z - 4) ** 2, axis=1))
+
+
+def rugged(rng):
+    """Black-box functions in a rotated frame, after BBOB; without noise."""
+    n = rng.integers(2, 9)
+    space = draw_space(rng, n, [uniform(-5, 5)])
+    star = draw_star(rng, space)
+    rotation = np.linalg.qr(rng.standard_normal((n, n)))[0]
+    function = (ellipsoid, valley, sector, waves, basins)[rng.integers(5)]
+    f = lambda X: function(10 * (X - star) @ rotation, n)
+    # the plain function leaves every searcher at a regret near 0: its logarithm, to some degree
+    unit = np.median(f(rng.random((300, n)))) * 10 ** rng.uniform(-3, 0)
+
+    def loss(**config):
+        return math.log1p(f(numeric(space, config)[None])[0] / unit)
+
+    return space, 0.0, loss, lambda config, loss, rng: loss
+
+
+# ---- Real trainings, in milliseconds ----
+N_TRAIN, N_VALID, N_REPETITIONS = 128, 256, 3
+MODEL = {
+    "learning_rate": loguniform(1e-4, 30), "momentum": reverseloguniform(0, 0.999),
+    "batch_size": lograndint(8, 128), "weight_decay": loguniform(1e-7, 1),
+    "n_units": lograndint(1, 64), "init_scale": loguniform(0.01, 10),
+    "activation": choice(["relu", "tanh"])
+}  # fmt: skip
+USUAL = {  # of those that an instance does not tune
+    "momentum": 0.5, "batch_size": 16, "weight_decay": 1e-6, "n_units": 16, "init_scale": 1.0,
+    "activation": "tanh"
+}  # fmt: skip
+
+
+def draw_task(rng):
+    """(X, Y, metric): rows of a random network with noise, Y numbers or one-hot classes."""
+    n_inputs, n_hidden = rng.integers(2, 9), rng.integers(1, 9)
+    X = rng.standard_normal((N_TRAIN + N_VALID, n_inputs)) * 10 ** rng.uniform(-0.7, 0.5, n_inputs)
+    metric = ["squared", "entropy", "error"][rng.integers(3)]
+    n_outputs = rng.integers(1, 3) if metric == "squared" else rng.integers(2, 5)
+    hidden = np.tanh(X @ rng.standard_normal((n_inputs, n_hidden)))
+    Y = hidden @ rng.standard_normal((n_hidden, n_outputs))
+    Y += rng.uniform(0.05, 0.5) * Y.std() * rng.standard_normal(Y.shape)
+    Y = (Y - Y.mean(0)) / Y.std() if metric == "squared" else np.eye(n_outputs)[Y.argmax(1)]
+    return X, Y, metric
+
+
+def training(task, config, n_epochs):
+    """Yields the validation losses (N_REPETITIONS,) after each epoch: SGD of a network with one
+    hidden layer, from as many seeds at once. They are huge, inf or NaN where it diverges."""
+    X, Y, metric = task
+    rng, s, b = np.random.default_rng(0), N_REPETITIONS, int(config["batch_size"])
+    is_relu, momentum = config["activation"] == "relu", config["momentum"]
+    decay, rate = config["weight_decay"], config["learning_rate"]
+    sizes = X.shape[1] + 1, config["n_units"] + 1, Y.shape[1]  # with a column of ones each
+    X = np.hstack([X, np.ones((len(X), 1))])
+    V = rng.standard_normal((s, sizes[0], sizes[1] - 1)) * config["init_scale"] / sizes[0] ** 0.5
+    W = rng.standard_normal((s, sizes[1], sizes[2])) * config["init_scale"] / sizes[1] ** 0.5
+    dV, dW = np.zeros_like(V), np.zeros_like(W)
+
+    def forward(X):
+        H = np.maximum(X @ V, 0) if is_relu else np.tanh(X @ V)
+        H = np.concatenate([H, np.ones((*H.shape[:-1], 1))], axis=-1)
+        outputs = H @ W
+        if metric != "squared":  # probabilities
+            outputs = np.exp(outputs - outputs.max(-1, keepdims=True))
+            outputs /= outputs.sum(-1, keepdims=True)
+        return H, outputs
+
+    for _ in range(n_epochs):
+        order = rng.permuted(np.tile(np.arange(N_TRAIN), (s, 1)), axis=1)
+        for i in range(0, N_TRAIN - b + 1, b):
+            rows = order[:, i : i + b]
+            with np.errstate(all="ignore"):
+                H, outputs = forward(X[rows])
+                error = (outputs - Y[rows]) / b
+                back = (error @ W.swapaxes(1, 2))[..., :-1]
+                back *= H[..., :-1] > 0 if is_relu else 1 - H[..., :-1] ** 2
+                dV = momentum * dV + X[rows].swapaxes(1, 2) @ back + decay * V
+                dW = momentum * dW + H.swapaxes(1, 2) @ error + decay * W
+                V, W = V - rate * dV, W - rate * dW
+        with np.errstate(all="ignore"):
+            _, outputs = forward(X[N_TRAIN:])
+            yield validation_loss(outputs, Y[N_TRAIN:], metric)
+
+
+def validation_loss(outputs, Y, metric):
+    if metric == "squared":
+        return np.mean((outputs - Y) ** 2, axis=(1, 2))
+    if metric == "entropy":
+        return -np.mean(np.log(np.sum(outputs * Y, axis=2) + 1e-300), axis=1)
+    errors = np.mean(outputs.argmax(2) != Y.argmax(1), axis=1)
+    return np.where(np.isfinite(outputs).all((1, 2)), errors, math.nan)
+
+
+def train(rng):
+    """The loss is the mean of the repetitions, NaN if any overflowed; a trial reports one of them.
+    Each instance has its data, its loss and those of the parameters that are tuned."""
+    task, n_epochs = draw_task(rng), int(rng.choice([3, 9, 20]))
+    tuned = rng.permutation(list(USUAL))[: rng.integers(1, 7)]
+    space = {name: MODEL[name] for name in MODEL if name == "learning_rate" or name in tuned}
+
+    @functools.lru_cache(10_000)
+    def repetitions(values):
+        *_, losses = training(task, USUAL | dict(zip(space, values)), n_epochs)
+        return losses if np.isfinite(losses).all() else np.full(N_REPETITIONS, math.nan)
+
+    def loss(**config):
+        return repetitions(tuple(config.values())).mean()
+
+    def observe(config, loss, rng):
+        return rng.choice(repetitions(tuple(config.values())))
+
+    return space, math.nan, loss, observe
+
+
+FAMILIES = {f.__name__: f for f in (smooth, rugged, fail, diverge, choices, noisy, train)}
+
+
+@functools.cache
+def generated(family, number):
+    """The problem of that number. Its optimum is NaN where it has to be searched."""
+    rng = np.random.default_rng([zlib.crc32(family.encode()), number])
+    space, optimum, loss, observe = FAMILIES[family](rng)
+    return Problem(family, "fresh", space, float(optimum), loss, observe)
