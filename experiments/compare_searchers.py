@@ -17,6 +17,10 @@ takes home. Means are over the seeds of a problem, then over problems. Intervals
 over the runs of each problem (over problems where each has one run); differences to the first
 searcher are paired by problem and seed. Judge on problems and seeds that nobody has looked at:
 `--problems smooth:40-59 fail:40-59 --seeds 1` are drawn anew, as families.py says.
+
+With --curves trials report every epoch, and a method is a searcher, a rule and a first rung. It has
+the time in which 20 random configurations would train to the last epoch. Regrets are those of the
+true last loss of the configuration that is the best so far, by the lowest loss that it reported.
 """
 
 import functools
@@ -31,17 +35,22 @@ import zlib
 import numpy as np
 
 from experiments import command, peers
+from experiments.families import CURVES, N_EPOCHS
 from experiments.problems import PROBLEMS, find, lowest_loss, names
-from experiments.simulated import simulate
+from experiments.simulated import Milestones, simulate
 from hpo.searchers import SEARCHERS
 from hpo.space import sample
 from hpo.trial import n_threads
 
 COMPARED = pathlib.Path(__file__).parent / "compared"
+EACH = " + "  # between searcher, rule and first rung in the name of a method, of --curves
 KEY = {"searcher": str, "version": str, "problem": str, "seed": int, "workers": int, "trials": int}
 # true losses after each third of the trials: 20, 40 and 60 of 60; mean seconds of a suggestion
 BEST, CHOSEN = [[f"{kind}_{third}" for third in (1, 2, 3)] for kind in ("best", "chosen")]
 COLUMNS = KEY | dict.fromkeys([*BEST, *CHOSEN, "seconds"], float)
+PARTS = (0.1, 0.25, 0.5, 1.0)  # of the time of --curves, at which it looks
+TAKEN = [f"chosen_{100 * part:.0f}" for part in PARTS]
+CURVE_COLUMNS = KEY | dict.fromkeys([*TAKEN, "best_100", "seconds"], float)
 LEGEND = """
 mean normalised regret [95% bootstrap interval]: 0 the best known loss, 1 the median of random
 configurations; chosen: of the trial with the lowest noisy loss"""
@@ -49,6 +58,7 @@ configurations; chosen: of the trial with the lowest noisy loss"""
 
 # ---- One run ----
 def searcher_class(name):
+    name = name.split(EACH)[0]
     if name in peers.PEERS:
         return functools.partial(peers.Peer, name)
     return command.find_searcher(name)
@@ -56,10 +66,13 @@ def searcher_class(name):
 
 def version_of(name):
     """The peer's version, None if it is not installed; or a hash of our searcher's files."""
+    name, *rule = name.split(EACH)
     if name in peers.PEERS:
         return peers.version(name)
-    classes = [kind for kind in searcher_class(name).__mro__ if kind.__module__ != "builtins"]
-    files = dict.fromkeys(inspect.getsourcefile(kind) for kind in classes)
+    parts = [kind for kind in searcher_class(name).__mro__ if kind.__module__ != "builtins"]
+    if rule and (function := command.find_rule(rule[0])):
+        parts.append(function.func)
+    files = dict.fromkeys(map(inspect.getsourcefile, parts))
     return hashlib.sha1(b"".join(pathlib.Path(path).read_bytes() for path in files)).hexdigest()[
         :10
     ]
@@ -71,20 +84,35 @@ def thirds(n_trials):
 
 def run(name, version, problem_name, seed, n_workers, n_trials):
     """The row of a run."""
+    with command.blaming(f"{name} on {problem_name}, seed {seed}"):
+        if version != version_of(name):
+            raise ValueError("its file has changed since the comparison began; run it again")
+        look = run_curves if EACH in name else run_trials
+        losses, trials = look(name, problem_name, seed, n_workers, n_trials)
+    seconds = np.mean([trial.suggest_seconds for trial in trials if trial.origin != "start"])
+    return [name, version, problem_name, seed, n_workers, n_trials, *losses, f"{seconds:.4g}"]
+
+
+def simulated(name, problem_name, seed, objective, max_epochs=None, **settings):
+    """The trials of the searcher on the problem."""
+    problem = find(problem_name)
+    searcher = searcher_class(name)(problem.space, seed, max_epochs)
+    own_start = name.split(EACH)[0] in peers.PEERS  # peers have first trials of their own
+    settings |= {"max_epochs": max_epochs, "start": () if own_start else None}
+    noise_seed = zlib.crc32(problem_name.encode()) + seed
+    return simulate(searcher, problem.space, objective, noise_seed, **settings)
+
+
+def run_trials(name, problem_name, seed, n_workers, n_trials):
+    """(the losses of COLUMNS, the trials)."""
     problem = find(problem_name)
 
     def objective(config, rng):
         seconds = rng.lognormal(0, 0.5)  # drawn first: the same for every searcher
         yield seconds, {"loss": problem.evaluate(config, rng)}
 
-    with command.blaming(f"{name} on {problem_name}, seed {seed}"):
-        searcher = searcher_class(name)(problem.space, seed, None)
-        if version != version_of(name):
-            raise ValueError("its file has changed since the comparison began; run it again")
-        start = () if name in peers.PEERS else None  # peers have first trials of their own
-        settings = {"n_workers": n_workers, "n_trials": n_trials, "start": start}
-        noise_seed = zlib.crc32(problem_name.encode()) + seed
-        trials = simulate(searcher, problem.space, objective, noise_seed, **settings)
+    settings = {"n_workers": n_workers, "n_trials": n_trials}
+    trials = simulated(name, problem_name, seed, objective, **settings)
     best, chosen, lowest = [math.inf], [math.inf], math.inf  # after 0, 1, ... trials
     for trial in sorted(trials, key=lambda trial: trial.ended):
         true_loss = problem.true_loss(trial.config) if trial.status == "done" else math.inf
@@ -93,14 +121,42 @@ def run(name, version, problem_name, seed, n_workers, n_trials):
         best.append(min(best[-1], true_loss))
         chosen.append(true_loss if is_chosen else chosen[-1])
     ends = [min(n, len(trials)) for n in thirds(n_trials)]  # a searcher may end earlier
-    seconds = np.mean([trial.suggest_seconds for trial in trials if trial.origin != "start"])
-    key = [name, version, problem_name, seed, n_workers, n_trials]
-    return [*key, *(best[n] for n in ends), *(chosen[n] for n in ends), f"{seconds:.4g}"]
+    return [*(best[n] for n in ends), *(chosen[n] for n in ends)], trials
+
+
+@functools.cache
+def full_seconds(problem_name):
+    """Median seconds of random configurations that are trained to the last epoch."""
+    problem, rng = find(problem_name), np.random.default_rng(0)
+    curves = [problem.curve(sample(problem.space, rng), rng) for _ in range(50)]
+    return np.median([sum(seconds for seconds, _ in curve) for curve in curves])
+
+
+def run_curves(name, problem_name, seed, n_workers, n_trials):
+    """(the losses of CURVE_COLUMNS, the trials): true last losses of configurations."""
+    problem, (_, rule, first_rung) = find(problem_name), name.split(EACH)
+
+    def objective(config, rng):
+        for seconds, loss in problem.curve(config, rng):
+            yield seconds, {"loss": loss}
+
+    def last_loss(trial):
+        loss = math.nan if trial is None else problem.true_loss(trial.config)
+        return loss if math.isfinite(loss) else math.inf
+
+    seconds = n_trials * full_seconds(problem_name) / n_workers
+    journal = Milestones(problem.space, [part * seconds for part in PARTS])
+    settings = {"n_workers": n_workers, "seconds": seconds, "journal": journal}
+    settings["rule"] = command.find_rule(rule, int(first_rung))
+    trials = simulated(name, problem_name, seed, objective, N_EPOCHS, **settings)
+    journal.note(math.inf)
+    tried = [last_loss(trial) for trial in trials if trial.value is not None]
+    return [*map(last_loss, journal.best), min(tried, default=math.inf)], trials
 
 
 # ---- Results on disk ----
 def results_file(folder, name):
-    return folder / f"{name.rpartition('/')[2].replace(':', '.')}.csv"
+    return folder / f"{name.rpartition('/')[2].replace(':', '.').replace(EACH, '.')}.csv"
 
 
 def read_runs(folder, versions, workers, trials):
@@ -109,7 +165,8 @@ def read_runs(folder, versions, workers, trials):
     for name, version in versions.items():
         wanted = {"searcher": name, "workers": workers, "trials": trials}
         wanted |= {} if name in peers.PEERS else {"version": version}
-        rows = command.read_rows(results_file(folder, name), COLUMNS)
+        columns = CURVE_COLUMNS if EACH in name else COLUMNS
+        rows = command.read_rows(results_file(folder, name), columns)
         rows = [row for row in rows if wanted.items() <= row.items()]
         runs[name] = {(row["problem"], row["seed"]): row for row in rows}
     return runs
@@ -126,7 +183,7 @@ def typical_loss(problem_name):
 def regrets(row):
     """{column: normalised regret} of a row."""
     optimum, typical = lowest_loss(row["problem"]), typical_loss(row["problem"])
-    losses = {column: row[column] for column in BEST + CHOSEN}
+    losses = {c: loss for c, loss in row.items() if c.startswith(("best_", "chosen_"))}
     return {c: np.clip((v - optimum) / (typical - optimum), 0, 1) for c, v in losses.items()}
 
 
@@ -153,7 +210,7 @@ def mean_and_interval(values, n_bootstrap=2000):
 
 
 def label(name):
-    return pathlib.Path(name).name[-23:]
+    return name.rpartition("/")[2]
 
 
 def cell(values, sign=""):
@@ -163,21 +220,26 @@ def cell(values, sign=""):
 
 def table(runs, n_trials):
     """Lines: a searcher each, then the differences to the first. runs: {searcher: {key: row}}."""
-    at = "".join(f"{f'{n} trials':>26}" for n in thirds(n_trials))
-    lines = [f"{'':<24}{at}{f'chosen at {n_trials}':>15}{'s/suggestion':>14}{'runs':>6}"]
+    shown, heads, last = BEST, [f"{n} trials" for n in thirds(n_trials)], CHOSEN[-1]
+    if EACH in next(iter(runs)):
+        shown, heads, last = TAKEN, [f"{part:.0%} of the time" for part in PARTS], "best_100"
+    at = "".join(f"{head:>26}" for head in heads)
+    width, kind = max(24, *(len(label(name)) + 1 for name in runs)), last.split("_")[0]
+    lines = [f"{'':<{width}}{at}{f'{kind} at the end':>18}{'s/suggestion':>14}{'runs':>6}"]
     for name, mine in runs.items():
-        best = "".join(cell({key: row[c] for key, row in mine.items()}) for c in BEST)
-        chosen = mean_and_interval({key: row[CHOSEN[-1]] for key, row in mine.items()})[0]
+        cells = "".join(cell({key: row[c] for key, row in mine.items()}) for c in shown)
+        at_last = mean_and_interval({key: row[last] for key, row in mine.items()})[0]
         seconds = np.mean([row["seconds"] for row in mine.values()])
-        lines.append(f"{label(name):<24}{best}{chosen:>15.4f}{seconds:>14.3g}{len(mine):>6}")
+        numbers = f"{at_last:>18.4f}{seconds:>14.3g}{len(mine):>6}"
+        lines.append(f"{label(name):<{width}}{cells}{numbers}")
     (first, its_runs), *others = runs.items()
     if others:
         lines.append(f"difference to {label(first)}, paired (above 0: {label(first)} is better)")
     for name, mine in others:
         keys = mine.keys() & its_runs.keys()
-        pairs = [{key: mine[key][c] - its_runs[key][c] for key in keys} for c in BEST if keys]
+        pairs = [{key: mine[key][c] - its_runs[key][c] for key in keys} for c in shown if keys]
         differences = "".join(cell(values, "+") for values in pairs)
-        lines.append(f"{label(name):<24}{differences}{len(keys):>8} runs in common")
+        lines.append(f"{label(name):<{width}}{differences}{len(keys):>8} runs in common")
     return lines
 
 
@@ -201,7 +263,7 @@ def report(runs, n_workers, n_trials):
             print(f"\n{group}: {len(members)} problems, workers: {n_workers}")
             print(*table(part, n_trials), sep="\n")
     print(LEGEND)
-    for name in [name for name in runs if name in peers.PEERS]:
+    for name in [name for name in runs if name.split(EACH)[0] in peers.PEERS]:
         print(name, *sorted({row["version"] for row in runs[name].values()}), sep=": ")
 
 
@@ -213,8 +275,12 @@ def parse(arguments=None):
     add("--half", choices=["tune", "report", "all"], default="tune", help="report: the last word")
     fresh = "these, whatever the half; smooth:0-9 are ten of a family (families.py)"
     add("--problems", nargs="+", type=names, metavar="NAME", help=fresh)
+    add("--curves", action="store_true", help="learning curves: searchers and rules together")
+    add("--stopping", **several, help="with --curves: as in run.py; default halving and none")
+    add("--first_rung", type=command.positive_int, default=1, metavar="EPOCH", help="as in run.py")
     add("--seeds", type=command.positive_int, default=10)
-    add("--trials", type=command.positive_int, default=60)
+    n_trials = "default 60; with --curves 20: the time of so many trainings to the last epoch"
+    add("--trials", type=command.positive_int, help=n_trials)
     add("--workers", type=command.positive_int, default=4, help="simulated; default 4")
     add("--quick", action="store_true", help="3 seeds: a searcher of ours in under 2 minutes")
     add("--processes", type=command.positive_int, default=n_threads(1), help="default: all cores")
@@ -223,6 +289,10 @@ def parse(arguments=None):
     args = parser.parse_args(arguments)
     args.seeds = min(args.seeds, 3) if args.quick else args.seeds
     half = [name for name, problem in PROBLEMS.items() if args.half in ("all", problem.half)]
+    if args.curves:
+        half = [f"{family}:{number}" for family in CURVES for number in range(3)]
+        args.results = args.results / "curves"
+    args.trials = args.trials or (20 if args.curves else 60)
     args.problems = list(itertools.chain(*args.problems or [half]))
     return parser, args
 
@@ -232,6 +302,12 @@ def main(arguments=None):
     names = list(dict.fromkeys(args.searcher or [*reversed(SEARCHERS), *peers.PEERS]))
     settings = args.workers, args.trials
     with command.checking(parser):
+        if args.curves:
+            if others := [name for name in args.problems if not find(name).curve]:
+                raise ValueError(f"--curves: {others[0]} has none; {', '.join(CURVES)} have")
+            rules = args.stopping or ["halving", "none"]
+            methods = itertools.product(names, rules, [str(args.first_rung)])
+            names = [EACH.join(method) for method in methods]
         command.check_results(args.results)
         versions = {name: version_of(name) for name in names}
         compared = read_runs(COMPARED, versions, *settings)
@@ -244,14 +320,15 @@ def main(arguments=None):
         if (problem, seed) not in runs[name] and (name, problem) not in recorded
     ]
     for name in dict.fromkeys(task[0] for task in tasks if task[1] is None):
-        print(peers.missing(name), file=sys.stderr)
+        print(peers.missing(name.split(EACH)[0]), file=sys.stderr)
     if not args.table:
         args.results.mkdir(parents=True, exist_ok=True)
         calls = {task: task for task in tasks if task[1]}  # those that can be run
         with command.in_processes(run, calls, args.processes) as ended:
             for task, future in ended:
                 row = future.result()
-                command.append_rows(results_file(args.results, task[0]), COLUMNS, [row])
+                columns = CURVE_COLUMNS if args.curves else COLUMNS
+                command.append_rows(results_file(args.results, task[0]), columns, [row])
         runs = read_runs(args.results, versions, *settings)
     for name in names:
         both = compared[name] | runs[name]

@@ -3,6 +3,8 @@
     python -m experiments.problems smooth:0-4 train:7        prints instances of them
     python -m experiments.compare_searchers --problems fail:20-29 choice:20-29 --searcher gp
 
+    python -m experiments.compare_searchers --curves --problems cross:0-4 sgd:0-4
+
 `generated(family, number)` draws an instance from a generator of its own: its dimension, kinds of
 domains, optimum, widths, noise. The landscape depends on the point x in [0, 1]^n of the numeric
 parameters (integers and grids at the middle of their cells, log scales taken). star is the point
@@ -249,6 +251,7 @@ def rugged(rng):
 
 # ---- Real trainings, in milliseconds ----
 N_TRAIN, N_VALID, N_REPETITIONS = 128, 256, 3
+N_EPOCHS = 27  # of the learning curves
 MODEL = {
     "learning_rate": loguniform(1e-4, 30), "momentum": reverseloguniform(0, 0.999),
     "batch_size": lograndint(8, 128), "weight_decay": loguniform(1e-7, 1),
@@ -322,33 +325,140 @@ def validation_loss(outputs, Y, metric):
     return np.where(np.isfinite(outputs).all((1, 2)), errors, math.nan)
 
 
-def train(rng):
+def train(rng, n_epochs=None):
     """The loss is the mean of the repetitions, NaN if any overflowed; a trial reports one of them.
     Each instance has its data, its loss and those of the parameters that are tuned."""
-    task, n_epochs = draw_task(rng), int(rng.choice([3, 9, 20]))
+    task, drawn = draw_task(rng), int(rng.choice([3, 9, 20]))
     tuned = rng.permutation(list(USUAL))[: rng.integers(1, 7)]
     space = {name: MODEL[name] for name in MODEL if name == "learning_rate" or name in tuned}
 
     @functools.lru_cache(10_000)
     def repetitions(values):
-        *_, losses = training(task, USUAL | dict(zip(space, values)), n_epochs)
-        return losses if np.isfinite(losses).all() else np.full(N_REPETITIONS, math.nan)
+        """Losses (n_epochs, N_REPETITIONS)."""
+        config = USUAL | dict(zip(space, values))
+        return np.array(list(training(task, config, n_epochs or drawn)))
 
     def loss(**config):
-        return repetitions(tuple(config.values())).mean()
+        with np.errstate(over="ignore"):
+            mean = repetitions(tuple(config.values()))[-1].mean()
+        return mean if math.isfinite(mean) else math.nan
 
     def observe(config, loss, rng):
-        return rng.choice(repetitions(tuple(config.values())))
+        return rng.choice(repetitions(tuple(config.values()))[-1])
 
-    return space, math.nan, loss, observe
+    def curve(config, rng):
+        losses = repetitions(tuple(config.values()))[:, rng.integers(N_REPETITIONS)]
+        config = USUAL | config  # seconds as a slow interpreter takes them, small batches most
+        seconds = (1 + config["n_units"] / 16) * (1 + 64 / config["batch_size"])
+        yield from with_seconds(losses, seconds, rng)
+
+    return space, math.nan, loss, observe, curve
 
 
-FAMILIES = {f.__name__: f for f in (smooth, rugged, fail, diverge, choices, noisy, train)}
+# ---- Learning curves: a problem's loss is that of the last epoch ----
+def with_seconds(losses, seconds, rng):
+    """Yields (seconds, loss) of each epoch; all epochs of a trial are fast or slow together."""
+    seconds *= rng.lognormal(0, 0.2)
+    for loss in losses:
+        yield seconds * rng.lognormal(0, 0.05), float(loss)
+
+
+def sgd(rng):
+    """As train, but each epoch is reported."""
+    return train(rng, N_EPOCHS)
+
+
+def with_noise(rng, height, losses, seconds):
+    """(observe, curve) of losses(config) (N_EPOCHS,) and seconds(config) of an epoch."""
+    of_trial, of_epoch = height * 10 ** rng.uniform(-3.5, -1.7, 2)
+
+    def observe(config, loss, rng):
+        return loss + np.hypot(of_trial, of_epoch) * rng.standard_normal()
+
+    def curve(config, rng):
+        noise = of_trial * rng.standard_normal() + of_epoch * rng.standard_normal(N_EPOCHS)
+        yield from with_seconds(losses(config) + noise, seconds(config), rng)
+
+    return observe, curve
+
+
+def curved(rng, draw_speed):
+    """A smooth problem, and how its configurations come to their last losses.
+
+    Each begins near the largest loss. What is still to go decays as exp(-speed e / N_EPOCHS), less
+    a constant that makes it 0 at the last epoch. draw_speed(rng, star) -> function x -> speed.
+    """
+    n = rng.integers(2, 8)
+    space = draw_space(rng, n)
+    star, bowls, (floor, height) = draw_star(rng, space), draw_bowls(rng, n), draw_scale(rng)
+    speed_at, cost, column = draw_speed(rng, star), rng.uniform(-1, 1), rng.integers(n)
+
+    def losses(config):
+        x = numeric(space, config)
+        left = np.exp(-speed_at(x) * np.arange(1, N_EPOCHS + 1) / N_EPOCHS)
+        left = (left - left[-1]) / (1 - left[-1])
+        return floor + height * (1 - np.prod(1 - bowls(x - star)) * (1 - left))
+
+    def seconds(config):
+        return 10 ** (cost * numeric(space, config)[column])
+
+    return space, floor, lambda **c: losses(c)[-1], *with_noise(rng, height, losses, seconds)
+
+
+def agree(rng):
+    """Early ranks are right: all configurations learn at the same speed."""
+    speed = 10 ** rng.uniform(0, 1.2)
+    return curved(rng, lambda rng, star: lambda x: speed)
+
+
+def cross(rng):
+    """Early ranks mislead: the best configuration is a slow learner, and towards the farther end
+    of one parameter the speed rises, over all its range by 10 to 100 times."""
+
+    def draw_speed(rng, star):
+        column, decades, slow = rng.integers(len(star)), rng.uniform(1, 2), rng.uniform(1, 3)
+        sign = 1 if star[column] < 0.5 else -1
+        return lambda x: slow * 10 ** (decades * sign * (x[column] - star[column]))
+
+    return curved(rng, draw_speed)
+
+
+def boosting(rng):
+    """High rates are good early and not last: the bias exp(-rate e) falls fast, but large steps are
+    coarse, and more effort than the data bear overfits. Other parameters have bowls."""
+    n = rng.integers(1, 6)
+    space = {"rate": loguniform(0.003, 3), **draw_space(rng, n)}
+    star, bowls = draw_star(rng, space)[1:], draw_bowls(rng, n)
+    (floor, height), coarse, bearable = draw_scale(rng), rng.uniform(0.1, 0.5), rng.uniform(3, 10)
+    cost = rng.uniform(-1, 1)
+
+    def share(rate, e):
+        step = coarse * rate**0.5 / (1 + rate**0.5)
+        over = 0.1 * np.maximum(np.log(rate * e / bearable), 0) ** 2
+        return 1 - (1 - np.exp(-rate * e)) * (1 - step) + over
+
+    def losses(config):
+        others = np.prod(1 - bowls(numeric(space, config)[1:] - star))
+        return floor + height * (
+            1 - others * (1 - share(config["rate"], np.arange(1, N_EPOCHS + 1)))
+        )
+
+    def seconds(config):
+        return 10 ** (cost * numeric(space, config)[1])
+
+    # the lowest over a fine grid of rates, as no formula gives it
+    optimum = floor + height * share(np.geomspace(0.003, 3, 10**6), N_EPOCHS).min()
+    return space, optimum, lambda **c: losses(c)[-1], *with_noise(rng, height, losses, seconds)
+
+
+CURVES = {f.__name__: f for f in (agree, cross, boosting, sgd)}
+FAMILIES = {f.__name__: f for f in (smooth, rugged, fail, diverge, choices, noisy, train)} | CURVES
 
 
 @functools.cache
 def generated(family, number):
     """The problem of that number. Its optimum is NaN where it has to be searched."""
     rng = np.random.default_rng([zlib.crc32(family.encode()), number])
-    space, optimum, loss, observe = FAMILIES[family](rng)
-    return Problem(family, "fresh", space, float(optimum), loss, observe)
+    space, optimum, loss, observe, *curve = FAMILIES[family](rng)
+    curve = curve[0] if family in CURVES else None
+    return Problem(family, "fresh", space, float(optimum), loss, observe, curve)

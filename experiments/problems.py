@@ -56,6 +56,7 @@ class Problem:
     optimum: float
     loss: Callable  # loss(**config): without noise, NaN where the trial fails
     observe: Callable  # observe(config, loss, rng): with noise
+    curve: Callable | None = None  # curve(config, rng) yields (seconds, loss) of each epoch
 
     def true_loss(self, config):
         return float(self.loss(**config))

@@ -85,6 +85,23 @@ class SimulatedBackend:
         heapq.heappush(self.queue, (when, next(self.arrivals), trial.id, event))
 
 
+class Milestones(Journal):
+    """A run in memory that notes its best trial at each of some times, or None."""
+
+    def __init__(self, space, times):
+        super().__init__({"space": space, "metric": "loss", "mode": "min"})
+        self.times, self.best = list(times), []
+
+    def append(self, event):
+        self.note(event["at"])
+        return super().append(event)
+
+    def note(self, now):
+        while len(self.best) < len(self.times) and now > self.times[len(self.best)]:
+            valued = [trial for trial in self.trials if trial.value is not None]
+            self.best.append(min(valued, key=lambda trial: trial.value, default=None))
+
+
 class SimulatedTuner(Tuner):
     """Goes on when the first trials fail: in a problem that mostly fails they may."""
 
@@ -92,8 +109,8 @@ class SimulatedTuner(Tuner):
         pass
 
 
-def simulate(searcher, space, objective, seed=0, metric="loss", mode="min", **options):
+def simulate(searcher, space, objective, seed=0, journal=None, **options):
     """The trials of a run; options: those of hpo.tuner.Tuner (n_workers, n_trials, rule, ...)."""
-    journal = Journal({"space": space, "metric": metric, "mode": mode})
+    journal = journal or Journal({"space": space, "metric": "loss", "mode": "min"})
     SimulatedTuner(journal, searcher, SimulatedBackend(objective, seed), **options).run()
     return journal.trials

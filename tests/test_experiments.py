@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from experiments import command, compare_searchers, peers, problems
-from experiments.families import FAMILIES, generated
+from experiments.curves import rank_correlation
+from experiments.families import FAMILIES, N_EPOCHS, generated
 from experiments.problems import PROBLEMS
 from experiments.simulated import simulate
 from hpo.searchers import RandomSearch
-from hpo.space import cast_config, domains, middle, sample, uniform
+from hpo.space import cast_config, choice, domains, middle, sample, uniform
 from hpo.trial import Trial
 
 SPACE = {"x": uniform(0, 1)}
@@ -105,14 +106,14 @@ def test_search_optimum_finds_a_known_one():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_generated_problem_is_sound(family):
     rng, dims = np.random.default_rng(0), set()
-    for number in range(3 if family == "train" else 12):
+    for number in range(3 if family in ("train", "sgd") else 12):
         problem, again = (generated.__wrapped__(family, number) for _ in range(2))
         configs = [sample(problem.space, rng) for _ in range(100)]
         losses = np.array([problem.true_loss(config) for config in configs])
         assert np.array_equal(losses, [again.true_loss(c) for c in configs], equal_nan=True)
         observed = [problem.evaluate(config, rng) for config in configs]
         dims.add(len(domains(problem.space)))
-        if family == "train":  # it overflows to numbers and to NaN
+        if family in ("train", "sgd"):  # it overflows to numbers and to NaN
             assert np.nanmax(losses) > 10 * np.nanmedian(losses) or number != 2
             assert np.isnan(losses).any() or number != 2
         else:
@@ -144,6 +145,20 @@ def test_best_choice_looks_poor_at_first():
         best = min(losses, key=lambda m: min(losses[m]))
         n_poor += np.median(losses[best]) > min(map(np.median, losses.values()))
     assert n_poor >= 5
+
+
+@pytest.mark.parametrize("family, low, high", [("agree", 0.9, 1), ("cross", -0.3, 0.75)])
+def test_early_ranks_are_right_or_mislead(family, low, high):
+    rng, correlations = np.random.default_rng(0), []
+    for number in range(6):
+        problem = generated(family, number)
+        configs = [sample(problem.space, rng) for _ in range(40)]
+        losses = np.array([[loss for _, loss in problem.curve(c, rng)] for c in configs])
+        last = np.array([problem.true_loss(config) for config in configs])
+        assert losses.shape == (40, N_EPOCHS) and last.min() >= problem.optimum
+        assert np.abs(losses[:, -1] - last).max() < 0.2 * np.ptp(last)
+        correlations.append(rank_correlation(losses[:, 0], last))
+    assert low < np.median(correlations) < high
 
 
 def test_optimum_of_a_training_is_searched_once(tmp_path, monkeypatch):
@@ -206,6 +221,35 @@ def test_row_has_the_losses_after_each_third_of_the_trials(compare, tmp_path):
         assert row[f"chosen_{third}"] == min(losses[:n])[1]
     expected = row["best_3"] / compare_searchers.typical_loss("ackley5")  # its optimum is 0
     assert 0 < compare_searchers.regrets(row)["best_3"] == pytest.approx(min(expected, 1))
+
+
+def test_curves_are_judged_by_the_last_loss_of_the_best_so_far(monkeypatch):
+    """Trials a and b of one worker; b is the better at epoch 1 alone."""
+    last = {"a": 3.0, "b": 4.0}
+    curves = {"a": [(1.0, 9.0), (1.0, 3.1)], "b": [(1.0, 2.0), (1.0, 4.1)]}
+
+    class InTurn(RandomSearch):
+        def suggest(self, trials):
+            return {"x": "ab"[len(trials)]}, "random"
+
+    fields = {"x": choice(["a", "b"])}, 3.0, lambda x: last[x], None
+    problem = problems.Problem("cross", "fresh", *fields, lambda config, rng: curves[config["x"]])
+    monkeypatch.setattr(compare_searchers, "find", lambda name: problem)
+    monkeypatch.setattr(compare_searchers, "searcher_class", lambda name: InTurn)
+    monkeypatch.setattr(compare_searchers, "full_seconds", lambda name: 4.0)
+    # looks after 0.4, 1, 2 and 4 of 4 seconds: before the report at a time, not after
+    found, trials = compare_searchers.run_curves("gp + none + 1", "cross:0", 0, 1, 1)
+    assert found == [math.inf, 3.0, 3.0, 4.0, 3.0] and len(trials) == 2
+
+
+def test_comparison_of_curves(compare, tmp_path, capsys):
+    out = compare("--searcher random --curves --problems agree:0 --seeds 2 --trials 3").out
+    assert "agree: 1 problems" in out and out.count("\nrandom + none + 1") == 4
+    names = {path.name for path in (tmp_path / "curves").iterdir()}
+    assert names == {"random.halving.1.csv", "random.none.1.csv"}
+    with pytest.raises(SystemExit):
+        compare("--searcher random --curves --problems agree:0 smooth:1")
+    assert "error: --curves: smooth:1 has none; agree, cross" in capsys.readouterr().err
 
 
 def test_interrupted_comparison_continues(compare, tmp_path):
