@@ -161,10 +161,12 @@ def read_rows(path, columns):
 
 # ---- Searchers and rules by name ----
 def find_searcher(name):
-    """The searcher class of a known name or of FILE.py:CLASS; ValueError where there is none."""
-    from hpo.searchers import SEARCHERS  # numpy comes after the threads have been pinned
+    """The searcher class of gp, gp:NAME=VALUE,NAME=VALUE or FILE.py:CLASS; or ValueError."""
+    from hpo import searchers  # numpy comes after the threads have been pinned
 
-    return _find("searcher", name, SEARCHERS)
+    if ":" in name and name.split(":")[0] in searchers.SEARCHERS:
+        return searchers.find_searcher(name)
+    return _find("searcher", name, searchers.SEARCHERS)
 
 
 def find_rule(name, first_rung=1, eta=3):

@@ -218,11 +218,16 @@ def cell(values, sign=""):
     return f"{mean:{sign}.4f} [{low:{sign}.4f} {high:{sign}.4f}]".rjust(26)
 
 
+def shown_columns(name, n_trials):
+    """(columns of a table, their heads, a column more)."""
+    if EACH in name:
+        return TAKEN, [f"{part:.0%} of the time" for part in PARTS], "best_100"
+    return BEST, [f"{n} trials" for n in thirds(n_trials)], CHOSEN[-1]
+
+
 def table(runs, n_trials):
     """Lines: a searcher each, then the differences to the first. runs: {searcher: {key: row}}."""
-    shown, heads, last = BEST, [f"{n} trials" for n in thirds(n_trials)], CHOSEN[-1]
-    if EACH in next(iter(runs)):
-        shown, heads, last = TAKEN, [f"{part:.0%} of the time" for part in PARTS], "best_100"
+    shown, heads, last = shown_columns(next(iter(runs)), n_trials)
     at = "".join(f"{head:>26}" for head in heads)
     width, kind = max(24, *(len(label(name)) + 1 for name in runs)), last.split("_")[0]
     lines = [f"{'':<{width}}{at}{f'{kind} at the end':>18}{'s/suggestion':>14}{'runs':>6}"]
@@ -243,33 +248,38 @@ def table(runs, n_trials):
     return lines
 
 
-def report(runs, n_workers, n_trials):
-    """Prints the tables, pooled and by group, of the problems that all searchers have."""
-    if without := [name for name, mine in runs.items() if not mine]:
-        print(f"no runs yet: {', '.join(without)}")
-    runs = {name: mine for name, mine in runs.items() if mine}
+def by_group(runs):
+    """Yields (group, n_problems, runs with their regrets): all problems pooled, then each group.
+
+    Of those problems that all searchers have; the others are named.
+    """
     problems = [{problem for problem, _ in mine} for mine in runs.values()]
     common = set.intersection(*problems) if problems else set()
     if left_out := set().union(*problems) - common:
         print(f"left out, as a searcher has no runs of them yet: {', '.join(sorted(left_out))}")
     groups = {name: find(name).group for name in sorted(common)}
-    for group in dict.fromkeys(["pooled", *groups.values()]):
+    for group in dict.fromkeys(["pooled", *groups.values()] if common else []):
         members = {name for name in common if group in ("pooled", groups[name])}
         part = {
             name: {key: row | regrets(row) for key, row in mine.items() if key[0] in members}
             for name, mine in runs.items()
         }
-        if members:
-            print(f"\n{group}: {len(members)} problems, workers: {n_workers}")
-            print(*table(part, n_trials), sep="\n")
+        yield group, len(members), part
+
+
+def report(runs, n_workers, n_trials):
+    """Prints the tables."""
+    for group, n_problems, part in by_group(runs):
+        print(f"\n{group}: {n_problems} problems, workers: {n_workers}")
+        print(*table(part, n_trials), sep="\n")
     print(LEGEND)
     for name in [name for name in runs if name.split(EACH)[0] in peers.PEERS]:
         print(name, *sorted({row["version"] for row in runs[name].values()}), sep=": ")
 
 
 # ---- Command line ----
-def parse(arguments=None):
-    parser = command.parser("compare_searchers", __doc__)
+def parse(arguments=None, name="compare_searchers", description=__doc__):
+    parser = command.parser(name, description)
     add, several = parser.add_argument, {"action": "append", "metavar": "NAME"}
     add("--searcher", **several, help="ours, a peer, or FILE.py:CLASS; again for more; default all")
     add("--half", choices=["tune", "report", "all"], default="tune", help="report: the last word")
@@ -297,9 +307,8 @@ def parse(arguments=None):
     return parser, args
 
 
-def main(arguments=None):
-    parser, args = parse(arguments)
-    names = list(dict.fromkeys(args.searcher or [*reversed(SEARCHERS), *peers.PEERS]))
+def compare(parser, args, names):
+    """{searcher: {(problem, seed): row}} of all there is, once what is missing has been run."""
     settings = args.workers, args.trials
     with command.checking(parser):
         if args.curves:
@@ -333,7 +342,15 @@ def main(arguments=None):
     for name in names:
         both = compared[name] | runs[name]
         runs[name] = {key: both[key] for key in both if key[::-1] in keys}
-    report(runs, *settings)
+    if without := [name for name, mine in runs.items() if not mine]:
+        print(f"no runs yet: {', '.join(without)}")
+    return {name: mine for name, mine in runs.items() if mine}
+
+
+def main(arguments=None):
+    parser, args = parse(arguments)
+    names = list(dict.fromkeys(args.searcher or [*reversed(SEARCHERS), *peers.PEERS]))
+    report(compare(parser, args, names), args.workers, args.trials)
 
 
 if __name__ == "__main__":

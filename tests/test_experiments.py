@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 
-from experiments import command, compare_searchers, peers, problems
+from experiments import ablate, command, compare_searchers, peers, problems
 from experiments.curves import rank_correlation
 from experiments.families import FAMILIES, N_EPOCHS, generated
 from experiments.problems import PROBLEMS
@@ -312,6 +312,23 @@ def test_interval_is_that_of_the_mean_over_problems():
     mean, low, high = compare_searchers.mean_and_interval(values)
     assert mean == pytest.approx(np.mean(list(values.values()))) and low < mean < high
     assert high - low == pytest.approx(2 * 1.96 * 0.1 / math.sqrt(60), rel=0.25)  # as if normal
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_ablation_is_the_paired_change_over_problems(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(SEARCHERS)
+    arguments = "--searcher random --searcher MINE:Ends --problems branin2 ackley5 --seeds 2"
+    arguments = arguments.replace("MINE", f"{tmp_path}/mine.py").split()
+    ablate.main([*arguments, "--trials", "12", "--results", str(tmp_path)])
+    text = capsys.readouterr().out
+    line = text[text.index("pooled: 2 problems") :].splitlines()[2]
+    ours, ends = (rows(tmp_path / f"{name}.csv") for name in ("random", "mine.py.Ends"))
+    changes = {"branin2": [], "ackley5": []}
+    for one, other in zip(ours, ends, strict=True):
+        regrets = [compare_searchers.regrets(row)["best_3"] for row in (one, other)]
+        changes[one["problem"]].append(1000 * (regrets[1] - regrets[0]))
+    a, b = map(np.mean, changes.values())
+    assert line.endswith(f"{(a + b) / 2:+.0f} +- {abs(a - b) / 2:.0f}") and a != b
 
 
 # ---- Peers ----
