@@ -95,7 +95,7 @@ def set_generators(seed, n_threads=None):
 
 # ---- Describing ----------------------------------------------------------------------------------
 def describe(objective, source, *, space, metric, mode, assignments=(), prepared=None):
-    """A JSON-ready dict with space, metric, mode, prepared, note and n_gpus of an objective.
+    """A JSON-ready dict with space, metric, mode, prepared, note and gpus of an objective.
 
     space: JSON of a space that replaces the file's own, or None. assignments: those of --set.
     metric, mode: replace the file's, or None. prepared: what the file's `prepare` returned when the
@@ -134,7 +134,7 @@ def describe(objective, source, *, space, metric, mode, assignments=(), prepared
     versions = {name: sys.modules[name].__version__ for name in used if name in sys.modules}
     versions["python"] = platform.python_version()
     found |= {"prepared": prepared, "note": note, "versions": versions}
-    return {**found, "n_gpus": n_gpus()}
+    return {**found, "gpus": visible_gpus()}
 
 
 def _prepare(module, given):
@@ -149,11 +149,15 @@ def _prepare(module, given):
     return prepared
 
 
-def n_gpus():
-    """How many GPUs there are: as torch sees them where the objective uses it."""
+def visible_gpus():
+    """The values of CUDA_VISIBLE_DEVICES that give one GPU each: as torch sees them, if in use."""
     if "torch" in sys.modules:
-        return sys.modules["torch"].cuda.device_count()
-    return len(list(pathlib.Path("/dev").glob("nvidia[0-9]*")))
+        n_gpus = sys.modules["torch"].cuda.device_count()
+    else:
+        n_gpus = len(list(pathlib.Path("/dev").glob("nvidia[0-9]*")))
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = map(str, range(n_gpus)) if given is None else given.split(",")[:n_gpus]
+    return [name.strip() for name in names if name.strip() not in ("", "-1")]
 
 
 def import_error(error, path):

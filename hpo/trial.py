@@ -21,7 +21,6 @@ import json
 import math
 import multiprocessing
 import multiprocessing.resource_tracker
-import multiprocessing.util
 import os
 import pathlib
 import signal
@@ -38,10 +37,10 @@ from hpo.objective import ROOT, describe, load_objective, one_line, set_generato
 
 STOP_SECONDS = 10  # from "stop", or from the end of the objective, to SIGKILL
 TERM_SECONDS = 5  # from SIGTERM to SIGKILL
-MAX_LINE = 8 * hpo.report.MAX_BYTES  # of a trial's message
+MAX_LINE = 2**23  # bytes of a trial's message, or of a description
 SERVER_DIED = "the fork server died"
-LINUX = sys.platform == "linux"
-SIGKILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has none
+SCALARS = (int, float, str, type(None))  # bool is an int
+LINUX, POSIX = sys.platform == "linux", os.name == "posix"
 ENDING = [getattr(signal, s) for s in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, s)]
 THREADS = [f"{x}_NUM_THREADS" for x in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM")]
 
@@ -105,6 +104,7 @@ class End:
     attempt: int
     outcome: str
     error: str = ""  # why it has not finished, in a line
+    found: str = ""  # JSON of a description
 
 
 # ---- The tuner's side ----------------------------------------------------------------------------
@@ -122,25 +122,21 @@ class LocalBackend:
         self.events = []  # that `wait` has not returned yet
         self.wake_reader, self.wake_writer = multiprocessing.Pipe(duplex=False)
         self.server = None  # the connection to the fork server
-        self._begin_server()
 
     def describe(self, **options):
         """What hpo.objective.describe(objective, **options) returns in a process of its own."""
         self.start(Trial(-1, options, "describe"))
-        found = {}
-        while True:
-            for event in self.wait():
-                if isinstance(event, Report):
-                    found = event.metrics
-                    self.metric, self.gpus = found["metric"], visible_gpus(found["n_gpus"])
-                elif event.outcome == "finished" and found:
-                    return found
-                elif event.outcome == "lost":
-                    raise OSError(event.error)
-                else:
-                    error = event.error or "loading it ended its process"
-                    named = error.startswith(("--", str(self.objective)))
-                    raise ValueError(error if named else f"{self.objective}: {error}")
+        while not (ends := [event for event in self.wait() if isinstance(event, End)]):
+            pass
+        if ends[0].outcome == "lost":
+            raise OSError(ends[0].error)
+        if not ends[0].found:
+            error = ends[0].error.removeprefix("ValueError: ") or "loading it ended its process"
+            is_named = error.startswith(("--", str(self.objective)))
+            raise ValueError(error if is_named else f"{self.objective}: {error}")
+        found = json.loads(ends[0].found)
+        self.metric, self.gpus = found["metric"], found["gpus"]
+        return found
 
     def begin(self, log_folder, clock):
         """Sets where logs go, and the run's clock to the seconds that earlier sessions took."""
@@ -153,27 +149,26 @@ class LocalBackend:
     def start(self, trial):
         used = [gpu for _, gpu in self.running.values()]
         gpu = min(self.gpus, key=used.count) if self.gpus else None
-        job = {"config": trial.config, "gpu": gpu, "metric": self.metric}
+        job = {"origin": trial.origin, "config": trial.config, "metric": self.metric, "gpu": gpu}
         job |= {"seed": trial_seed(self.seed, trial.id), "n_threads": self.n_threads}
-        job |= {"stop_seconds": STOP_SECONDS, "log": str(self._log(trial))}
+        job |= {"log": str(self._log(trial)), "stop_seconds": STOP_SECONDS}
         self.running[trial.id] = trial.attempt, gpu
         try:
             if self.server is None:
                 self._begin_server()
-            self._tell(trial, start=job)
+            self._tell("start", trial, job)
         except (OSError, EOFError) as error:
             self.events.append(End(trial.id, trial.attempt, "lost", one_line(error)))
 
     def wait(self, timeout=None):
         """Waits for an event, at most `timeout` seconds; returns all Reports and Ends there are."""
-        handles = [self.wake_reader, *([self.server] if self.server else [])]
+        handles = [self.wake_reader, self.server] if self.server else [self.wake_reader]
         ready = wait(handles, 0 if self.events else timeout)
         if self.wake_reader in ready:
             self.wake_reader.recv_bytes()
         try:
             while self.server in ready and self.server.poll():
-                kind, *fields = json.loads(self.server.recv_bytes())
-                self.events.append(End(*fields) if kind == "end" else Report(*fields))
+                self.events.append(self.server.recv())
         except (OSError, EOFError):
             self.close()
             for i, (attempt, _) in self.running.items():
@@ -186,11 +181,11 @@ class LocalBackend:
 
     def answer(self, trial, go_on):
         """Answers the report of a trial: go on, or stop, for which it has STOP_SECONDS."""
-        self._tell(trial, answer="go" if go_on else "stop")
+        self._tell("go" if go_on else "stop", trial, math.inf if go_on else STOP_SECONDS)
 
     def kill(self, trial):
         """Ends a trial: SIGTERM to its session now, SIGKILL after TERM_SECONDS."""
-        self._tell(trial, kill=TERM_SECONDS)
+        self._tell("kill", trial, TERM_SECONDS)
 
     def log(self, trial):
         """The end of what a trial has printed."""
@@ -205,49 +200,39 @@ class LocalBackend:
     def close(self):
         """Ends the fork server, and with it all trials."""
         if self.server:
-            with contextlib.suppress(OSError):  # it is dead
-                self.server.send_bytes(b"null")
             self.server.close()
-            self.server_process.join(TERM_SECONDS)
-            self.server_process.kill()  # where the import of a library hangs
-            self.server_process.join()
+            self.process.join(TERM_SECONDS)
+            self.process.kill()  # where the import of a library hangs
+            self.process.join()
             self.server = None
 
     def _log(self, trial):
         return pathlib.Path(self.log_folder, f"{trial.id:04d}.log")
 
-    def _tell(self, trial, **message):
-        message = {"id": [trial.id, trial.attempt], **message}
+    def _tell(self, word, trial, value):
         with contextlib.suppress(OSError):  # the server is dead, as `wait` will notice
             if self.server:
-                self.server.send_bytes(json.dumps(message).encode())
+                self.server.send((word, (trial.id, trial.attempt), value))
 
     def _begin_server(self):
+        """Starts the fork server. It does not import our main module, and no signal ends it."""
         ours, theirs = multiprocessing.Pipe()
         is_forked = callable(self.objective)  # then it has our end too, and must close it
         arguments = (theirs, ours if is_forked else None, self.objective, self.n_threads)
         context = multiprocessing.get_context("fork" if is_forked else "spawn")
-        self.server_process = context.Process(target=_serve, args=arguments)
-        with theirs, _hidden_start():
-            self.server_process.start()
-        self.server = ours
-        # Python waits for its processes when it exits, and this one waits for us to be gone.
-        multiprocessing.util.Finalize(self, ours.close, exitpriority=0)
-
-
-@contextlib.contextmanager
-def _hidden_start():
-    """Starts a process that Ctrl-C does not reach, and that does not import the main module."""
-    main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
-    if LINUX:
-        multiprocessing.resource_tracker.ensure_running()  # starting it below would undo the mask
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-        if LINUX:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        self.process = context.Process(target=_serve, args=arguments)
+        main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
+        if POSIX:
+            multiprocessing.resource_tracker.ensure_running()  # starting it below would unblock
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # and it inherits this
+        try:
+            with theirs:
+                self.process.start()
+            self.server = ours
+        finally:
+            sys.modules["__main__"] = main
+            if POSIX:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def exit_reason(code):
@@ -267,13 +252,6 @@ def n_threads(n_workers):
     return max(1, cores // n_workers)
 
 
-def visible_gpus(n_gpus):
-    """The values of CUDA_VISIBLE_DEVICES that give one GPU each."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = map(str, range(n_gpus)) if given is None else given.split(",")[:n_gpus]
-    return [name.strip() for name in names if name.strip() not in ("", "-1")]
-
-
 def trial_seed(seed, trial_id):
     """Seed below 2**32 of a trial's random generators, from the run's seed and the trial's id."""
     return int.from_bytes(hashlib.sha256(f"{seed} {trial_id}".encode()).digest()[:4], "big")
@@ -282,8 +260,6 @@ def trial_seed(seed, trial_id):
 # ---- The fork server -----------------------------------------------------------------------------
 def _serve(connection, tuners_end, objective, n_threads):
     """Starts, answers and kills trials as the tuner asks, and kills all when the tuner is gone."""
-    if hasattr(signal, "pthread_sigmask"):  # it ends when the tuner does, not before
-        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     _lead_session()
     if tuners_end:
         tuners_end.close()
@@ -294,144 +270,123 @@ def _serve(connection, tuners_end, objective, n_threads):
             importlib.import_module(name)
     gc.freeze()  # else a trial's garbage collector would touch, and so copy, all that they share
     children = {}  # (trial id, attempt) -> _Child
-
-    def tell(*message):
-        connection.send_bytes(json.dumps(message).encode())
-
     with contextlib.suppress(EOFError, OSError):  # the tuner is gone
         while True:
-            sockets = [child.socket for child in children.values() if child.open]
+            sockets = [child.socket for child in children.values() if child.is_open]
             sentinels = [child.sentinel for child in children.values()]
             until = min((child.kill_at for child in children.values()), default=math.inf)
-            seconds = None if until == math.inf else max(0.0, until - time.monotonic())
+            seconds = min(until - time.monotonic(), 3600)  # as it cannot wait for ever
             ready = set(wait([connection, *sockets, *sentinels], seconds))
             for key, child in list(children.items()):
-                has_ended = child.sentinel in ready
-                if has_ended or child.socket in ready:
-                    for report in child.read():
-                        tell("report", *key, *report)
-                if has_ended:
-                    end = child.end()
+                if ready & {child.socket, child.sentinel}:
+                    for metrics, counted in child.read():
+                        connection.send(Report(*key, metrics, counted))
+                if child.sentinel in ready:
+                    end = End(*key, *child.end())
                     del children[key]
                     _kill_orphans([other.process.pid for other in children.values()])
-                    tell("end", *key, *end)
+                    connection.send(end)
                 elif child.kill_at <= time.monotonic():
                     child.kill_at = math.inf
-                    _signal_group(child.process.pid, SIGKILL)
+                    child.process.kill()
             if connection in ready:
-                message = json.loads(connection.recv_bytes())
-                if message is None:
-                    break
-                key = tuple(message["id"])
-                if "start" in message:
+                word, key, value = connection.recv()
+                if word == "start":
+                    others = [connection, *(child.socket for child in children.values())]
                     try:
-                        others = [connection, *(child.socket for child in children.values())]
-                        children[key] = _Child(key, message["start"], objective, source, others)
+                        children[key] = _Child(value, objective, source, others)
                     except OSError as error:
-                        tell("end", *key, "lost", f"no process: {one_line(error)}")
-                elif child := children.get(key):
-                    child.tell(message)
+                        connection.send(End(*key, "lost", f"no process: {one_line(error)}"))
+                elif key in children:
+                    children[key].obey(word, value)
     for child in children.values():
-        _signal_group(child.process.pid, SIGKILL)
+        child.end()
     _kill_orphans([])
 
 
 class _Child:
     """A trial's process, as the fork server sees it; OSError when it cannot be started."""
 
-    def __init__(self, key, job, objective, source, others):
+    def __init__(self, job, objective, source, others):
         self.stop_seconds = job["stop_seconds"]
-        self.max_line = math.inf if key[0] < 0 else MAX_LINE  # a space may be large
-        self.open = True  # the process can still write
+        self.is_open = True  # the process can still write
         self.asks = False  # it has reported, and has no answer yet
         self.unread = b""  # the beginning of a line
-        self.outcome = None  # (outcome, error), as the process has told it
-        self.was_killed = False  # so that leaving in order at SIGTERM does not count as finished
+        self.end_told = None  # [outcome, error, found], by the process itself or instead of it
         self.kill_at = math.inf  # time.monotonic() at which its session is to be killed
         self.socket, theirs = socket.socketpair()
         self.socket.setblocking(False)
         context = multiprocessing.get_context("fork" if LINUX else "spawn")
         inherited = [*others, self.socket] if LINUX else []  # by a fork, which must close them
-        arguments = (inherited, theirs, key[0] < 0, job, objective, source)
+        arguments = (inherited, theirs, job, objective, source)
         self.process = context.Process(target=_do_job, args=arguments)
         with theirs:
             self.process.start()
         # A process's own sentinel is inherited by its children, and waits for them too.
         self.sentinel = os.pidfd_open(self.process.pid) if LINUX else self.process.sentinel
 
-    def tell(self, message):
-        """Passes an answer of the tuner on, or begins to kill the process."""
-        if "answer" in message:
-            self.asks = False
-            with contextlib.suppress(OSError):  # it has died meanwhile
-                self.socket.send(message["answer"].encode())
-            if message["answer"] == "stop":
-                self.kill_within(self.stop_seconds)
-        else:
-            self.was_killed = True
-            self.kill_within(message["kill"])
-            _signal_group(self.process.pid, signal.SIGTERM)
-
     def kill_within(self, seconds):
         self.kill_at = min(self.kill_at, time.monotonic() + seconds)
 
+    def obey(self, word, seconds):
+        """Passes the tuner's "go" or "stop" on, or kills the process; gives it so many seconds."""
+        self.kill_within(seconds)
+        if word == "kill":
+            self.end_told = self.end_told or ["failed", "killed"]  # even if it leaves in order
+            self.process.terminate()
+        else:
+            self.asks = False
+            with contextlib.suppress(OSError):  # it has died meanwhile
+                self.socket.send(word.encode())
+
     def read(self):
-        """[metrics, counted] of the reports that have arrived; never waits."""
-        with contextlib.suppress(BlockingIOError):  # that is all for now
-            while self.open and len(self.unread) <= self.max_line:
-                try:
-                    data = self.socket.recv(65536)
-                except ConnectionError:  # reset by a process that died
-                    data = b""
-                self.open = bool(data)
-                self.unread += data
-        *lines, self.unread = self.unread.split(b"\n")
-        lines += [self.unread] if len(self.unread) > self.max_line else []
-        reports = []
+        """Yields [metrics, counted] of the reports that have arrived; never waits."""
+        data = b""
+        with contextlib.suppress(OSError):  # there is nothing, or it died before it read an answer
+            data = self.socket.recv(2**20)
+        self.is_open = bool(data)
+        *lines, self.unread = (self.unread + data).split(b"\n")
+        if len(self.unread) > MAX_LINE:
+            lines.append(self.unread)
         for line in lines:
             message = None
             with contextlib.suppress(ValueError, RecursionError):
                 message = json.loads(line)
-            match message if self.outcome is None else "no more":
-                case {"report": {"epoch": int()} as metrics, "counted": c} if not self.asks:
-                    reports.append([metrics, bool(c)])
+            match message:
+                case {"report": {"epoch": int()} as metrics, "counted": bool(counted)} if (
+                    not self.asks and all(isinstance(x, SCALARS) for x in metrics.values())
+                ):
                     self.asks = True
-                case {"end": [str(outcome), str(error)]}:
-                    self.outcome = "failed" if self.was_killed else outcome, error
+                    yield metrics, counted
+                case {"end": [str(), str(), str()] as end}:
+                    self.end_told = self.end_told or end
                     self.kill_within(self.stop_seconds)
-                case "no more":
-                    break
                 case _:
-                    self.outcome = "failed", f"sent the tuner what is no report: {line[:80]!r}"
+                    self.end_told = "failed", f"sent the tuner what is no report: {line[:80]!r}"
                     self.kill_within(0)
-                    self.open = False
-        return reports
+                    self.is_open = False
+                    return
 
     def end(self):
-        """(outcome, error) of the process, which has ended; kills what it has left in its group."""
-        _signal_group(self.process.pid, SIGKILL)
+        """[outcome, error, found] of the process; kills it, if need be, and its group."""
+        self.process.kill()
+        if POSIX:
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # there is none left
+                os.killpg(self.process.pid, signal.SIGKILL)
         self.process.join()
         self.socket.close()
         if LINUX:
             os.close(self.sentinel)
         code = self.process.exitcode
-        failed = code or self.was_killed
-        return self.outcome or ("failed" if failed else "finished", exit_reason(code))
+        return self.end_told or ["failed" if code else "finished", exit_reason(code)]
 
 
 def _lead_session():
     """Makes this process lead a session, and inherit the processes that its children leave."""
-    if hasattr(os, "setsid"):
+    if POSIX:
         os.setsid()
     if LINUX:
         ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER, see prctl(2)
-
-
-def _signal_group(pid, number):
-    """Signals the group that a child of this process leads, or the child before it leads one."""
-    for send in (getattr(os, "killpg", os.kill), os.kill):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            return send(pid, number)
 
 
 def _kill_orphans(keep):
@@ -440,53 +395,47 @@ def _kill_orphans(keep):
         path = pathlib.Path(f"/proc/self/task/{os.getpid()}/children")
         while orphans := set(map(int, path.read_text().split())) - set(keep):
             for pid in orphans:
-                os.kill(pid, SIGKILL)
+                os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
 
 
 # ---- The trial's side ----------------------------------------------------------------------------
-def _do_job(inherited, tuner, is_description, job, objective, source):
+def _do_job(inherited, tuner, job, objective, source):
     """What a new process does: it trains one configuration, or describes the objective."""
     for handle in inherited:
         handle.close()
     _lead_session()
     if LINUX:
-        ctypes.CDLL(None).prctl(1, SIGKILL)  # PR_SET_PDEATHSIG: it dies with the server
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it dies with the server
     for number in ENDING:
         signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    if hasattr(signal, "pthread_sigmask"):
+    if POSIX:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     multiprocessing.set_start_method(None, force=True)  # the user's processes start as ever
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     hpo.report.process_id = os.getpid()
-    hpo.report.names.clear()
-    messages, end, text = [], ["finished", ""], ""
+    is_trial, end, text = job["origin"] != "describe", ["finished", "", ""], ""
     try:
-        if is_description:
-            found = {"epoch": 0, **describe(objective, source, **job["config"])}
-            messages = [{"report": found, "counted": True}]
-        else:
+        if is_trial:
             _train(tuner, job, objective, source)
+        else:
+            end[2] = json.dumps(describe(objective, source, **job["config"]))
     except BaseException as error:  # whatever it is, it ends this process alone
         if not isinstance(error, SystemExit) or error.code not in (None, 0):
-            is_told = is_description and isinstance(error, ValueError)
-            end = ["failed", str(error) if is_told else one_line(error)]
-            if not is_told and not hpo.report.stopped:
+            end = ["failed", one_line(error), ""]
+            if is_trial and not hpo.report.stopped:
                 own = error.__traceback__.tb_next.tb_next  # without the frames of this file
                 text = "".join(traceback.format_exception(type(error), error, own))
     if os.getpid() == hpo.report.process_id:  # and this is not a fork of it that came back here
         hpo.report.tuner = tuner
-        for message in [*messages, {"end": end}]:
-            hpo.report.send(message)
+        hpo.report.send({"end": end})
     with contextlib.suppress(OSError, ValueError):  # the log may be closed, or its disk full
         print(text, file=sys.stderr, end="", flush=True)
 
 
 def _train(tuner, job, objective, source):
     _print_to(job["log"])
-    os.environ.update(dict.fromkeys(THREADS, str(job["n_threads"])))
     if job["gpu"] is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = job["gpu"]
     function = load_objective(objective, source).objective
