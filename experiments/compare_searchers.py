@@ -35,7 +35,7 @@ import zlib
 import numpy as np
 
 from experiments import command, peers
-from experiments.families import CURVES, N_EPOCHS
+from experiments.families import CURVES, FAMILIES, N_EPOCHS
 from experiments.problems import PROBLEMS, find, lowest_loss, names
 from experiments.simulated import Milestones, simulate
 from hpo.searchers import SEARCHERS
@@ -140,8 +140,8 @@ def run_curves(name, problem_name, seed, n_workers, n_trials):
         for seconds, loss in problem.curve(config, rng):
             yield seconds, {"loss": loss}
 
-    def last_loss(trial):
-        loss = math.nan if trial is None else problem.true_loss(trial.config)
+    def last_loss(config):
+        loss = problem.true_loss(config)
         return loss if math.isfinite(loss) else math.inf
 
     seconds = n_trials * full_seconds(problem_name) / n_workers
@@ -150,8 +150,9 @@ def run_curves(name, problem_name, seed, n_workers, n_trials):
     settings["rule"] = command.find_rule(rule, int(first_rung))
     trials = simulated(name, problem_name, seed, objective, N_EPOCHS, **settings)
     journal.note(math.inf)
-    tried = [last_loss(trial) for trial in trials if trial.value is not None]
-    return [*map(last_loss, journal.best), min(tried, default=math.inf)], trials
+    chosen = [last_loss(best[1]) if best else math.inf for best in journal.best]
+    tried = [last_loss(trial.config) for trial in trials if trial.value is not None]
+    return [*chosen, min(tried, default=math.inf)], trials
 
 
 # ---- Results on disk ----
@@ -282,7 +283,8 @@ def parse(arguments=None, name="compare_searchers", description=__doc__):
     parser = command.parser(name, description)
     add, several = parser.add_argument, {"action": "append", "metavar": "NAME"}
     add("--searcher", **several, help="ours, a peer, or FILE.py:CLASS; again for more; default all")
-    add("--half", choices=["tune", "report", "all"], default="tune", help="report: the last word")
+    half = "tune (default): three of each family, and four real ones; report: the last word"
+    add("--half", choices=["tune", "report"], default="tune", help=half)
     fresh = "these, whatever the half; smooth:0-9 are ten of a family (families.py)"
     add("--problems", nargs="+", type=names, metavar="NAME", help=fresh)
     add("--curves", action="store_true", help="learning curves: searchers and rules together")
@@ -298,9 +300,11 @@ def parse(arguments=None, name="compare_searchers", description=__doc__):
     add("--table", action="store_true", help="run nothing, print what there is")
     args = parser.parse_args(arguments)
     args.seeds = min(args.seeds, 3) if args.quick else args.seeds
-    half = [name for name, problem in PROBLEMS.items() if args.half in ("all", problem.half)]
+    half = [name for name, problem in PROBLEMS.items() if args.half == problem.half]
+    of_families = [f"{f}:{i}" for f in FAMILIES for i in range(3) if args.curves == (f in CURVES)]
+    if args.half == "tune":
+        half = of_families if args.curves else of_families + half
     if args.curves:
-        half = [f"{family}:{number}" for family in CURVES for number in range(3)]
         args.results = args.results / "curves"
     args.trials = args.trials or (20 if args.curves else 60)
     args.problems = list(itertools.chain(*args.problems or [half]))

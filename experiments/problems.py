@@ -4,15 +4,13 @@
     python -m experiments.problems --search 100000    looks for losses below the stated optima
     python -m experiments.problems smooth:0-4         instances 0 to 4 of a family (families.py)
 
-There are three groups: analytic functions; "hpo", formulas with the features of real tuning
-(cliffs, plateaus, ridges, noise that grows with the loss, failures, conditions, parameters that
-never matter); and "real", trainings that were recorded or take milliseconds.
+The named problems are of three groups: analytic functions; "hpo", formulas with the features of
+real tuning (cliffs, plateaus, ridges, noise that grows with the loss, failures, conditions,
+parameters that never matter); and "real", trainings that were recorded or take milliseconds.
 
-There are two halves. Searchers are tuned on "tune" alone and judged on "report". Each problem of
-one half has a counterpart in the other, with similar dimensions, noise and kinds of parameters.
-
-An optimum is exact where a formula or a whole grid gives it. Those of mlp7, out_of_memory5,
-fashion7 and the two kernel problems are the lowest losses that `--search` found.
+Most are for reports: searchers are tuned on families and on four real problems, "tune", and judged
+on "report". An optimum is exact where a formula or a whole grid gives it. Those of fashion7 and the
+two kernel problems are the lowest losses that `--search` found.
 """
 
 import argparse
@@ -50,8 +48,8 @@ SEARCHED = pathlib.Path("results/optima.csv")
 
 @dataclass(frozen=True)
 class Problem:
-    group: str  # analytic, hpo, real
-    half: str  # tune, report
+    group: str  # analytic, hpo, real, or the family
+    half: str  # tune, report, fresh
     space: dict
     optimum: float
     loss: Callable  # loss(**config): without noise, NaN where the trial fails
@@ -70,8 +68,8 @@ class Problem:
 PROBLEMS = {}
 
 
-def problem(group, half, optimum, noise=0.0, space=None, observe=None):
-    """Decorator that makes a loss the problem of its name.
+def problem(group, optimum, noise=0.0, space=None, observe=None):
+    """Decorator that makes a loss the problem of its name, for reports.
 
     noise: the standard deviation, or a function (config, loss) that returns it.
     space: by default the domains that annotate the parameters of the loss.
@@ -82,7 +80,7 @@ def problem(group, half, optimum, noise=0.0, space=None, observe=None):
         return loss + deviation * rng.standard_normal()
 
     def register(loss):
-        fields = group, half, space or loss.__annotations__, optimum, loss, observe or add_noise
+        fields = group, "report", space or loss.__annotations__, optimum, loss, observe or add_noise
         PROBLEMS[loss.__name__] = Problem(*fields)
         return loss
 
@@ -98,20 +96,6 @@ def vector(config):
     return np.array(list(config.values()))
 
 
-@problem("analytic", "tune", 0.39788735772973816)
-def branin2(x1: uniform(-5, 10), x2: uniform(0, 15)):
-    bowl = x2 - 5.1 / (4 * math.pi**2) * x1**2 + 5 / math.pi * x1 - 6
-    return bowl**2 + 10 * (1 - 1 / (8 * math.pi)) * math.cos(x1) + 10
-
-
-@problem("analytic", "tune", 0.0, 0.5, box(5, -10, 10))
-def ackley5(**config):
-    x = vector(config) - [-4.0, 3.0, 6.0, -7.0, 1.5]
-    root = np.sqrt(np.mean(x**2))
-    waves = math.exp(np.mean(np.cos(2 * math.pi * x)))
-    return 20 + math.e - 20 * math.exp(-0.2 * root) - waves
-
-
 def hartmann(config, *matrices):
     """Of matrices A and P, each written as "1 2; 3 4"."""
     A, P = (np.array([row.split() for row in rows.split(";")], float) for rows in matrices)
@@ -119,31 +103,13 @@ def hartmann(config, *matrices):
     return -alpha @ np.exp(-np.sum(A * (vector(config) - P) ** 2, axis=1))
 
 
-@problem("analytic", "tune", -3.322368011415514, 0.1, box(6, 0, 1))
-def hartmann6(**config):
-    A = "10 3 17 3.5 1.7 8; .05 10 17 .1 8 14; 3 3.5 1.7 10 17 8; 17 8 .05 10 .1 14"
-    P = ".1312 .1696 .5569 .0124 .8283 .5886; .2329 .4135 .8307 .3736 .1004 .9991;"
-    P += ".2348 .1451 .3522 .2883 .3047 .6650; .4047 .8828 .8732 .5743 .1091 .0381"
-    return hartmann(config, A, P)
-
-
-@problem("analytic", "report", -3.86277978733266, space=box(3, 0, 1))
+@problem("analytic", -3.86277978733266, space=box(3, 0, 1))
 def hartmann3(**config):
     P = ".3689 .117 .2673; .4699 .4387 .747; .1091 .8732 .5547; .0381 .5743 .8828"
     return hartmann(config, "3 10 30; .1 10 35; 3 10 30; .1 10 35", P)
 
 
-ROTATION = np.linalg.qr(np.random.default_rng(0).standard_normal((10, 10)))[0]
-ELLIPSOID_CENTRE = np.random.default_rng(1).uniform(0.15, 0.85, 10)
-
-
-@problem("analytic", "tune", 0.0, space=box(10, 0, 1))
-def ellipsoid10(**config):
-    """A quadratic bowl in a rotated frame, axes from 1 to 100."""
-    return 100 ** np.linspace(0, 1, 10) @ (ROTATION @ (vector(config) - ELLIPSOID_CENTRE)) ** 2
-
-
-@problem("analytic", "report", 0.0, 1.0, box(4, -10, 10))
+@problem("analytic", 0.0, 1.0, box(4, -10, 10))
 def levy4(**config):
     """Separable but for neighbouring pairs."""
     w = 1 + (vector(config) - [-5.0, 2.0, 4.0, -3.0]) / 4
@@ -152,14 +118,14 @@ def levy4(**config):
     return math.sin(math.pi * w[0]) ** 2 + last + pairs
 
 
-@problem("analytic", "report", 0.0, 0.2, box(6, -3, 1.5))
+@problem("analytic", 0.0, 0.2, box(6, -3, 1.5))
 def rosenbrock6(**config):
     """log(1 + f / 10): the valley matters, not the walls."""
     x = vector(config)
     return math.log1p(np.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2) / 10)
 
 
-@problem("analytic", "report", 0.0, space=box(8, -4, 5))
+@problem("analytic", 0.0, space=box(8, -4, 5))
 def powell8(**config):
     """log(1 + f / 100): the plain function would leave every searcher at a regret near 0."""
     x = vector(config) - [1.0, -2.0, 2.5, -0.5, -1.5, 2.0, 0.5, -2.5]
@@ -185,91 +151,6 @@ def bowl(t, width):
     return saturating(abs(t), width)
 
 
-def sgd_excess(learning_rate, momentum, batch_size, **others):
-    """Decades by which the step is longer than the best one for this batch size."""
-    return math.log10(learning_rate / (1 - momentum) / 0.4) - 0.5 * math.log10(batch_size / 64)
-
-
-def sgd_noise(config, loss):
-    """Training is erratic near the cliff."""
-    return 0.003 + 0.03 * math.exp(-((sgd_excess(**config) - 0.8) ** 2) / 0.1)
-
-
-@problem("hpo", "tune", 0.08, sgd_noise)
-def sgd_cliff(
-    learning_rate: loguniform(1e-6, 1), momentum: reverseloguniform(0, 0.999),
-    batch_size: lograndint(8, 512), weight_decay: loguniform(1e-7, 0.1)
-):  # fmt: skip
-    """A ridge of good steps (learning rate, momentum, batch size) next to a cliff."""
-    excess = sgd_excess(learning_rate, momentum, batch_size)
-    if excess > 0.9:
-        return 0.9
-    step = saturating(-excess, 2.5), 0.2 * saturating(excess, 0.8)
-    decay = bowl(math.log10(weight_decay) + excess + 4, 6)
-    return spoil(0.08, 0.9, *step, decay, bowl(math.log2(batch_size / 16), 20))
-
-
-@problem("hpo", "tune", 0.15255, lambda config, loss: 0.002 + 0.02 * (loss - 0.12))
-def mlp7(
-    n_units_1: randint(4, 1024), n_units_2: randint(4, 1024), batch_size: randint(8, 128),
-    dropout_1: uniform(0, 0.99), dropout_2: uniform(0, 0.99),
-    learning_rate: loguniform(1e-6, 1), weight_decay: loguniform(1e-8, 1)
-):  # fmt: skip
-    """The response of a multilayer perceptron such as the running example's, imagined."""
-    width_1, width_2 = n_units_1 * (1 - dropout_1), n_units_2 * (1 - dropout_2)
-    overfit = 0.08 * math.log10((784 * n_units_1 + n_units_1 * n_units_2) / 1e5)
-    overfit *= (1 - dropout_1) * (1 - 0.5 * dropout_2)
-    narrow = 0.5 / math.sqrt(width_1 + 0.5), 0.4 / math.sqrt(width_2 + 0.5)
-    excess = math.log10(learning_rate) + 3.2 + 0.35 * math.log10(width_1 + 1)
-    excess += -0.3 * math.log10(batch_size / 32) - 0.6
-    step = saturating(-excess, 1.8), saturating(excess, 1.1)
-    decay = math.log10(weight_decay) + 3.5
-    regular = saturating(decay, 1.2), 0.02 * bowl(decay + 1.5, 2)
-    return spoil(0.1, 0.9, *narrow, overfit, *step, *regular)
-
-
-BEST_RATES = {"sgd": -0.8, "adam": -3.0, "rmsprop": -3.4, "adagrad": -1.8}  # log10
-OPTIMIZERS = {"sgd": 0.03, "adam": 0.0, "rmsprop": 0.02, "adagrad": 0.05}  # penalties
-ACTIVATIONS = {"relu": 0.01, "tanh": 0.06, "gelu": 0.0}
-
-
-@problem("hpo", "tune", 0.2, noise=0.01)
-def optimizers8(
-    optimizer: choice(list(OPTIMIZERS)), learning_rate: loguniform(1e-6, 10),
-    momentum: uniform(0, 0.99), beta_2: reverseloguniform(0.9, 0.9999),
-    activation: choice(list(ACTIVATIONS)), n_layers: randint(1, 5),
-    n_units: lograndint(16, 512), log_every: randint(1, 100)
-):  # fmt: skip
-    """Categories move the best learning rate; some parameters matter for one of them, or never."""
-    excess = math.log10(learning_rate) - BEST_RATES[optimizer]
-    penalties = [OPTIMIZERS[optimizer], ACTIVATIONS[activation]]
-    if optimizer in ("sgd", "rmsprop"):
-        excess -= math.log10(1 - momentum) + 1  # momentum 0.9 is the norm
-        penalties.append(0.1 * bowl(momentum - 0.9, 0.4))
-    if optimizer == "adam":
-        penalties.append(0.08 * bowl(math.log10(1 - beta_2) + 2.5, 0.8))
-    excess += 0.15 * (n_layers - 2)  # deeper networks want shorter steps
-    step = saturating(-excess, 1.8), saturating(excess, 1.0)
-    size = 0.03 * (n_layers - 3) ** 2, 0.2 * bowl(math.log2(n_units / 128), 3)
-    return spoil(0.2, 1.0, *penalties, *step, *size)
-
-
-@problem("hpo", "tune", 0.17658, lambda config, loss: 0.05 * (loss - 0.1))
-def out_of_memory5(
-    depth: randint(1, 24), width: logordinal([64, 128, 256, 512, 1024]),
-    batch_size: lograndint(8, 1024), learning_rate: loguniform(1e-5, 0.1),
-    label_smoothing: uniform(0, 0.5)
-):  # fmt: skip
-    """Larger is better until memory is out; long steps in deep networks give NaN. Half fails."""
-    excess = math.log10(learning_rate) + 1.6 + 0.2 * math.log2(depth)
-    excess -= 0.3 * math.log10(batch_size / 64)
-    if depth * width * (batch_size + 0.25 * width) > 1e6 or excess > 0.5:
-        return math.nan
-    capacity = 0.35 * math.exp(-math.log2(depth * width / 64) / 4)
-    smooth = 0.05 * bowl(label_smoothing - 0.12, 0.15)
-    return spoil(0.1, 0.9, capacity, bowl(excess, 1.8), smooth, 0.3 / math.sqrt(batch_size))
-
-
 def warmup_observe(config, loss, rng):
     if loss > 8:  # diverged
         return loss * 10 ** rng.uniform(0, 5)
@@ -279,7 +160,7 @@ def warmup_observe(config, loss, rng):
 SCHEDULES = {"constant": (-0.3, 0.04), "linear": (0.0, 0.01), "cosine": (0.1, 0.0)}
 
 
-@problem("hpo", "report", 3.0, observe=warmup_observe)
+@problem("hpo", 3.0, observe=warmup_observe)
 def warmup5(
     learning_rate: loguniform(1e-5, 0.1), warmup_steps: lograndint(1, 10000),
     width: logordinal([128, 256, 512, 1024]), depth: randint(2, 16),
@@ -297,7 +178,7 @@ def warmup5(
     return spoil(3.0, 8.0, *step, size, handicap, 0.1 * saturating(warm - 2.8, 1.0))
 
 
-@problem("hpo", "report", 0.3, lambda config, loss: 0.002 + 0.03 * (loss - 0.3))
+@problem("hpo", 0.3, lambda config, loss: 0.002 + 0.03 * (loss - 0.3))
 def boosting8(
     learning_rate: loguniform(1e-3, 1), n_trees: lograndint(10, 2000),
     max_depth: randint(1, 12), subsample: uniform(0.2, 1), columns: uniform(0.1, 1),
@@ -317,7 +198,7 @@ def boosting8(
 SCALERS = {"none": 0.15, "standard": 0.0, "robust": 0.02}
 
 
-@problem("hpo", "report", 0.05, lambda config, loss: 0.004 + 0.03 * (loss - 0.05))
+@problem("hpo", 0.05, lambda config, loss: 0.004 + 0.03 * (loss - 0.05))
 def kernels7(
     kernel: choice(["linear", "rbf", "poly"]), scaler: choice(list(SCALERS)),
     C: loguniform(1e-4, 1e4), gamma: loguniform(1e-5, 1e2), degree: randint(2, 6),
@@ -338,7 +219,7 @@ def kernels7(
     return spoil(0.05, 0.5, SCALERS[scaler], *penalties)
 
 
-@problem("hpo", "report", 0.1, lambda config, loss: 0.02 + 0.1 * loss)
+@problem("hpo", 0.1, lambda config, loss: 0.02 + 0.1 * loss)
 def agent6(
     learning_rate: loguniform(1e-6, 0.1), discount: reverseloguniform(0.8, 0.9999),
     entropy: loguniform(1e-6, 0.3), clip: uniform(0.02, 0.6), n_steps: lograndint(16, 4096),
@@ -356,7 +237,7 @@ def agent6(
     return spoil(0.1, 1.0, *step, 0.7 * bowl(horizon - 1.9, 0.9), *explore, *size)
 
 
-# ---- Real: recorded by experiments/record_tables.py ----
+# ---- Real: recorded by experiments/record_tables.py of commit 2ac5384, with scikit-learn ----
 GRIDS = {
     "svm_digits": {
         "C": logfinrange(1e-3, 1e4, 15), "gamma": logfinrange(1e-6, 10, 15),
@@ -412,8 +293,14 @@ def add_grid(name, half):
 
 
 for grid in GRIDS:
-    if (TABLES / f"{grid}.npz").exists():  # else it has yet to be recorded
-        add_grid(grid, "report" if grid in ("mlp_digits", "forest_wine") else "tune")
+    add_grid(grid, "report" if grid in ("mlp_digits", "forest_wine") else "tune")
+
+
+MLP = {
+    "n_units_1": randint(4, 1024), "n_units_2": randint(4, 1024), "batch_size": randint(8, 128),
+    "dropout_1": uniform(0, 0.99), "dropout_2": uniform(0, 0.99),
+    "learning_rate": loguniform(1e-6, 1), "weight_decay": loguniform(1e-8, 1)
+}  # fmt: skip
 
 
 def fashion7_moments(config):
@@ -422,7 +309,7 @@ def fashion7_moments(config):
     arrays, outputs = load_table("fashion7"), []
     for k in range(len(arrays) // 6):
         W, b = ([arrays[f"{letter}{k}{i}"] for i in range(3)] for letter in "Wb")
-        hidden = np.tanh(W[0] @ (encode(PROBLEMS["mlp7"].space, config) * 4 - 2) + b[0])
+        hidden = np.tanh(W[0] @ (encode(MLP, config) * 4 - 2) + b[0])
         outputs.append(W[2] @ np.tanh(W[1] @ hidden + b[1]) + b[2])
     mean, log_deviation = np.mean(outputs, axis=0)
     return mean, math.exp(min(max(log_deviation, -5), 0))
@@ -433,7 +320,7 @@ def fashion7_observe(config, loss, rng):
     return min(math.exp(mean + deviation * rng.standard_normal()), 0.95)
 
 
-@problem("real", "report", 0.15504, space=PROBLEMS["mlp7"].space, observe=fashion7_observe)
+@problem("real", 0.15504, space=MLP, observe=fashion7_observe)
 def fashion7(**config):
     return math.exp(fashion7_moments(config)[0])
 
@@ -564,7 +451,13 @@ def describe(name):
 def main():
     parser = command.parser("problems", __doc__)
     add = parser.add_argument
-    add("names", nargs="*", type=names, metavar="NAME", help="default: all of both halves")
+    add(
+        "names",
+        nargs="*",
+        type=names,
+        metavar="NAME",
+        help="default: all but families",
+    )
     add("--search", type=command.positive_int, metavar="N", help="from N random configurations")
     args = parser.parse_args()
     print(f"{'problem':<16}group    half   dim  optimum  median   noise    fail  parameters")

@@ -24,53 +24,37 @@ import numpy as np
 
 from experiments import command
 from experiments.curves import Surrogate, quality, read
-from experiments.simulated import SimulatedBackend, SimulatedTuner
-from hpo.journal import Journal
+from experiments.simulated import Milestones, simulate
 from hpo.trial import n_threads
 
 MINUTES = (10, 20, 30, 60, 90, 180)
-COLUMNS = ["method", "repetition", "seconds", "epochs", "error", "trials"]
+COLUMNS = ["method", "repetition", "seconds", "error"]
 TUTORIAL = ["random", "gp"], ["halving", "none"]  # searchers, rules
 
 
 # ---- One run -------------------------------------------------------------------------------------
-class History(Journal):
-    """A run in memory. It keeps a row for each improvement, see `row`."""
-
-    def __init__(self, space):
-        super().__init__({"space": space, "metric": "loss", "mode": "min"})
-        self.rows, self.n_epochs, self.lowest = [], 0, math.nan
-
-    def append(self, event):
-        trial = super().append(event)
-        if "report" in event:
-            (before, _), (epoch, loss) = [(0, None), *trial.curve][-2:]
-            self.n_epochs += epoch - before
-            if not loss >= self.lowest:  # which is NaN at first
-                self.lowest = loss
-                self.rows.append(self.row())
-        return trial
-
-    def row(self):
-        """(Seconds, epochs trained in all trials, lowest loss, trials started) so far."""
-        return self.clock, self.n_epochs, self.lowest, len(self.trials)
+def times(seconds):
+    """(T,) seconds at which errors are noted: for the table, and sixty for the picture."""
+    of_table = [60 * m for m in MINUTES if 60 * m < seconds]
+    return np.unique([*of_table, *np.linspace(0, seconds, 61)[1:]])
 
 
 def run(surrogate, method, seed, seconds, n_workers):
-    """Rows (k, 4) of one run: seconds, epochs trained, lowest error, trials; the last is its end.
+    """(lowest errors (T,) at the times, NaN before the first; epochs trained; trials started).
 
     method: the arguments (searcher, rule, first_rung, eta) of find_searcher and find_rule.
     """
-    history = History(surrogate.space)
-    backend = SimulatedBackend(surrogate.objective, 2**32 + seed)  # its noise is not the searcher's
+    journal = Milestones(surrogate.space, times(seconds))
     with command.blaming(f"{method[0]} + {method[1]}, repetition {seed}"):
         searcher = command.find_searcher(method[0])(surrogate.space, seed, surrogate.max_epochs)
         settings = {"rule": command.find_rule(*method[1:]), "max_epochs": surrogate.max_epochs}
-        SimulatedTuner(history, searcher, backend, n_workers, seconds, **settings).run()
-    history.clock = backend.now()
-    rows = np.array([*history.rows, history.row()])
-    rows[:, 2] += surrogate.sign < 0  # from a loss of -accuracy to an error
-    return rows
+        settings |= {"journal": journal, "n_workers": n_workers, "seconds": seconds}
+        noise_seed = 2**32 + seed  # not the searcher's
+        trials = simulate(searcher, surrogate.space, surrogate.objective, noise_seed, **settings)
+    journal.note(math.inf)
+    losses = np.array([math.nan if best is None else best[0] for best in journal.best])
+    # from a loss of -accuracy to an error
+    return losses + (surrogate.sign < 0), sum(trial.n_epochs for trial in trials), len(trials)
 
 
 _surrogate = None  # of a process of the pool
@@ -86,7 +70,7 @@ def _run(*arguments):
 
 
 def run_all(surrogate, methods, args):
-    """{name: [rows of each repetition]} of the methods {name: method}."""
+    """{name: [what `run` returns, for each repetition]} of the methods {name: method}."""
     keys = [(name, i) for i in range(args.repetitions) for name in methods]
     calls = {key: (methods[key[0]], key[1], 3600 * args.hours, args.workers) for key in keys}
     pool = command.in_processes(_run, calls, args.processes, 1, _receive, (surrogate,))
@@ -94,74 +78,70 @@ def run_all(surrogate, methods, args):
         found = {key: future.result() for key, future in ended}
     runs = {name: [found[name, i] for i in range(args.repetitions)] for name in methods}
     for name, of_method in runs.items():
-        if not any(rows[-1, 1] for rows in of_method):
+        if not any(n_epochs for _, n_epochs, _ in of_method):
             raise command.Failed(f"{name}: no report in {args.hours:g} hours; give more --hours")
     return runs
 
 
 # ---- What came out -------------------------------------------------------------------------------
-def errors_at(runs, at, column=0):
-    """(runs, at) lowest errors where a column (0: seconds, 1: epochs) is `at`; NaN while none."""
-    table = np.full((len(runs), len(at)), np.nan)
-    for i, rows in enumerate(runs):
-        n = np.searchsorted(rows[:, column], at, side="right")
-        table[i, n > 0] = rows[n[n > 0] - 1, 2]
-    return table
+def errors(runs):
+    """(runs, T) lowest errors so far."""
+    return np.array([errors for errors, _, _ in runs])
 
 
 def quartiles(table):
-    """(3, columns) quartiles; a run without a result yet counts as the worst of all."""
+    """(3, T) quartiles; a run without a result yet counts as the worst of all."""
     return np.quantile(np.where(np.isnan(table), np.nanmax(table), table), (0.25, 0.5, 0.75), 0)
 
 
-def paired_difference(first, second, at, n_bootstrap=5000):
-    """(3, at) median of the errors of `first` minus those of `second`, and its 95% interval.
+def paired_difference(differences, n_bootstrap=5000):
+    """(3, T) median of the differences (runs, T), and its 95% interval.
 
     Pairs of which one has no result yet are left out; NaN where none is left.
     """
     rng, columns = np.random.default_rng(0), []
-    for column in (errors_at(first, at) - errors_at(second, at)).T:
+    for column in differences.T:
         pairs = column[~np.isnan(column)]
-        samples = pairs[rng.integers(max(1, len(pairs)), size=(n_bootstrap, len(pairs)))]
-        interval = (
-            np.quantile(np.median(samples, 1), (0.025, 0.975)) if len(pairs) else [np.nan] * 2
-        )
-        columns.append([np.median(pairs) if len(pairs) else np.nan, *interval])
+        if len(pairs):
+            medians = np.median(rng.choice(pairs, (n_bootstrap, len(pairs))), axis=1)
+            columns.append([np.median(pairs), *np.quantile(medians, (0.025, 0.975))])
+        else:
+            columns.append([math.nan] * 3)
     return np.transpose(columns)
 
 
-def report(runs, hours):
+def report(runs, seconds):
     """Lines of text: errors at some minutes, what was trained, and differences to the first."""
-    minutes = [m for m in MINUTES if m <= 60 * hours] or [60 * hours]
-    seconds, width, (reference, *others) = 60.0 * np.array(minutes), max(map(len, runs)), runs
+    minutes = [m for m in MINUTES if 60 * m <= seconds] or [seconds / 60]
+    at = np.searchsorted(times(seconds), 60 * np.array(minutes) - 1e-6)
+    width, (reference, *others) = max(map(len, runs)), runs
     lines = [" " * width + "".join(f"{m:>20g} min" for m in minutes) + "  epochs  trials"]
     for name, of_method in runs.items():
-        low, middle, high = quartiles(errors_at(of_method, seconds))
+        low, middle, high = quartiles(errors(of_method)[:, at])
         cells = "".join(f"  {m:.4f} [{a:.4f} {b:.4f}]" for a, m, b in zip(low, middle, high))
-        epochs, trials = (np.median([rows[-1, column] for rows in of_method]) for column in (1, 3))
+        epochs, trials = np.median([counts for _, *counts in of_method], axis=0)
         lines.append(f"{name:<{width}}{cells}{epochs:>8.0f}{trials:>8.0f}")
     lines += ["", f"minus {reference}, paired by seed: median [95% bootstrap interval]"]
     for name in others:
-        difference = paired_difference(runs[name], runs[reference], seconds)
+        difference = paired_difference(errors(runs[name])[:, at] - errors(runs[reference])[:, at])
         cells = "".join(f" {m:+.4f} [{a:+.4f} {b:+.4f}]" for m, a, b in difference.T)
         lines.append(f"{name:<{width}}{cells.replace('0.', '.')}")
     return lines if others else lines[:-2]
 
 
-def save(runs, path):
-    """Every improvement of every run, and each run's end, as a CSV."""
+def save(runs, seconds, path):
+    """The errors of every run at all times, as a CSV."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         for name, of_method in runs.items():
-            for i, rows in enumerate(of_method):
-                for seconds, epochs, error, trials in rows:
-                    cells = round(seconds, 1), int(epochs), f"{error:.6g}", int(trials)
-                    writer.writerow([name, i, *cells])
+            for i, of_run in enumerate(errors(of_method)):
+                cells = zip(times(seconds).tolist(), of_run)
+                writer.writerows([name, i, f"{at:.1f}", f"{error:.6g}"] for at, error in cells)
 
 
-def plot(runs, path, hours, title):
-    """Median and quartiles of the error over time and over epochs; needs matplotlib."""
+def plot(runs, seconds, path, title):
+    """Median and quartiles of the error over time; needs matplotlib."""
     try:
         import matplotlib
     except ImportError:
@@ -170,21 +150,16 @@ def plot(runs, path, hours, title):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    n_epochs = min(rows[-1, 1] for of_method in runs.values() for rows in of_method)
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True)
+    figure, axis = plt.subplots(figsize=(7, 4.5))
     tops = []
-    for axis, column, unit, end in zip(axes, (0, 1), (60, 1), (3600 * hours, n_epochs)):
-        at = np.linspace(0.02 * end, end, 300)
-        for name, of_method in runs.items():
-            low, middle, high = quartiles(errors_at(of_method, at, column))
-            (line,) = axis.plot(at / unit, middle, label=name)
-            axis.fill_between(at / unit, low, high, color=line.get_color(), alpha=0.15, lw=0)
-            tops.append(high[15])  # what comes before a twentieth of the time would hide the rest
-        axis.set(xlabel=["minutes, simulated", "epochs, all trials"][column], xlim=(0, end / unit))
-    axes[0].set(ylabel="lowest error so far: median, quartiles", ylim=(None, np.nanmax(tops)))
-    axes[0].legend()
-    figure.suptitle(textwrap.fill(title, 140), fontsize=9)
-    figure.tight_layout()
+    for name, of_method in runs.items():
+        low, middle, high = quartiles(errors(of_method))
+        (line,) = axis.plot(times(seconds) / 60, middle, label=name)
+        axis.fill_between(times(seconds) / 60, low, high, color=line.get_color(), alpha=0.15, lw=0)
+        tops.append(high[3])  # what comes before a twentieth of the time would hide the rest
+    axis.set(xlabel="minutes, simulated", ylabel="lowest error so far: median, quartiles")
+    axis.set(xlim=(0, seconds / 60), ylim=(None, max(tops)), title=textwrap.fill(title, 90))
+    axis.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)
     print(path)
@@ -228,11 +203,11 @@ def main(arguments=None):
     print(f"{args.repetitions} repetitions of {args.hours:g} hours, {args.workers} workers")
     runs = run_all(surrogate, methods, args)
     title = f"error, median [quartiles] of {args.repetitions} replayed runs; {recording.about}"
-    print("", title, *report(runs, args.hours), sep="\n")
+    print("", title, *report(runs, 3600 * args.hours), sep="\n")
     args.results.mkdir(parents=True, exist_ok=True)
-    save(runs, args.results / "runs.csv")
+    save(runs, 3600 * args.hours, args.results / "runs.csv")
     print(f"\n{args.results / 'runs.csv'}")
-    plot(runs, args.results / "replay.png", args.hours, title)
+    plot(runs, 3600 * args.hours, args.results / "replay.png", title)
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ class SimulatedBackend:
 
 
 class Milestones(Journal):
-    """A run in memory that notes its best trial at each of some times, or None."""
+    """A run in memory that notes (loss, config) of its best trial at some times, or None."""
 
     def __init__(self, space, times):
         super().__init__({"space": space, "metric": "loss", "mode": "min"})
@@ -98,8 +98,8 @@ class Milestones(Journal):
 
     def note(self, now):
         while len(self.best) < len(self.times) and now > self.times[len(self.best)]:
-            valued = [trial for trial in self.trials if trial.value is not None]
-            self.best.append(min(valued, key=lambda trial: trial.value, default=None))
+            valued = [(t.value, t.config) for t in self.trials if t.value is not None]
+            self.best.append(min(valued, key=lambda pair: pair[0], default=None))
 
 
 class SimulatedTuner(Tuner):

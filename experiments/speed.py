@@ -139,11 +139,11 @@ def suggest(args):
 def suggestion_seconds(name, n, n_suggestions, limit):
     """Seconds of each suggestion after n random trials with results, and N_PENDING without.
 
-    The problem is mlp7: seven hyperparameters of a multilayer perceptron. A result comes after each
-    suggestion, so that there is something new to think about. The first half is left out: a peer's
-    first suggestion is told everything at once.
+    The problem is fashion7, of seven hyperparameters. A result comes after each suggestion, so that
+    there is something new to think about. The first half is left out: a peer's first suggestion is
+    told everything at once.
     """
-    problem, rng, seconds = PROBLEMS["mlp7"], np.random.default_rng(0), []
+    problem, rng, seconds = PROBLEMS["fashion7"], np.random.default_rng(0), []
     searcher, until = searcher_class(name)(problem.space, 0, 1), time.perf_counter() + limit
 
     def add_trial(config):

@@ -41,16 +41,10 @@ def test_simulated_workers_overlap_and_the_seed_decides():
 
 # ---- The problems ----
 ARGMINS = {  # textbook positions, or where every term of a formula vanishes
-    "branin2": [math.pi, 2.275],
-    "ackley5": [-4.0, 3.0, 6.0, -7.0, 1.5],
-    "hartmann6": [0.20168952, 0.15001069, 0.47687398, 0.27533243, 0.31165162, 0.65730054],
     "hartmann3": [0.11458885, 0.55564889, 0.85254698],
-    "ellipsoid10": problems.ELLIPSOID_CENTRE.tolist(),
     "levy4": [-5.0, 2.0, 4.0, -3.0],
     "rosenbrock6": [1.0] * 6,
     "powell8": [1.0, -2.0, 2.5, -0.5, -1.5, 2.0, 0.5, -2.5],
-    "sgd_cliff": [0.02, 0.9, 16, 1e-4],
-    "optimizers8": ["adam", 10**-3.15, 0.5, 1 - 10**-2.5, "gelu", 3, 128, 50],
     "warmup5": [1e-3, 100, 512, 8, "cosine"],
     "boosting8": [10**1.1 / 300, 300, 5, 0.75, 0.45, 5, 1.0, 1e-4],
     "kernels7": ["rbf", "standard", 10.0, 0.01, 3, 0.0, True],
@@ -79,7 +73,7 @@ def test_problem_is_sound(name):
     assert not problem.true_loss(middle(problem.space)) < too_good, "the middle gives it away"
 
 
-@pytest.mark.parametrize("name", ["ackley5", "mlp7", "levy4", "kernel_cancer", "fashion4"])
+@pytest.mark.parametrize("name", ["levy4", "boosting8", "kernel_cancer", "fashion4"])
 def test_noise_has_the_true_loss_in_the_middle(name):
     problem, rng = PROBLEMS[name], np.random.default_rng(0)
     config = sample(problem.space, rng)
@@ -88,18 +82,6 @@ def test_noise_has_the_true_loss_in_the_middle(name):
     assert 0 < abs(np.mean(observed) - problem.true_loss(config)) < 4 * error
     if name == "fashion4":
         assert set(observed) == set(problems.repetitions(name, config))
-
-
-def test_halves_are_alike():
-    tune, report = ([p for p in PROBLEMS.values() if p.half == h] for h in ("tune", "report"))
-    assert sorted(p.group for p in tune) == sorted(p.group for p in report)
-    assert abs(np.mean([len(p.space) for p in tune]) - np.mean([len(p.space) for p in report])) < 1
-
-
-def test_search_optimum_finds_a_known_one():
-    loss, config = problems.search_optimum(PROBLEMS["branin2"], 200, n_starts=3, n_steps=300)
-    assert loss == pytest.approx(PROBLEMS["branin2"].optimum, abs=1e-4)
-    assert PROBLEMS["branin2"].true_loss(config) == loss
 
 
 # ---- Families ----
@@ -166,7 +148,9 @@ def test_optimum_of_a_training_is_searched_once(tmp_path, monkeypatch):
     found = iter([(0.5, {})])
     monkeypatch.setattr(problems, "search_optimum", lambda *_, **settings: next(found))
     assert [problems.lowest_loss.__wrapped__("train:0") for _ in range(2)] == [0.5, 0.5]
-    with pytest.raises(argparse.ArgumentTypeError, match="no problem smooth:1-; there are branin2"):
+    with pytest.raises(
+        argparse.ArgumentTypeError, match="no problem smooth:1-; there are hart"
+    ):
         problems.names("smooth:1-")
     assert problems.names("smooth:8-10") == ["smooth:8", "smooth:9", "smooth:10"]
 
@@ -205,21 +189,21 @@ def rows(path):
 
 
 def test_row_has_the_losses_after_each_third_of_the_trials(compare, tmp_path):
-    compare("--searcher random --problems ackley5 --seeds 1 --workers 1")
+    compare("--searcher random --problems levy4 --seeds 1 --workers 1")
     (row,) = rows(tmp_path / "random.csv")
-    problem, losses = PROBLEMS["ackley5"], []
+    problem, losses = PROBLEMS["levy4"], []
 
     def objective(config, rng):
         seconds = rng.lognormal(0, 0.5)
         losses.append((problem.evaluate(config, rng), problem.true_loss(config)))
         yield seconds, {"loss": losses[-1][0]}
 
-    searcher, seed = RandomSearch(problem.space, 0), zlib.crc32(b"ackley5")
+    searcher, seed = RandomSearch(problem.space, 0), zlib.crc32(b"levy4")
     simulate(searcher, problem.space, objective, seed, n_trials=12)
     for third, n in ((1, 4), (2, 8), (3, 12)):
         assert row[f"best_{third}"] == min(true for _, true in losses[:n])
         assert row[f"chosen_{third}"] == min(losses[:n])[1]
-    expected = row["best_3"] / compare_searchers.typical_loss("ackley5")  # its optimum is 0
+    expected = row["best_3"] / compare_searchers.typical_loss("levy4")  # its optimum is 0
     assert 0 < compare_searchers.regrets(row)["best_3"] == pytest.approx(min(expected, 1))
 
 
@@ -253,7 +237,7 @@ def test_comparison_of_curves(compare, tmp_path, capsys):
 
 
 def test_interrupted_comparison_continues(compare, tmp_path):
-    arguments = "--searcher random --problems branin2 ackley5 --seeds 3"
+    arguments = "--searcher random --problems hartmann3 levy4 --seeds 3"
     out, err = compare(arguments)
     assert err.count("done, about") == 6 and "pooled: 2 problems" in out
     path = tmp_path / "random.csv"
@@ -277,17 +261,19 @@ def test_recorded_runs_of_a_peer_are_shown_and_not_run_again(compare, monkeypatc
 
 
 def test_searcher_that_raises_ends_the_comparison_with_its_traceback(compare, tmp_path):
-    settings = "--problems branin2 --seeds 1 --searcher random --searcher MINE:"
+    settings = "--problems hartmann3 --seeds 1 --searcher random --searcher MINE:"
     with pytest.raises(command.Failed) as failed:
         compare(settings + "Raises")
     text = str(failed.value)
-    assert "mine.py:Raises on branin2, seed 0: " in text and 'mine.py", line 7, in suggest' in text
+    assert (
+        "mine.py:Raises on hartmann3, seed 0: " in text and 'mine.py", line 7, in suggest' in text
+    )
     assert text.endswith("ArithmeticError: my mistake\n")
     assert len(rows(tmp_path / "random.csv")) == 1  # what had ended is kept
 
 
 def test_searcher_that_ends_early_keeps_its_best(compare, tmp_path):
-    out = compare("--searcher MINE:Ends --problems branin2 --seeds 2")[0]
+    out = compare("--searcher MINE:Ends --problems hartmann3 --seeds 2")[0]
     assert "12 trials" in out and len(rows(tmp_path / "mine.py.Ends.csv")) == 2
     assert all(row["best_2"] == row["best_3"] for row in rows(tmp_path / "mine.py.Ends.csv"))
 
@@ -317,13 +303,13 @@ def test_interval_is_that_of_the_mean_over_problems():
 @pytest.mark.usefixtures("in_this_process")
 def test_ablation_is_the_paired_change_over_problems(tmp_path, capsys):
     (tmp_path / "mine.py").write_text(SEARCHERS)
-    arguments = "--searcher random --searcher MINE:Ends --problems branin2 ackley5 --seeds 2"
+    arguments = "--searcher random --searcher MINE:Ends --problems hartmann3 levy4 --seeds 2"
     arguments = arguments.replace("MINE", f"{tmp_path}/mine.py").split()
     ablate.main([*arguments, "--trials", "12", "--results", str(tmp_path)])
     text = capsys.readouterr().out
     line = text[text.index("pooled: 2 problems") :].splitlines()[2]
     ours, ends = (rows(tmp_path / f"{name}.csv") for name in ("random", "mine.py.Ends"))
-    changes = {"branin2": [], "ackley5": []}
+    changes = {"hartmann3": [], "levy4": []}
     for one, other in zip(ours, ends, strict=True):
         regrets = [compare_searchers.regrets(row)["best_3"] for row in (one, other)]
         changes[one["problem"]].append(1000 * (regrets[1] - regrets[0]))
