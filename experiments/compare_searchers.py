@@ -73,9 +73,8 @@ def version_of(name):
     if rule and (function := command.find_rule(rule[0])):
         parts.append(function.func)
     files = dict.fromkeys(map(inspect.getsourcefile, parts))
-    return hashlib.sha1(b"".join(pathlib.Path(path).read_bytes() for path in files)).hexdigest()[
-        :10
-    ]
+    contents = b"".join(pathlib.Path(path).read_bytes() for path in files)
+    return hashlib.sha1(contents).hexdigest()[:10]
 
 
 def thirds(n_trials):
@@ -195,13 +194,11 @@ def mean_and_interval(values, n_bootstrap=2000):
     (Efron 1982, section 5.3).
     """
     rng, means = np.random.default_rng(0), []
-    problems = sorted({problem for problem, _ in values})
-    strata = {problem: problem for problem in problems}
-    if len(problems) == len(values):
-        strata = dict.fromkeys(problems, "all")
-    for stratum in dict.fromkeys(strata.values()):
-        runs = sorted(values.items())
-        numbers = np.array([value for key, value in runs if strata[key[0]] == stratum])
+    n_problems = len({problem for problem, _ in values})
+    strata = {}
+    for (problem, _), value in sorted(values.items()):
+        strata.setdefault(problem if n_problems < len(values) else "all", []).append(value)
+    for numbers in map(np.array, strata.values()):
         n, mean = len(numbers), numbers.mean()
         resampled = numbers[rng.integers(n, size=(n_bootstrap, n))].mean(axis=1)
         factor = math.sqrt(n / (n - 1)) if n > 1 else math.nan

@@ -4,7 +4,6 @@
 |---|---|---|---|
 | optuna_tpe | TPESampler as it comes (5.0: multivariate) | its constant liar | pruned: rank last |
 | optuna_gp | GPSampler as it comes | qLogEI over RUNNING trials, by Optuna | imputed |
-| skopt | Optimizer, GP with gp_hedge | lies of the minimum, as its ask(n) | imputed |
 | ax | Client, method "fast": centre, Sobol, BoTorch | X_pending, by Ax | imputed |
 
 imputed: told as the worst finite loss so far, and not at all before the first one. These peers
@@ -51,7 +50,6 @@ def parameter(name, domain):
     """A grid is an integer, its index; 1 - value of reverseloguniform is loguniform."""
     if domain.kind in ("choice", "ordinal", "logordinal", "finrange", "logfinrange"):
         kind, values = "category" if domain.kind == "choice" else "int", list(domain.values)
-
         bounds, maps = (0, len(values) - 1, False), (values.__getitem__, values.index)
     elif "int" in domain.kind:
         kind, bounds, maps = "int", (*domain.arguments, domain.kind == "lograndint"), (int, int)
@@ -111,35 +109,6 @@ def optuna(parameters, seed, sampler, failed, **settings):
 TPE = {"sampler": "TPESampler", "multivariate": True, "constant_liar": True}
 
 
-def skopt(parameters, seed):
-    from skopt import Optimizer
-    from skopt.space import Categorical, Integer, Real
-
-    scale = {True: "log-uniform", False: "uniform"}
-    dimensions = declared(
-        parameters,
-        lambda p: Categorical(values(p)),
-        lambda p: Integer(p.low, p.high, prior=scale[p.log]),
-        lambda p: Real(p.low, p.high, prior=scale[p.log]),
-    )
-    optimizer = Optimizer(list(dimensions.values()), random_state=seed)
-
-    def ask(pending):
-        liar = optimizer
-        if pending and len(optimizer.yi) >= 10:  # before, its points are random anyway
-            liar = optimizer.copy(random_state=optimizer.rng.randint(2**31 - 1))
-            liar.tell(pending, [min(optimizer.yi)] * len(pending))
-        x = liar.ask()
-        return x, dict(zip(dimensions, x))
-
-    def tell(ended):
-        told = [(x, loss) for x, loss, _ in ended if loss is not None]
-        if told:
-            optimizer.tell(*map(list, zip(*told)))  # one fit for all
-
-    return ask, tell, lambda numbers: list(numbers.values())
-
-
 def ax(parameters, seed):
     from ax.api.client import Client
     from ax.api.configs import ChoiceParameterConfig, RangeParameterConfig
@@ -182,9 +151,9 @@ PEERS = {  # its function, the packages that it needs
         functools.partial(optuna, failed="FAIL", sampler="GPSampler"),
         "optuna torch scipy",
     ),
-    "skopt": (skopt, "scikit-optimize"),
     "ax": (ax, "ax-platform"),
     # recorded by this file of commit 2ac5384, and not to be run by this one
+    "skopt": (None, "scikit-optimize"),
     "smac": (None, "smac"),
     "hebo": (None, "HEBO"),
     "syne_tune": (None, "syne-tune botorch"),

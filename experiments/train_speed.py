@@ -1,15 +1,12 @@
-"""Seconds per epoch of train/mlp_fashion_mnist.py with one thread, beside two other ways:
-
-- the plain pipeline, kept here: DataLoader, ToTensor for each image, autograd, torch.optim.Adam
-- the limit: the matrix products of an epoch and nothing else
+"""Seconds per epoch of train/mlp_fashion_mnist.py with one thread, and of the plain pipeline, kept
+here: DataLoader, ToTensor for each image, autograd, torch.optim.Adam.
 
     python -m experiments.train_speed               a table, in about three minutes
     python -m experiments.train_speed --quick       on a tenth of the images
 
-The three ways take turns. Each goes on with the weights that it has; the table has the medians.
+The two take turns. Each goes on with the weights that it has; the table has the medians.
 """
 
-import itertools
 import statistics
 import timeit
 
@@ -27,7 +24,7 @@ SIZES = [(512, 128, 64), (64, 64, 8), (1024, 1024, 128)]  # n_units_1, n_units_2
 DROPOUT, LEARNING_RATE, WEIGHT_DECAY = 0.2, 1e-3, 1e-6
 
 
-# ---- Three ways: each is a function that returns epoch() -----------------------------------------
+# ---- Two ways: each is a function that returns epoch() -------------------------------------------
 def ours(sizes, images, labels, n_train):
     """epoch() trains for one epoch and returns the validation accuracy."""
     images, labels = torch.from_numpy(images).flatten(1), torch.from_numpy(labels).long()
@@ -89,28 +86,6 @@ def plain_epoch(model, optimizer, batches):
         optimizer.step()
 
 
-def limit(sizes, images, labels, n_train):
-    """epoch() multiplies matrices as an epoch has to, without data or gradient descent."""
-    n_rows, layers = sizes[2], []
-    for n_in, n_out in itertools.pairwise((784, *sizes[:2], 10)):
-        x, W, y = torch.rand(n_rows, n_in), torch.rand(n_out, n_in), torch.rand(n_rows, n_out)
-        layers.append((x, W, y, torch.empty_like(x), torch.empty_like(W)))
-
-    def epoch():
-        for _ in range(n_train // n_rows):
-            for x, W, y, _, _ in layers:
-                torch.mm(x, W.T, out=y)
-            for x, W, y, dx, dW in reversed(layers):
-                torch.mm(y.T, x, out=dW)
-                if x is not layers[0][0]:
-                    torch.mm(y, W, out=dx)
-        for h in torch.rand((len(images) - n_train) // 500, 500, 784):
-            for _, W, _, _, _ in layers:
-                h = torch.mm(h, W.T)
-
-    return epoch
-
-
 # ---- The table -----------------------------------------------------------------------------------
 def main(arguments=None):
     parser = command.parser("train_speed", __doc__)
@@ -120,15 +95,14 @@ def main(arguments=None):
     images, labels, *_ = fashion_mnist.load(fashion_mnist.prepare("auto", "data"), "data")
     data = images[::step], labels[::step], N_TRAIN // step
     print(f"torch {torch.__version__}, dropout {DROPOUT}; seconds per epoch, validation included\n")
-    print("| n_units_1, n_units_2, batch_size | plain | ours | limit | plain/ours | limit/ours |")
-    print("|---|---|---|---|---|---|")
+    print("| n_units_1, n_units_2, batch_size | plain | ours | plain/ours |")
+    print("|---|---|---|---|")
     for sizes in SIZES:
-        epochs = [make(sizes, *data) for make in (pipeline, ours, limit)]
-        epochs[1](), epochs[2]()  # warm up; the pipeline's first batches are as slow as the others
-        times = [[timeit.timeit(e, number=1) for e in epochs] for _ in range(5)]
-        slow, fast, least = (step * statistics.median(column) for column in zip(*times))
-        ratios = f"{slow / fast:.1f} | {least / fast:.2f}"
-        print(f"| {sizes} | {slow:.2f} | {fast:.2f} | {least:.2f} | {ratios} |", flush=True)
+        epochs = [make(sizes, *data) for make in (pipeline, ours)]
+        epochs[1]()  # warms up; the pipeline's first batches are as slow as the others
+        times = [[timeit.timeit(epoch, number=1) for epoch in epochs] for _ in range(5)]
+        plain, own = (step * statistics.median(column) for column in zip(*times))
+        print(f"| {sizes} | {plain:.2f} | {own:.2f} | {plain / own:.1f} |", flush=True)
 
 
 if __name__ == "__main__":
