@@ -8,7 +8,7 @@ when the tuner is gone, however it went.
     tuner  -- starts, answers, kills -->  fork server  -- answers -->  trial
     tuner  <----- reports, ends --------  fork server  <-- reports --  trial
 
-Messages are JSON. Those of a trial are lines on a socket, and nobody waits for the rest of a line:
+A trial sends a line of JSON and waits for the answer. Nobody waits for the rest of a line, so that
 a trial that writes half a line, or something else, harms itself alone.
 """
 
@@ -39,7 +39,7 @@ STOP_SECONDS = 10  # from "stop", or from the end of the objective, to SIGKILL
 TERM_SECONDS = 5  # from SIGTERM to SIGKILL
 MAX_LINE = 2**23  # bytes of a trial's message, or of a description
 SERVER_DIED = "the fork server died"
-SCALARS = (int, float, str, type(None))  # bool is an int
+SCALARS = (int, float, str, type(None))  # a bool is an int
 LINUX, POSIX = sys.platform == "linux", os.name == "posix"
 ENDING = [getattr(signal, s) for s in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, s)]
 THREADS = [f"{x}_NUM_THREADS" for x in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM")]
@@ -217,8 +217,8 @@ class LocalBackend:
     def _begin_server(self):
         """Starts the fork server. It does not import our main module, and no signal ends it."""
         ours, theirs = multiprocessing.Pipe()
-        is_forked = callable(self.objective)  # then it has our end too, and must close it
-        arguments = (theirs, ours if is_forked else None, self.objective, self.n_threads)
+        is_forked = callable(self.objective)
+        arguments = ([ours] if is_forked else [], theirs, self.objective, self.n_threads)
         context = multiprocessing.get_context("fork" if is_forked else "spawn")
         self.process = context.Process(target=_serve, args=arguments)
         main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
@@ -258,11 +258,9 @@ def trial_seed(seed, trial_id):
 
 
 # ---- The fork server -----------------------------------------------------------------------------
-def _serve(connection, tuners_end, objective, n_threads):
+def _serve(inherited, connection, objective, n_threads):
     """Starts, answers and kills trials as the tuner asks, and kills all when the tuner is gone."""
-    _lead_session()
-    if tuners_end:
-        tuners_end.close()
+    _stand_alone(inherited)
     os.environ.update(dict.fromkeys(THREADS, str(n_threads)))  # before numpy is imported
     source, modules = source_of(objective)
     for name in ["hpo.space", *modules]:
@@ -272,19 +270,17 @@ def _serve(connection, tuners_end, objective, n_threads):
     children = {}  # (trial id, attempt) -> _Child
     with contextlib.suppress(EOFError, OSError):  # the tuner is gone
         while True:
-            sockets = [child.socket for child in children.values() if child.is_open]
-            sentinels = [child.sentinel for child in children.values()]
-            until = min((child.kill_at for child in children.values()), default=math.inf)
-            seconds = min(until - time.monotonic(), 3600)  # as it cannot wait for ever
+            sockets = [c.socket for c in children.values() if c.socket.fileno() >= 0]
+            sentinels = [c.sentinel for c in children.values()]
+            seconds = min([3600, *(c.kill_at - time.monotonic() for c in children.values())])
             ready = set(wait([connection, *sockets, *sentinels], seconds))
             for key, child in list(children.items()):
-                if ready & {child.socket, child.sentinel}:
-                    for metrics, counted in child.read():
-                        connection.send(Report(*key, metrics, counted))
+                if ready & {child.socket, child.sentinel} and (report := child.read()):
+                    connection.send(Report(*key, *report))
                 if child.sentinel in ready:
                     end = End(*key, *child.end())
                     del children[key]
-                    _kill_orphans([other.process.pid for other in children.values()])
+                    _kill_orphans([c.process.pid for c in children.values()])
                     connection.send(end)
                 elif child.kill_at <= time.monotonic():
                     child.kill_at = math.inf
@@ -292,9 +288,8 @@ def _serve(connection, tuners_end, objective, n_threads):
             if connection in ready:
                 word, key, value = connection.recv()
                 if word == "start":
-                    others = [connection, *(child.socket for child in children.values())]
                     try:
-                        children[key] = _Child(value, objective, source, others)
+                        children[key] = _Child(value, objective, source, [connection, *sockets])
                     except OSError as error:
                         connection.send(End(*key, "lost", f"no process: {one_line(error)}"))
                 elif key in children:
@@ -309,15 +304,13 @@ class _Child:
 
     def __init__(self, job, objective, source, others):
         self.stop_seconds = job["stop_seconds"]
-        self.is_open = True  # the process can still write
-        self.asks = False  # it has reported, and has no answer yet
         self.unread = b""  # the beginning of a line
         self.end_told = None  # [outcome, error, found], by the process itself or instead of it
         self.kill_at = math.inf  # time.monotonic() at which its session is to be killed
         self.socket, theirs = socket.socketpair()
         self.socket.setblocking(False)
         context = multiprocessing.get_context("fork" if LINUX else "spawn")
-        inherited = [*others, self.socket] if LINUX else []  # by a fork, which must close them
+        inherited = [*others, self.socket] if LINUX else []
         arguments = (inherited, theirs, job, objective, source)
         self.process = context.Process(target=_do_job, args=arguments)
         with theirs:
@@ -335,37 +328,34 @@ class _Child:
             self.end_told = self.end_told or ["failed", "killed"]  # even if it leaves in order
             self.process.terminate()
         else:
-            self.asks = False
             with contextlib.suppress(OSError):  # it has died meanwhile
                 self.socket.send(word.encode())
 
     def read(self):
-        """Yields [metrics, counted] of the reports that have arrived; never waits."""
+        """(metrics, counted) of the report that has arrived, if one has; never waits."""
         data = b""
         with contextlib.suppress(OSError):  # there is nothing, or it died before it read an answer
             data = self.socket.recv(2**20)
-        self.is_open = bool(data)
-        *lines, self.unread = (self.unread + data).split(b"\n")
-        if len(self.unread) > MAX_LINE:
-            lines.append(self.unread)
-        for line in lines:
-            message = None
-            with contextlib.suppress(ValueError, RecursionError):
-                message = json.loads(line)
-            match message:
-                case {"report": {"epoch": int()} as metrics, "counted": bool(counted)} if (
-                    not self.asks and all(isinstance(x, SCALARS) for x in metrics.values())
-                ):
-                    self.asks = True
-                    yield metrics, counted
-                case {"end": [str(), str(), str()] as end}:
-                    self.end_told = self.end_told or end
-                    self.kill_within(self.stop_seconds)
-                case _:
-                    self.end_told = "failed", f"sent the tuner what is no report: {line[:80]!r}"
-                    self.kill_within(0)
-                    self.is_open = False
-                    return
+        if not data:
+            self.socket.close()
+        self.unread += data
+        if not self.unread.endswith(b"\n") and len(self.unread) <= MAX_LINE:
+            return None
+        line, self.unread, message = self.unread, b"", None
+        with contextlib.suppress(ValueError, RecursionError):
+            message = json.loads(line)
+        match message:
+            case {"report": {"epoch": int()} as metrics, "counted": bool(counted)} if all(
+                isinstance(value, SCALARS) for value in metrics.values()
+            ):
+                return metrics, counted
+            case {"end": [str(), str(), str()] as end}:
+                self.end_told = self.end_told or end
+                self.kill_within(self.stop_seconds)
+            case _:  # two lines, for instance: it has not waited for an answer
+                self.end_told = "failed", f"sent the tuner what is no report: {line[:80]!r}"
+                self.kill_within(0)
+                self.socket.close()
 
     def end(self):
         """[outcome, error, found] of the process; kills it, if need be, and its group."""
@@ -381,8 +371,13 @@ class _Child:
         return self.end_told or ["failed" if code else "finished", exit_reason(code)]
 
 
-def _lead_session():
-    """Makes this process lead a session, and inherit the processes that its children leave."""
+def _stand_alone(inherited):
+    """Makes a new process lead a session, and inherit the processes that its children leave.
+
+    inherited: what a fork has of its parent, and must not keep open.
+    """
+    for handle in inherited:
+        handle.close()
     if POSIX:
         os.setsid()
     if LINUX:
@@ -402,9 +397,7 @@ def _kill_orphans(keep):
 # ---- The trial's side ----------------------------------------------------------------------------
 def _do_job(inherited, tuner, job, objective, source):
     """What a new process does: it trains one configuration, or describes the objective."""
-    for handle in inherited:
-        handle.close()
-    _lead_session()
+    _stand_alone(inherited)
     if LINUX:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it dies with the server
     for number in ENDING:
@@ -429,7 +422,9 @@ def _do_job(inherited, tuner, job, objective, source):
                 text = "".join(traceback.format_exception(type(error), error, own))
     if os.getpid() == hpo.report.process_id:  # and this is not a fork of it that came back here
         hpo.report.tuner = tuner
-        hpo.report.send({"end": end})
+        with hpo.report.lock:
+            hpo.report.send({"end": end})
+            hpo.report.stopped = True  # its threads report no more
     with contextlib.suppress(OSError, ValueError):  # the log may be closed, or its disk full
         print(text, file=sys.stderr, end="", flush=True)
 
@@ -451,8 +446,7 @@ def _train(tuner, job, objective, source):
 
 def _print_to(path):
     """Sends all that this process prints to a log."""
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(os.path.dirname(path))
+    pathlib.Path(path).parent.mkdir(exist_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
     log = os.open(path, flags, 0o666)
     options = {"buffering": 1, "encoding": "utf-8", "errors": "backslashreplace"}
