@@ -35,8 +35,8 @@ def change(mine, its_runs, column):
 def table(runs, first, n_trials):
     """Lines: an ingredient each. first: the searcher that has them all."""
     titles = {name: title for title, name in INGREDIENTS.items()}
-    columns, heads, _ = shown_columns(next(iter(runs)), n_trials)
-    lines = [f"{'taken away':<40}" + "".join(f"{head:>18}" for head in heads)]
+    columns, _ = shown_columns(next(iter(runs)), n_trials)
+    lines = [f"{'taken away':<40}" + "".join(f"{head:>18}" for head in columns.values())]
     for method, mine in runs.items():
         name, *rule = method.split(EACH)
         its_runs = runs.get(EACH.join([first, *rule]))

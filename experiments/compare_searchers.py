@@ -217,30 +217,31 @@ def cell(values, sign=""):
 
 
 def shown_columns(name, n_trials):
-    """(columns of a table, their heads, a column more)."""
+    """({column: its title in a table}, the same of columns of which the mean alone is shown)."""
     if EACH in name:
-        return TAKEN, [f"{part:.0%} of the time" for part in PARTS], "best_100"
-    return BEST, [f"{n} trials" for n in thirds(n_trials)], CHOSEN[-1]
+        heads = {column: f"{part:.0%} of the time" for column, part in zip(TAKEN, PARTS)}
+        return heads, {"best_100": "best at the end", "seconds": "s/suggestion"}
+    heads = {column: f"{n} trials" for column, n in zip(BEST, thirds(n_trials))}
+    return heads, {CHOSEN[-1]: f"chosen at {n_trials}", "seconds": "s/suggestion"}
 
 
-def table(runs, n_trials):
+def table(runs, heads, means):
     """Lines: a searcher each, then the differences to the first. runs: {searcher: {key: row}}."""
-    shown, heads, last = shown_columns(next(iter(runs)), n_trials)
-    at = "".join(f"{head:>26}" for head in heads)
-    width, kind = max(24, *(len(label(name)) + 1 for name in runs)), last.split("_")[0]
-    lines = [f"{'':<{width}}{at}{f'{kind} at the end':>18}{'s/suggestion':>14}{'runs':>6}"]
+    width = max(24, *(len(label(name)) + 1 for name in runs))
+    titles = [f"{head:>26}" for head in heads.values()] + [f"  {m}" for m in means.values()]
+    lines = [" " * width + "".join(titles) + "  runs"]
     for name, mine in runs.items():
-        cells = "".join(cell({key: row[c] for key, row in mine.items()}) for c in shown)
-        at_last = mean_and_interval({key: row[last] for key, row in mine.items()})[0]
-        seconds = np.mean([row["seconds"] for row in mine.values()])
-        numbers = f"{at_last:>18.4f}{seconds:>14.3g}{len(mine):>6}"
-        lines.append(f"{label(name):<{width}}{cells}{numbers}")
+        cells = "".join(cell({key: row[c] for key, row in mine.items()}) for c in heads)
+        for column, title in means.items():
+            mean = mean_and_interval({key: row[column] for key, row in mine.items()})[0]
+            cells += f"{mean:>{len(title) + 2}.4g}"
+        lines.append(f"{label(name):<{width}}{cells}{len(mine):>6}")
     (first, its_runs), *others = runs.items()
     if others:
         lines.append(f"difference to {label(first)}, paired (above 0: {label(first)} is better)")
     for name, mine in others:
         keys = mine.keys() & its_runs.keys()
-        pairs = [{key: mine[key][c] - its_runs[key][c] for key in keys} for c in shown if keys]
+        pairs = [{key: mine[key][c] - its_runs[key][c] for key in keys} for c in heads if keys]
         differences = "".join(cell(values, "+") for values in pairs)
         lines.append(f"{label(name):<{width}}{differences}{len(keys):>8} runs in common")
     return lines
@@ -269,7 +270,7 @@ def report(runs, n_workers, n_trials):
     """Prints the tables."""
     for group, n_problems, part in by_group(runs):
         print(f"\n{group}: {n_problems} problems, workers: {n_workers}")
-        print(*table(part, n_trials), sep="\n")
+        print(*table(part, *shown_columns(next(iter(part)), n_trials)), sep="\n")
     print(LEGEND)
     for name in [name for name in runs if name.split(EACH)[0] in peers.PEERS]:
         print(name, *sorted({row["version"] for row in runs[name].values()}), sep=": ")

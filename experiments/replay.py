@@ -10,11 +10,10 @@ have gone on after a rule ended it is not known.
 
 Every searcher meets every rule. Repetition i has seed i for all of them, so they start alike, and
 differences are paired. "Error" is the lowest observed so far; it is 1 - metric where more is
-better. By default: random search and the Gaussian process, with and without successive halving, as
-in Syne Tune's tutorial.
+better. A run without a result yet counts as the worst of all. By default: random search and the
+Gaussian process, with and without successive halving, as in Syne Tune's tutorial.
 """
 
-import csv
 import math
 import pathlib
 import sys
@@ -23,12 +22,13 @@ import textwrap
 import numpy as np
 
 from experiments import command
+from experiments.compare_searchers import EACH, table
 from experiments.curves import Surrogate, quality, read
 from experiments.simulated import Milestones, simulate
 from hpo.trial import n_threads
 
 MINUTES = (10, 20, 30, 60, 90, 180)
-COLUMNS = ["method", "repetition", "seconds", "error"]
+COLUMNS = {"method": str, "repetition": int, "seconds": float, "error": float}
 TUTORIAL = ["random", "gp"], ["halving", "none"]  # searchers, rules
 
 
@@ -85,59 +85,23 @@ def run_all(surrogate, methods, args):
 
 # ---- What came out -------------------------------------------------------------------------------
 def errors(runs):
-    """(runs, T) lowest errors so far."""
-    return np.array([errors for errors, _, _ in runs])
-
-
-def quartiles(table):
-    """(3, T) quartiles; a run without a result yet counts as the worst of all."""
-    return np.quantile(np.where(np.isnan(table), np.nanmax(table), table), (0.25, 0.5, 0.75), 0)
-
-
-def paired_difference(differences, n_bootstrap=5000):
-    """(3, T) median of the differences (runs, T), and its 95% interval.
-
-    Pairs of which one has no result yet are left out; NaN where none is left.
-    """
-    rng, columns = np.random.default_rng(0), []
-    for column in differences.T:
-        pairs = column[~np.isnan(column)]
-        if len(pairs):
-            medians = np.median(rng.choice(pairs, (n_bootstrap, len(pairs))), axis=1)
-            columns.append([np.median(pairs), *np.quantile(medians, (0.025, 0.975))])
-        else:
-            columns.append([math.nan] * 3)
-    return np.transpose(columns)
+    """(runs, T) lowest errors so far; a run without one has the worst of all, NaN if all are."""
+    table = np.array([errors for errors, _, _ in runs])
+    return np.where(np.isnan(table), np.fmax.reduce(table), table)
 
 
 def report(runs, seconds):
     """Lines of text: errors at some minutes, what was trained, and differences to the first."""
-    minutes = [m for m in MINUTES if 60 * m <= seconds] or [seconds / 60]
-    at = np.searchsorted(times(seconds), 60 * np.array(minutes) - 1e-6)
-    width, (reference, *others) = max(map(len, runs)), runs
-    lines = [" " * width + "".join(f"{m:>20g} min" for m in minutes) + "  epochs  trials"]
+    heads = {60 * m: f"{m:g} min" for m in MINUTES if 60 * m <= seconds}
+    heads = heads or {seconds: f"{seconds / 60:g} min"}
+    rows = {}
     for name, of_method in runs.items():
-        low, middle, high = quartiles(errors(of_method)[:, at])
-        cells = "".join(f"  {m:.4f} [{a:.4f} {b:.4f}]" for a, m, b in zip(low, middle, high))
-        epochs, trials = np.median([counts for _, *counts in of_method], axis=0)
-        lines.append(f"{name:<{width}}{cells}{epochs:>8.0f}{trials:>8.0f}")
-    lines += ["", f"minus {reference}, paired by seed: median [95% bootstrap interval]"]
-    for name in others:
-        difference = paired_difference(errors(runs[name])[:, at] - errors(runs[reference])[:, at])
-        cells = "".join(f" {m:+.4f} [{a:+.4f} {b:+.4f}]" for m, a, b in difference.T)
-        lines.append(f"{name:<{width}}{cells.replace('0.', '.')}")
-    return lines if others else lines[:-2]
-
-
-def save(runs, seconds, path):
-    """The errors of every run at all times, as a CSV."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for name, of_method in runs.items():
-            for i, of_run in enumerate(errors(of_method)):
-                cells = zip(times(seconds).tolist(), of_run)
-                writer.writerows([name, i, f"{at:.1f}", f"{error:.6g}"] for at, error in cells)
+        shown = errors(of_method)[:, [np.abs(times(seconds) - at).argmin() for at in heads]]
+        counts = [{"epochs": n_epochs, "trials": n_trials} for _, n_epochs, n_trials in of_method]
+        rows[name] = {
+            ("replay", i): dict(zip(heads, of_run)) | counts[i] for i, of_run in enumerate(shown)
+        }
+    return table(rows, heads, {"epochs": "epochs", "trials": "trials"})
 
 
 def plot(runs, seconds, path, title):
@@ -153,12 +117,12 @@ def plot(runs, seconds, path, title):
     figure, axis = plt.subplots(figsize=(7, 4.5))
     tops = []
     for name, of_method in runs.items():
-        low, middle, high = quartiles(errors(of_method))
+        low, middle, high = np.quantile(errors(of_method), (0.25, 0.5, 0.75), axis=0)
         (line,) = axis.plot(times(seconds) / 60, middle, label=name)
         axis.fill_between(times(seconds) / 60, low, high, color=line.get_color(), alpha=0.15, lw=0)
         tops.append(high[3])  # what comes before a twentieth of the time would hide the rest
     axis.set(xlabel="minutes, simulated", ylabel="lowest error so far: median, quartiles")
-    axis.set(xlim=(0, seconds / 60), ylim=(None, max(tops)), title=textwrap.fill(title, 90))
+    axis.set(xlim=(0, seconds / 60), ylim=(None, np.nanmax(tops)), title=textwrap.fill(title, 90))
     axis.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -187,7 +151,7 @@ def main(arguments=None):
         for rule in args.stopping or TUTORIAL[1]:
             for searcher in args.searcher or TUTORIAL[0]:
                 command.find_searcher(searcher), command.find_rule(rule)
-                methods[f"{searcher} + {rule}"] = searcher, rule, args.first_rung, args.eta
+                methods[EACH.join((searcher, rule))] = searcher, rule, args.first_rung, args.eta
         command.check_results(args.results)
         recording = read(args.recordings)
         print(f"{recording.about}; {recording.machine}", flush=True)
@@ -202,10 +166,14 @@ def main(arguments=None):
         args.hours = min(3.0, float(f"{max(sum(seconds) / args.workers, *seconds) / 3600:.2g}"))
     print(f"{args.repetitions} repetitions of {args.hours:g} hours, {args.workers} workers")
     runs = run_all(surrogate, methods, args)
-    title = f"error, median [quartiles] of {args.repetitions} replayed runs; {recording.about}"
+    title = f"error, mean [95% interval] of {args.repetitions} replayed runs; {recording.about}"
     print("", title, *report(runs, 3600 * args.hours), sep="\n")
     args.results.mkdir(parents=True, exist_ok=True)
-    save(runs, 3600 * args.hours, args.results / "runs.csv")
+    (args.results / "runs.csv").unlink(missing_ok=True)
+    for name, of_method in runs.items():
+        for i, of_run in enumerate(errors(of_method)):
+            rows = [(name, i, *pair) for pair in zip(times(3600 * args.hours), of_run)]
+            command.append_rows(args.results / "runs.csv", COLUMNS, rows)
     print(f"\n{args.results / 'runs.csv'}")
     plot(runs, 3600 * args.hours, args.results / "replay.png", title)
 

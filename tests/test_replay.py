@@ -1,6 +1,5 @@
 """Recorded runs replayed, and the picture of a run."""
 
-import csv
 import importlib.util
 from functools import partial
 
@@ -66,37 +65,30 @@ def test_epochs_are_counted_where_only_every_third_is_reported():
     assert n_epochs % 3 == 0 and n_epochs == pytest.approx(3600 / 20, rel=0.3)
 
 
-def test_repetition_without_a_result_counts_as_the_worst():
-    found = replay.quartiles(np.array([[np.nan], [0.5], [0.25]]))[:, 0]
-    assert found.tolist() == [0.375, 0.5, 0.5]
-
-
-def test_paired_difference_has_the_sign_of_the_better():
-    rng = np.random.default_rng(0)
-    second = 0.2 + 0.05 * rng.standard_normal((20, 1))
-    first = second - 0.01 + 0.002 * rng.standard_normal((20, 1))
-    ((middle,), (low,), (high,)) = replay.paired_difference(first - second)
-    assert middle == pytest.approx(-0.01, abs=0.002) and -0.015 < low < middle < high < 0
-    assert replay.paired_difference(first[::-1] - second)[2] > 0  # pairs torn apart
-    of_two = np.array([[np.nan, -0.25, 0], [np.nan, np.nan, -0.25]])  # no result yet: left out
-    np.testing.assert_array_equal(replay.paired_difference(of_two)[0], [np.nan, -0.25, -0.125])
+def test_table_is_at_its_minutes_and_paired_and_counts_no_result_as_the_worst():
+    at = replay.times(1200)
+    runs = {"a": [(0.5 - at / 12000, 10, 2), (np.where(at < 700, np.nan, 0.25), 30, 4)]}
+    runs["b"] = [(errors - 0.125, *counts) for errors, *counts in runs["a"]]
+    head, a, b, _, differences = replay.report(runs, 1200)
+    assert head.split() == ["10", "min", "20", "min", "epochs", "trials", "runs"]
+    assert [a.split()[i] for i in (1, 4, 7, 8, 9)] == ["0.4500", "0.3250", "20", "3", "2"]
+    assert differences.split()[1:4] == ["-0.1250", "[-0.1250", "-0.1250]"] and b[0] == "b"
 
 
 def test_replay_command(recorded, tmp_path, capsys):
     words = [recorded, "--repetitions", "2", "--results", str(tmp_path), "--workers", "8"]
     replay.main([*words, "--searcher", "random", "--eta", "2", "--first_rung", "3"])
     out = capsys.readouterr().out
-    assert "the quality\n" in out and " 20 min  epochs  trials\n" in out
+    assert "the quality\n" in out and " 20 min  epochs  trials  runs\n" in out
     hours = sum(curve.seconds.sum() for curve in record(np.arange(1, 10)).curves) / 8 / 3600
     assert f"2 repetitions of {hours:.2g} hours" in out  # as much as was recorded
-    tables = out.split("minus random + halving, paired")
+    tables = out.split("difference to random + halving, paired")
     assert [table.count("\nrandom + none") for table in tables] == [1, 1]
     assert [table.count("\nrandom + halving") for table in tables] == [1, 0]
-    with open(tmp_path / "runs.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert list(rows[0]) == replay.COLUMNS and {row["repetition"] for row in rows} == {"0", "1"}
-    assert {row["method"] for row in rows} == {"random + halving", "random + none"}
-    assert 0 < min(float(row["error"]) for row in rows if row["error"] != "nan") < 0.3
+    rows = command.read_rows(tmp_path / "runs.csv", replay.COLUMNS)
+    methods = {(row["method"], row["repetition"]) for row in rows}
+    assert methods == {(f"random + {rule}", i) for rule in ("halving", "none") for i in (0, 1)}
+    assert 0 < np.nanmin([row["error"] for row in rows]) < 0.3
     assert not HAS_MATPLOTLIB or (tmp_path / "replay.png").stat().st_size > 5000
 
 
@@ -123,15 +115,9 @@ def test_what_cannot_be_replayed_is_named(recorded, tmp_path, capsys):
         with pytest.raises(command.Failed) as failure:
             replay.main([*words, "--searcher", "random", *flags])
         assert text in str(failure.value)
-    for flags, text in (
-        (["--searcher", "nobody"], "--searcher: expected random, gp or FILE.py:NAME"),
-        ([str(tmp_path)], "expected the folder of a run"),
-        (["--hours", "-1"], "expected a number > 0"),
-        (["--results", recorded], "cannot write to"),
-    ):
-        with pytest.raises(SystemExit) as leave:
-            replay.main([*flags, recorded])
-        assert leave.value.code == 2 and text in capsys.readouterr().err.splitlines()[-1]
+    with pytest.raises(SystemExit, match="2"):
+        replay.main([recorded, "--results", recorded])
+    assert "cannot write to" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
