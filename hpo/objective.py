@@ -3,8 +3,7 @@
 An objective file defines config_space, metric, mode ("max" or "min"), objective(config), and maybe
 prepare(constants) -> dict. Only processes of their own load it: the tuner's process stays free of
 torch, and of whatever else the file does. An objective is named by the path of such a file, or by
-the pair (module, name) of an importable function; or it is itself a function, which then runs in
-forks of the process that has it.
+the pair (module, name) of an importable function; or it is a function itself.
 
     python -m hpo.objective train/mlp_fashion_mnist.py --learning_rate=0.001 ...   trains once
 """
@@ -27,33 +26,29 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 # ---- Loading -------------------------------------------------------------------------------------
-def load_module(path, source=None):
-    """The module in a file, as if the file's folder and the repository's root were on the path."""
-    path = pathlib.Path(path).resolve()
-    sys.path[:0] = [str(path.parent), str(ROOT)]
-    name = path.stem if path.stem not in sys.modules else f"objective_{path.stem}"
-    return _execute(name, importlib.util.spec_from_file_location(name, path), source)
-
-
-def load_objective(objective, source=None):
-    """Object with the attribute `objective`, and the others that an objective file defines.
+def load_module(objective, source=None):
+    """What has the attribute `objective`: the module of an objective, with all that it defines.
 
     source: what its file held when the run began, so that editing the file does not change a run.
     """
     if callable(objective):
         return types.SimpleNamespace(objective=objective)
-    if isinstance(objective, tuple):
-        module, name = objective
-        module = _execute(module, importlib.util.find_spec(module), source)
-        return types.SimpleNamespace(objective=getattr(module, name))
-    return load_module(objective, source)
-
-
-def _execute(name, spec, source):
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec = _spec(objective)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     source = pathlib.Path(spec.origin).read_bytes() if source is None else source
+    is_pair = isinstance(objective, tuple)
+    if not is_pair:
+        sys.path[:0] = [os.path.dirname(spec.origin), str(ROOT)]
     exec(compile(source, spec.origin, "exec"), module.__dict__)  # noqa: S102 (it is the user's)
-    return module
+    return types.SimpleNamespace(objective=getattr(module, objective[1])) if is_pair else module
+
+
+def _spec(objective):
+    if isinstance(objective, tuple):
+        return importlib.util.find_spec(objective[0])
+    path = pathlib.Path(objective).resolve()
+    name = path.stem if path.stem not in sys.modules else f"objective_{path.stem}"
+    return importlib.util.spec_from_file_location(name, path)
 
 
 def source_of(objective):
@@ -64,9 +59,8 @@ def source_of(objective):
     the environment or sys.path, as it may want to set these before it imports.
     """
     try:
-        is_pair = isinstance(objective, tuple)
-        path = importlib.util.find_spec(objective[0]).origin if is_pair else objective
-        source, names = pathlib.Path(path).read_bytes(), []
+        path = pathlib.Path(_spec(objective).origin)
+        source, names = path.read_bytes(), []
         for node in ast.parse(source).body:
             if isinstance(node, ast.Import):
                 names += [alias.name for alias in node.names]
@@ -76,9 +70,7 @@ def source_of(objective):
         return None, []  # `describe` says what is wrong
     if any(word in source for word in (b"environ", b"putenv", b"sys.path")):
         return source, []
-    near = {
-        p.stem for folder in (pathlib.Path(path).resolve().parent, ROOT) for p in folder.iterdir()
-    }
+    near = {file.stem for folder in (path.parent, ROOT) for file in folder.iterdir()}
     return source, [name for name in names if name.partition(".")[0] not in near]
 
 
@@ -104,7 +96,7 @@ def describe(objective, source, *, space, metric, mode, assignments=(), prepared
     from hpo.space import constants, set_value, space_from_json, space_to_json
 
     try:
-        module = load_objective(objective, source)
+        module = load_module(objective, source)
     except BaseException as error:  # whatever the user's code raises becomes one line
         raise ValueError(import_error(error, objective)) from error
     metric, mode = metric or getattr(module, "metric", None), mode or getattr(module, "mode", None)
@@ -128,13 +120,13 @@ def describe(objective, source, *, space, metric, mode, assignments=(), prepared
     space_to_json(space)  # raises now rather than after `prepare`, which may take long
     if prepared is None:
         prepared = _prepare(module, constants(space))
-    note = prepared.pop("note", "")
-    found = {"space": space_to_json({**space, **prepared}), "metric": metric, "mode": mode}
-    used = ("numpy", "torch", "torchvision")
-    versions = {name: sys.modules[name].__version__ for name in used if name in sys.modules}
-    versions["python"] = platform.python_version()
-    found |= {"prepared": prepared, "note": note, "versions": versions}
-    return {**found, "gpus": visible_gpus()}
+    note, used = prepared.pop("note", ""), {"numpy", "torch", "torchvision"} & set(sys.modules)
+    versions = {name: sys.modules[name].__version__ for name in sorted(used)}
+    return {
+        "space": space_to_json({**space, **prepared}), "metric": metric, "mode": mode,
+        "prepared": prepared, "note": note, "gpus": visible_gpus(),
+        "versions": {**versions, "python": platform.python_version()},
+    }  # fmt: skip
 
 
 def _prepare(module, given):
@@ -189,9 +181,8 @@ def run_as_program(objective, config_space, prepare=None, arguments=None):
     parser.add_argument("--config_json", metavar="FILE", help="a JSON file with all the values")
     parser.add_argument("--trial_seed", type=int, metavar="N", help="seed of the random generators")
     for name, entry in config_space.items():
-        parser.add_argument(
-            f"--{name}", dest=name, metavar="VALUE", help=f"{entry}".replace("%", "%%")
-        )
+        text = f"{entry}".replace("%", "%%")
+        parser.add_argument(f"--{name}", dest=name, metavar="VALUE", help=text)
     given = vars(parser.parse_known_args(arguments)[0])
     try:
         if "config_json" in given:

@@ -5,9 +5,8 @@
         ...
         report(epoch=epoch, accuracy=accuracy)
 
-In a trial's process each report goes to the tuner, which answers "go on" or "stop". Anywhere else
-it is printed as one line, as Syne Tune's reporter does: [tune-metric]: {"epoch": 1, "accuracy":
-0.81}. This module imports the standard library only.
+In a trial's process each report goes to the tuner, which answers "go" or "stop". Anywhere else it
+is printed, as by Syne Tune's reporter: [tune-metric]: {"epoch": 1, "accuracy": 0.81}
 """
 
 import json
@@ -20,36 +19,29 @@ tuner = None  # in a trial's process, the socket to the tuner; hpo/trial.py sets
 process_id = None  # of the trial's process, which alone may report
 names = set()  # of the metrics that were reported
 stopped = False  # the tuner has stopped the trial
-lock = threading.Lock()  # a report and its answer belong together
+lock = threading.Lock()
 
 
 class StopTrial(BaseException):
-    """Raised by a report when the tuner has stopped the trial. Clean up and let it pass.
-
-    Not an Exception, so that `except Exception` in training code does not swallow it.
-    """
+    """The tuner has stopped the trial. No Exception: `except Exception` is not to swallow it."""
 
 
 class Reporter:
-    """Callable that reports the metrics of an epoch; see the module's docstring."""
-
     def __init__(self):
         self.n_reports = 0
 
     def __call__(self, /, **metrics):
-        """Returns None; raises StopTrial when the trial is to stop.
+        """Reports metrics, JSON scalars by name; raises StopTrial when the trial is to stop.
 
-        metrics: JSON scalars by name; numpy and torch scalars are unwrapped. `epoch`, an integer
-        >= 0, defaults to the number of this report, counted from 1; then the trial is not stopped
-        early by default. Raises TypeError or ValueError for what cannot be reported.
+        `epoch`, an integer >= 0, defaults to the number of this report, counted from 1; then the
+        trial is not stopped early by default. TypeError, ValueError: this cannot be reported.
         """
         metrics = {name: scalar(name, value) for name, value in metrics.items()}
         counted = "epoch" not in metrics
         epoch = metrics.setdefault("epoch", self.n_reports + 1)
-        if isinstance(epoch, float) and epoch.is_integer():
-            epoch = metrics["epoch"] = int(epoch)
-        if type(epoch) is not int or not 0 <= epoch < 2**53:
+        if type(epoch) not in (int, float) or not 0 <= epoch < 2**53 or epoch % 1:
             raise ValueError(f"epoch: expected an integer >= 0, got {epoch!r}")
+        metrics["epoch"] = int(epoch)
         if len(metrics) == 1:
             raise ValueError("report: expected a metric, such as report(epoch=1, accuracy=0.9)")
         line = json.dumps(metrics)
@@ -66,7 +58,7 @@ def ask_tuner(metrics, counted):
     global stopped
     if os.getpid() != process_id:
         raise RuntimeError("report: called in a process that the trial forked; report in its own")
-    with lock:
+    with lock:  # a report and its answer belong together
         if not stopped:
             send({"report": metrics, "counted": counted})
             names.update(metrics)

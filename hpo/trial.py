@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 
 import hpo.report
-from hpo.objective import ROOT, describe, load_objective, one_line, set_generators, source_of
+from hpo.objective import ROOT, describe, load_module, one_line, set_generators, source_of
 
 STOP_SECONDS = 10  # from "stop", or from the end of the objective, to SIGKILL
 TERM_SECONDS = 5  # from SIGTERM to SIGKILL
@@ -433,7 +433,7 @@ def _train(tuner, job, objective, source):
     _print_to(job["log"])
     if job["gpu"] is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = job["gpu"]
-    function = load_objective(objective, source).objective
+    function = load_module(objective, source).objective
     hpo.report.tuner = tuner  # from here on: what loading the file reports is printed
     set_generators(job["seed"], job["n_threads"])
     returned, metric = function(job["config"]), job["metric"]

@@ -8,7 +8,6 @@ import pathlib
 import socket
 import subprocess
 import sys
-import threading
 import types
 
 import numpy as np
@@ -78,20 +77,10 @@ def test_scalars_are_unwrapped(capsys):
 
 
 def test_what_cannot_be_reported_is_refused_by_name(capsys):
-    values = [
-        [1.0],
-        (1.0,),
-        {"a": 1},
-        {1},
-        b"1",
-        1j,
-        object(),
-        print,
-        tensor(1.0, ndim=1),
-        tensor([1]),
-    ]
-    values += [np.zeros(3), np.zeros(1), np.array([]), np.datetime64("2020-01-01")]
-    for value in values:
+    for value in (
+        *([1.0], (1.0,), {"a": 1}, {1}, b"1", 1j, object(), print, tensor(1.0, ndim=1)),
+        *(tensor([1]), np.zeros(3), np.zeros(1), np.array([]), np.datetime64("2020-01-01")),
+    ):
         with pytest.raises(TypeError, match="^accuracy: expected a number, string, boolean or No"):
             Reporter()(loss=1.0, accuracy=value)
     for metrics in ({}, {"epoch": 1}):
@@ -108,72 +97,24 @@ def test_what_cannot_be_reported_is_refused_by_name(capsys):
     assert printed(capsys)[1] == {**names, "epoch": 1}
 
 
-# ---- In a trial ----------------------------------------------------------------------------------
-@pytest.fixture
-def tuner(monkeypatch):
-    """The tuner's end of a trial's connection."""
-    ours, theirs = socket.socketpair()
-    ours.settimeout(5)
-    theirs.settimeout(5)
+# ---- In a trial; more of this is in test_trial.py ------------------------------------------------
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_stop_passes_except_exception_and_comes_again(monkeypatch, is_gone):
+    tuner, theirs = socket.socketpair()
     state = {"tuner": theirs, "process_id": os.getpid(), "stopped": False, "names": set()}
     for name, value in state.items():
         monkeypatch.setattr(hpo.report, name, value)
-    with ours, theirs:
-        yield ours
-
-
-def asked(tuner):
-    line = b""
-    while not line.endswith(b"\n"):
-        line += tuner.recv(65536)
-    return json.loads(line)
-
-
-def test_threads_wait_for_their_own_answers(tuner, capsys):
-    """Each answer is given only when the report that it answers, and no other, has come."""
-    answered, stopped = [], []
-
-    def train():
-        report = Reporter()
-        try:
-            for _ in range(20):
-                report(loss=np.float32(0.5), text="é\ud800" * 999)
-                answered.append(1)
-        except StopTrial:
-            stopped.append(1)
-
-    threads = [threading.Thread(target=train) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for i in range(40):
-        assert len(answered) <= i
-        message = asked(tuner)
-        epoch = message["report"].pop("epoch")
-        assert message == {"report": {"loss": 0.5, "text": "é\ud800" * 999}, "counted": True}
-        assert 1 <= epoch <= 20
-        tuner.send(b"go" if i < 39 else b"stop")
-    for thread in threads:
-        thread.join(5)
-    assert (len(answered), len(stopped)) == (39, 1) and printed(capsys) == []
-
-
-@pytest.mark.parametrize("is_gone", [False, True])
-def test_stop_passes_except_exception_and_comes_again(tuner, monkeypatch, is_gone):
-    with pytest.raises(TypeError):
-        Reporter()(loss=[])  # sends nothing, as the one below
-    with pytest.raises(RuntimeError, match="in a process that the"), monkeypatch.context() as patch:
-        patch.setattr(hpo.report, "process_id", 1)
-        Reporter()(loss=1.0)
-    tuner.shutdown(socket.SHUT_WR) if is_gone else tuner.send(b"stop")  # gone: the tuner has died
-    for _ in range(3):
-        with pytest.raises(StopTrial):
-            try:
-                Reporter()(epoch=2.0, loss=math.nan)
-            except Exception:  # as careless training code has it
-                pytest.fail("StopTrial was swallowed")
-    message = asked(tuner)
+    with tuner, theirs:
+        with pytest.raises(TypeError):
+            Reporter()(loss=[])  # sends nothing
+        # gone: the tuner has died
+        tuner.shutdown(socket.SHUT_WR) if is_gone else tuner.send(b"stop")
+        for _ in range(3):
+            with pytest.raises(StopTrial):
+                try:
+                    Reporter()(epoch=2.0, loss=np.float32("nan"), text="\ud800")
+                except Exception:  # as careless training code has it
+                    pytest.fail("StopTrial was swallowed")
+        message = json.loads(tuner.recv(65536))  # and it asks no more
     assert math.isnan(message["report"].pop("loss"))
-    assert message == {"report": {"epoch": 2}, "counted": False}
-    tuner.setblocking(False)
-    with pytest.raises(BlockingIOError):
-        tuner.recv(1)  # a stopped trial asks no more
+    assert message == {"report": {"epoch": 2, "text": "\ud800"}, "counted": False}
