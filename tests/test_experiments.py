@@ -115,17 +115,14 @@ def test_optimum_of_a_generated_problem_is_reached_and_never_passed(name):
     assert 0 <= gap < 1e-3 and problem.true_loss(config) == loss
 
 
-def test_best_choice_looks_poor_at_first():
-    """At its median the method of the optimum is worse than another."""
+def test_best_method_looks_poor_at_first():
+    """Of 8 problems most have another method with a lower median."""
     n_poor, rng = 0, np.random.default_rng(0)
-    for number in range(8):
-        problem = generated("choices", number)
-        configs = [sample(problem.space, rng) for _ in range(400)]
-        losses = {m: [] for m in problem.space["method"].values}
-        for config in configs:
-            losses[config["method"]].append(problem.true_loss(config) - problem.optimum)
-        best = min(losses, key=lambda m: min(losses[m]))
-        n_poor += np.median(losses[best]) > min(map(np.median, losses.values()))
+    for problem in (generated("choices", number) for number in range(8)):
+        losses = {}
+        for config in (sample(problem.space, rng) for _ in range(400)):
+            losses.setdefault(config["method"], []).append(problem.true_loss(config))
+        n_poor += min(losses.values(), key=min) != min(losses.values(), key=np.median)
     assert n_poor >= 5
 
 
@@ -148,9 +145,7 @@ def test_optimum_of_a_training_is_searched_once(tmp_path, monkeypatch):
     found = iter([(0.5, {})])
     monkeypatch.setattr(problems, "search_optimum", lambda *_, **settings: next(found))
     assert [problems.lowest_loss.__wrapped__("train:0") for _ in range(2)] == [0.5, 0.5]
-    with pytest.raises(
-        argparse.ArgumentTypeError, match="no problem smooth:1-; there are hart"
-    ):
+    with pytest.raises(argparse.ArgumentTypeError, match="no problem smooth:1-; there are hart"):
         problems.names("smooth:1-")
     assert problems.names("smooth:8-10") == ["smooth:8", "smooth:9", "smooth:10"]
 

@@ -61,9 +61,8 @@ def test_final_test_picks_on_validation_and_keeps_the_weights(tmp_path, data, ca
     means = {}
     for row in rows[:8]:
         assert row["part"] == "validation" and row["trial"] in (0, 2)
-        means[row["trial"], row["epoch"]] = (
-            means.get((row["trial"], row["epoch"]), 0) + row["accuracy"]
-        )
+        key = row["trial"], row["epoch"]
+        means[key] = means.get(key, 0) + row["accuracy"]
     chosen = max(means, key=means.get)
     assert [(row["trial"], row["epoch"]) for row in rows[8:]] == [chosen] * 4
     assert [row["seed"] for row in rows[8:]] == [0, 1, 0, 1]
@@ -104,12 +103,10 @@ def test_final_test_is_refused(tmp_path, capsys):
     mine.touch()
     damaged = record(tmp_path / "damaged")
     (damaged / "final_test.csv").write_text(HEADER + "test,0,0,x,0.5\n")
+    other = record(tmp_path / "other network", str(mine))
     for folder, words in (
         (tmp_path, "expected the folder of a run"),
-        (
-            record(tmp_path / "other network", str(mine)),
-            "expected a run of train/mlp_fashion_mnist.py",
-        ),
+        (other, "expected a run of train/mlp_fashion_mnist.py"),
         (record(tmp_path / "empty", n_trials=0), "with 0 results"),
         (damaged, "final_test.csv, line 2: expected part, trial, seed, epoch, accuracy, got"),
     ):

@@ -92,32 +92,16 @@ def test_replay_command(recorded, tmp_path, capsys):
     assert not HAS_MATPLOTLIB or (tmp_path / "replay.png").stat().st_size > 5000
 
 
-MINE = """
-from hpo.searchers import RandomSearch
-
-class Raises(RandomSearch):
-    def suggest(self, trials):
-        raise ArithmeticError("my mistake")
-
-def rule(trial, trials, max_epochs):
-    return trial.curve[7]
-"""
-
-
-def test_what_cannot_be_replayed_is_named(recorded, tmp_path, capsys):
+def test_what_cannot_be_replayed_is_named(recorded, tmp_path):
     words = [recorded, "--repetitions", "1", "--quick", "--results", str(tmp_path / "out")]
-    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "mine.py").write_text("def rule(trial, trials, max_epochs):\n    trial.curve[7]")
     for flags, text in (
-        (["--searcher", f"{tmp_path}/mine.py:Raises"], 'mine.py", line 6, in suggest'),
-        (["--stopping", f"{tmp_path}/mine.py:rule"], 'mine.py", line 9, in rule'),
+        (["--stopping", f"{tmp_path}/mine.py:rule"], 'mine.py", line 2, in rule'),
         (["--hours", "0.001"], "no report in 0.001 hours; give more --hours"),
     ):
         with pytest.raises(command.Failed) as failure:
             replay.main([*words, "--searcher", "random", *flags])
         assert text in str(failure.value)
-    with pytest.raises(SystemExit, match="2"):
-        replay.main([recorded, "--results", recorded])
-    assert "cannot write to" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -3,6 +3,7 @@
 import re
 import sys
 
+import numpy as np
 import pytest
 
 from experiments import speed
@@ -10,25 +11,27 @@ from experiments import speed
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
-@LINUX
-def test_loop_prints_what_a_trial_costs(capsys, monkeypatch):
+@pytest.fixture(autouse=True)
+def without_torch(monkeypatch):
     monkeypatch.setattr(speed, "OBJECTIVE", speed.OBJECTIVE.replace("import torch", "#"))
+
+
+@LINUX
+def test_loop_prints_what_a_trial_costs(capsys):
     speed.main(["--part", "loop", "--trials", "20", "--workers", "2"])
     first, _, *lines = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"21 of 21 trials done, 2 workers: \d+\.\d a second", first)
-    rows = [list(map(float, line.split())) for line in lines]
-    assert [row[0] for row in rows] == list(range(4, 21, 2))
-    for _, milliseconds, rate, megabytes, files, processes in rows:
-        assert 0 < milliseconds < 1000 and rate > 0 and 10 < megabytes < 2000
-        assert files > 3 and processes > 0
+    rows = np.array([line.split() for line in lines], float)
+    assert rows[:, 0].tolist() == list(range(4, 21, 2))
+    lowest, highest = [0, 0, 10, 3, 0], [1000, 10000, 2000, 1000, 1000]
+    assert np.all((lowest < rows[:, 1:]) & (rows[:, 1:] < highest))
 
 
-def test_reports_are_counted_in_the_second_half(capsys, monkeypatch):
-    monkeypatch.setattr(speed, "OBJECTIVE", speed.OBJECTIVE.replace("import torch", "#"))
+def test_reports_are_counted_in_the_second_half(capsys):
     speed.main(["--part", "reports", "--seconds", "1.5", "--workers", "1"])
-    rows = [list(map(float, line.split())) for line in capsys.readouterr().out.splitlines()[1:]]
-    assert [row[0] for row in rows] == [1, 16]
-    assert all(rate > 10 and 0 < wait <= high for _, rate, _, wait, high in rows)
+    rows = np.array([line.split() for line in capsys.readouterr().out.splitlines()[1:]], float)
+    assert rows[:, 0].tolist() == [1, 16] and rows[:, 1].min() > 10
+    assert np.all((0 < rows[:, 3]) & (rows[:, 3] <= rows[:, 4]))
 
 
 def test_suggestions_are_timed_for_each_searcher_and_size(capsys):
