@@ -111,8 +111,8 @@ class End:
 class LocalBackend:
     """Runs trials on this machine: first `describe`, then `begin`, then the trials.
 
-    objective: as in hpo/objective.py. A function that cannot be imported runs in forks of this
-    process; anything else in processes that share nothing with it.
+    objective: as in hpo/objective.py. A function runs in forks of this process; what is named, in
+    processes that share nothing with it.
     """
 
     def __init__(self, objective, seed=0, n_workers=1):
@@ -184,7 +184,7 @@ class LocalBackend:
         self._tell("go" if go_on else "stop", trial, math.inf if go_on else STOP_SECONDS)
 
     def kill(self, trial):
-        """Ends a trial: SIGTERM to its session now, SIGKILL after TERM_SECONDS."""
+        """Ends a trial: SIGTERM now, SIGKILL after TERM_SECONDS, then all that it has started."""
         self._tell("kill", trial, TERM_SECONDS)
 
     def log(self, trial):
@@ -358,7 +358,7 @@ class _Child:
                 self.socket.close()
 
     def end(self):
-        """[outcome, error, found] of the process; kills it, if need be, and its group."""
+        """[outcome, error, found] of the process; kills what is left of it and its group."""
         self.process.kill()
         if POSIX:
             with contextlib.suppress(ProcessLookupError, PermissionError):  # there is none left
@@ -372,11 +372,8 @@ class _Child:
 
 
 def _stand_alone(inherited):
-    """Makes a new process lead a session, and inherit the processes that its children leave.
-
-    inherited: what a fork has of its parent, and must not keep open.
-    """
-    for handle in inherited:
+    """Makes a new process lead a session, and inherit the processes that its children leave."""
+    for handle in inherited:  # by a fork
         handle.close()
     if POSIX:
         os.setsid()
@@ -430,7 +427,14 @@ def _do_job(inherited, tuner, job, objective, source):
 
 
 def _train(tuner, job, objective, source):
-    _print_to(job["log"])
+    """Trains a configuration; all that this process prints goes to the trial's log."""
+    pathlib.Path(job["log"]).parent.mkdir(exist_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+    log = os.open(job["log"], flags, 0o666)
+    options = {"buffering": 1, "encoding": "utf-8", "errors": "backslashreplace"}
+    for target in (1, 2):
+        os.dup2(log, target)
+    sys.stdout, sys.stderr = (os.fdopen(fd, "w", closefd=False, **options) for fd in (1, 2))
     if job["gpu"] is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = job["gpu"]
     function = load_module(objective, source).objective
@@ -442,14 +446,3 @@ def _train(tuner, job, objective, source):
     if metric not in hpo.report.names:
         names = ", ".join(sorted(hpo.report.names - {"epoch"})) or "nothing"
         raise ValueError(f"expected a report of {metric}, got {names}; or choose --metric")
-
-
-def _print_to(path):
-    """Sends all that this process prints to a log."""
-    pathlib.Path(path).parent.mkdir(exist_ok=True)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
-    log = os.open(path, flags, 0o666)
-    options = {"buffering": 1, "encoding": "utf-8", "errors": "backslashreplace"}
-    for target in (1, 2):
-        os.dup2(log, target)
-    sys.stdout, sys.stderr = (os.fdopen(fd, "w", closefd=False, **options) for fd in (1, 2))

@@ -13,11 +13,10 @@ from pathlib import Path
 import pytest
 
 import hpo.trial
-import hpo.tuner
 from hpo.journal import Journal, load
 from hpo.space import space_from_json
-from hpo.trial import End, LocalBackend, Trial, n_threads, trial_seed
-from hpo.tuner import RunFailed, Tuner
+from hpo.trial import End, LocalBackend, Trial, n_threads
+from hpo.tuner import Tuner
 
 ROOT = Path(__file__).resolve().parent.parent
 IS_LINUX = sys.platform == "linux"
@@ -135,6 +134,7 @@ ENDS = [  # what it does, its reports, and how its error begins
     ("multiprocessing.set_start_method('spawn'); returned = 1.0", [1.0], ""),
     ("report(y=1.0); returned = 2.0; sys.exit(0)", [1.0], ""),
     ("threading.Thread(target=time.sleep, args=[99]).start(); returned = 1.0", [1.0], ""),
+    ("threading.Timer(0.1, often, [2.0]).start(); returned = 1.0", [1.0], ""),
     ("", [], "ValueError: expected a report of y, got nothing"),
     ("report(loss=1.0, a=2)", [None], "ValueError: expected a report of y, got a, loss; or choose"),
     ("returned = [1.0]", [], "TypeError: y: expected a number"),
@@ -146,7 +146,6 @@ ENDS = [  # what it does, its reports, and how its error begins
     ("os.kill(os.getpid(), 9)", [], "the process was killed by SIGKILL (out of memory?)"),
     ("os.closerange(3, 99)", [], "the process exited with code 1"),
     ("os.close(1); os.close(2); 1 / 0", [], "ZeroDivisionError: division by zero"),
-    ("sys.stdout = sys.stderr = None; 1 / 0", [], "ZeroDivisionError: division by zero"),
     ("os.dup2(os.open('/dev/full', 1), 2); 1 / 0", [], "ZeroDivisionError: division by zero"),
     ("raise OSError('x' * 10**6)", [], "OSError: xxxxx"),
 ]
@@ -158,30 +157,30 @@ def test_backend_tells_how_a_trial_ended(backend):
         assert [metrics.get("y") for metrics in reports] == values, code
         assert end.outcome == ("failed" if error else "finished"), (code, end)
         assert end.error[: len(error) or None] == error and len(end.error) <= 2000, (code, end)
-    log = backend.log(Trial(9, {}, "test"))
+    log = backend.log(Trial(10, {}, "test"))
     assert "objective.py" in log and "hpo/trial.py" not in log and log.endswith("a\nb é")
 
 
-def test_stopped_trial_cleans_up_and_reports_no_more(backend, folder):
-    often, mark = "for _ in range(3):\n  try: report(y=1.0)\n  except", str(folder / "clean")
-    clean_up = f"try: report(y=1.0)\nfinally: pathlib.Path({mark!r}).touch()"
-    stay = "try: report(y=1.0)\nexcept BaseException: time.sleep(99)"  # until it is killed
-    codes = [clean_up, f"{often} Exception: pass", stay, f"{often} BaseException: pass"]
-    ends = run(backend, *codes, go_on=False)
-    assert [end.outcome for _, end in ends] == ["failed", "failed", "failed", "finished"]
-    assert {len(reports) for reports, _ in ends} == {1}
-    assert (folder / "clean").exists() and "SIGKILL" in ends[2][1].error
+OFTEN = "for _ in range(3):\n  try: report(y=1.0)\n  except"
+STOPPED = [  # what a trial does, and its end after "stop"
+    ("try: report(y=1.0)\nfinally: os._exit(7)", "failed", "the process exited with code 7"),
+    (f"{OFTEN} Exception: pass", "failed", "hpo.report.StopTrial"),
+    (f"{OFTEN} BaseException: pass", "finished", ""),
+    (f"{OFTEN} BaseException: time.sleep(99)", "failed", "the process was killed by SIGKILL (out "),
+]
+
+
+def test_stopped_trial_can_clean_up_and_reports_no_more(backend):
+    ends = run(backend, *(code for code, *_ in STOPPED), go_on=False)
+    assert [len(reports) for reports, _ in ends] == [1] * 4
+    found = [(end.outcome, end.error) for _, end in ends]
+    assert all(e.startswith(x) and o == y for (o, e), (_, y, x) in zip(found, STOPPED)), found
 
 
 def test_killed_trial_ends_at_once_and_has_failed(backend, monkeypatch):
     monkeypatch.setattr(hpo.trial, "TERM_SECONDS", 0.4)
-    handlers = (
-        "signal.SIG_DFL",
-        "lambda *_: sys.exit(0)",
-        "lambda *_: os._exit(0)",
-        "signal.SIG_IGN",
-    )
-    for handler in handlers:
+    exits = [f"lambda *_: {name}(0)" for name in ("sys.exit", "os._exit")]
+    for handler in ("signal.SIG_DFL", *exits, "signal.SIG_IGN"):
         trial = start(backend, f"signal.signal(15, {handler}); report(y=1.0); time.sleep(99)")
         first_report(backend)
         backend.kill(trial)
@@ -189,20 +188,27 @@ def test_killed_trial_ends_at_once_and_has_failed(backend, monkeypatch):
 
 
 # ---- A trial harms nobody else -------------------------------------------------------------------
-RUBBISH = [
-    *(b"some log line\n", b"x" * 10**7, bytes(99) + b"\n", b"\n", b"\xff\n", b"[" * 10**5 + b"\n"),
-    *(b"3\n", b'{"end": ["finished"]}\n', b'{"report": {"y": 1.0}, "counted": false}\n'),
-    *(REPORT.replace(b"1.0", b"[" * n + b"]" * n) for n in (1, *range(960, 1000))),
-    REPORT * 20_000,  # it waits for no answer
-]
+RUBBISH = r"""
+b"some log line\n"
+b"x" * 10**7
+bytes(99) + b"\n"
+b"\n"
+b"\xff\n"
+b"3\n"
+b'{"end": ["finished"]}\n'
+b'{"report": {"y": 1.0}, "counted": false}\n'
+b"[" * 10**5 + b"\n"
+REPORT * 2
+REPORT.replace(b"1.0", b"[1.0]")
+REPORT.replace(b"1.0", b"[" * 965 + b"]" * 965)
+REPORT.replace(b"1.0", b"[" * 975 + b"]" * 975)
+REPORT.replace(b"1.0", b"[" * 985 + b"]" * 985)
+""".replace("REPORT", f"{REPORT}")
 
 
-def test_rubbish_on_its_connection_fails_a_trial_alone_and_at_once(backend, folder):
+def test_rubbish_on_its_connection_fails_a_trial_alone_and_at_once(backend):
     codes = ["for y in range(300): report(y=y)", "raw(b'half a line'); report(y=1.0)"]
-    for i, data in enumerate(RUBBISH):
-        path = folder / f"rubbish{i}"
-        path.write_bytes(data)
-        codes.append(f"raw(pathlib.Path({str(path)!r}).read_bytes()); time.sleep(99)")
+    codes += [f"raw({data}); time.sleep(99)" for data in RUBBISH.split("\n")[1:-1]]
     (reports, end), *ends = run(backend, *codes, seconds=10)
     assert end.outcome == "finished" and len(reports) == 300
     assert {end.error[:35] for _, end in ends} == {"sent the tuner what is no report: b"}
@@ -234,7 +240,7 @@ def test_one_process_of_a_trial_reports_and_all_its_threads(backend):
     assert FORKED in backend.log(Trial(2, {}, "test"))
 
 
-def test_fork_that_fails_for_a_while_costs_no_trial(backend, folder, monkeypatch):
+def test_fork_that_fails_for_a_while_costs_no_trial(backend, folder):
     mark = f"pathlib.Path({str(folder / 'refuse')!r})"
     codes = [
         f"report(y=1.0); {mark}.touch(); time.sleep(0.6); {mark}.unlink(); report(y=2.0)",
@@ -245,11 +251,6 @@ def test_fork_that_fails_for_a_while_costs_no_trial(backend, folder, monkeypatch
     assert tuner.run() == "trials"
     assert [(t.status, t.value) for t in tuner.trials] == [("done", -2.0)] * 3
     assert [t.attempt > 1 for t in tuner.trials] == [False, False, True]
-    monkeypatch.setattr(hpo.tuner, "N_LOST", 1)  # and not for ever
-    (folder / "refuse").touch()
-    with pytest.raises(RunFailed, match="no process to be had"):
-        new_tuner(backend, codes[2:]).run()
-    (folder / "refuse").unlink()
 
 
 @on_linux
@@ -337,7 +338,7 @@ def test_output_of_a_trial_goes_to_its_log(backend, folder, tmp_path):
 
 def test_environment_of_a_trial(backend, monkeypatch):
     monkeypatch.setattr(backend, "gpus", ["5", "7"])
-    before, seen, trials = dict(os.environ), [], {}
+    seen, trials = [], {}
     code = """report(y=random.random(), numpy=np.random.rand(), modules=" ".join(sys.modules),
         gpu=os.environ["CUDA_VISIBLE_DEVICES"], threads=os.environ["OMP_NUM_THREADS"])"""
     for i in (3, 4, 5, 4):
@@ -354,9 +355,6 @@ def test_environment_of_a_trial(backend, monkeypatch):
     assert seen[0]["threads"] == str(n_threads(2))
     loaded = {name for name in seen[0]["modules"].split() if name.startswith("hpo.")}
     assert loaded == {"hpo.objective", "hpo.report", "hpo.space", "hpo.trial"}
-    assert dict(os.environ) == before
-    seeds = {trial_seed(seed, i) for seed in range(20) for i in range(50)}
-    assert len(seeds) == 20 * 50 and all(0 <= seed < 2**32 for seed in seeds)
 
 
 def test_functions_and_files_are_objectives_as_they_were_when_the_run_began(folder, monkeypatch):
