@@ -3,14 +3,13 @@
     python -m experiments.torture                   everything, 15 minutes on 2 cores; Linux only
     python -m experiments.torture --kills 15 --trials 40 --servers 3 --folders 8 --fuzz 999
 
-All runs are of the real command. Each trial keeps a side log, the ground truth: a report has a
-random token, noted before it is reported and again when the tuner has answered. What was answered
-must be in the journal, once; what was not begun must not. What the tuner has printed of a trial
-that has ended must be there too. At last each run is resumed in peace: then all its trials have
-ended with exactly the values of their objective, and the CSVs are what the journal makes of them.
+All runs are of the real command. Each report has a random token, which the trial writes to a side
+log before it reports and again when the tuner has answered. What was answered must be in the
+journal, once; what was not begun must not. What the tuner has printed of an end must be there too.
+At last each run is resumed in peace: then all its trials have ended with exactly the values of
+their objective, and the CSVs are what the journal makes of them.
 """
 
-import collections
 import contextlib
 import json
 import os
@@ -24,8 +23,8 @@ import subprocess
 import sys
 import tempfile
 import time
-import uuid
 import warnings
+from collections import Counter
 
 from experiments import command
 from hpo.journal import Journal, load, load_run, write_tables
@@ -33,7 +32,7 @@ from hpo.space import cast_config
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 N_EPOCHS, TRIAL_TIMEOUT = 4, 1.5  # seconds
-LATE, RUBBISH = ("timeout", "--trial_timeout"), ("failed", "what is no report")
+LATE = "timeout", "--trial_timeout"
 FAULTS = {  # name: the trial's status, a word of its error, and what it does after two reports
     "none": ("done", "", "pass"),
     "grandchildren": ("done", "", "os.system('setsid sleep 600 & setsid sleep 600 &')"),
@@ -48,9 +47,8 @@ FAULTS = {  # name: the trial's status, a word of its error, and what it does af
         *("stopped", ""),
         "while True:\n try: report(epoch=3, loss=0)\n except BaseException: time.sleep(0.05)",
     ),
-    "rubbish sent": (*RUBBISH, "send(b'\\xff log line\\n')"),
-    "another message sent": (*RUBBISH, "send(b'{\"report\": 1}\\n')"),
-    "huge line sent": (*RUBBISH, "send(b'x' * 10**7)"),
+    "rubbish sent": ("failed", "what is no report", "send(b'\\xff log line\\n')"),
+    "huge line sent": ("failed", "what is no report", "send(b'x' * 10**7)"),
     "half a line sent": (*LATE, "send(b'{\"report\": {'); time.sleep(600)"),
 }
 OBJECTIVE = f"""
@@ -84,27 +82,12 @@ class Tally:
     """Counts of one row of the table. wrong: what else is not as it should be, in words."""
 
     def __init__(self):
-        self.events = self.expected = self.found = self.lost = self.twice = self.orphans = 0
+        self.events = self.expected = self.lost = self.twice = self.orphans = 0
         self.longest_hang, self.wrong = 0.0, []
-
-    def count(self, expected, found):
-        """expected, found: Counters of what must be written down, and of what was."""
-        self.expected += expected.total()
-        self.found += (expected & found).total()
-        self.lost += (expected - found).total()
 
     def hung(self, seconds):
         self.events += 1
         self.longest_hang = max(self.longest_hang, seconds)
-
-
-def marked(mark):
-    """Ids of the processes that live with this mark in their environment."""
-    found = []
-    for path in pathlib.Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):  # it has ended
-            found += [int(path.parent.name)] * (mark.encode() in path.read_bytes())
-    return found
 
 
 class Run:
@@ -112,9 +95,8 @@ class Run:
 
     def __init__(self, home, tally):
         self.home, self.folder, self.log, self.tally = home, home / "run", home / "log", tally
-        self.printed, self.mark = "", uuid.uuid4().hex
-        own = {"TORTURE_LOG": str(self.log), "TORTURE_MARK": self.mark, "TMPDIR": f"{home}/tmp"}
-        self.environment = os.environ | own
+        self.environment = os.environ | {"TORTURE_LOG": str(self.log), "TMPDIR": f"{home}/tmp"}
+        self.printed = ""
         (home / "tmp").mkdir(parents=True)
         (home / "objective.py").write_text(OBJECTIVE)
 
@@ -131,21 +113,28 @@ class Run:
         return subprocess.Popen(words, cwd=ROOT, env=self.environment, text=True, **pipes)
 
     def wait(self, process, seconds=30):
-        """(exit code, time when all was gone) of a tuner that ends; counts what outlives it."""
-        try:
+        """(exit code, seconds until all was gone) of a tuner that ends; counts what outlives it."""
+        before = time.monotonic()
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            self.tally.wrong.append(f"the tuner was still there after {seconds} s")
-            process.kill()
+        process.kill()  # then its exit code is -9, which is wrong
         until = time.monotonic() + 5
-        while (left := marked(self.mark)) and time.monotonic() < until:
+        while (left := self.processes()) and time.monotonic() < until:
             time.sleep(0.01)
-        gone = time.monotonic()
+        gone = time.monotonic() - before
         self.tally.orphans += len(left)
         for pid in left:
             os.kill(pid, signal.SIGKILL)
         self.printed += process.communicate()[0]
         return process.returncode, gone
+
+    def processes(self):
+        """Ids of the processes that have the side log in their environment."""
+        found = []
+        for path in pathlib.Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):  # it has ended
+                found += [int(path.parent.name)] * (str(self.log).encode() in path.read_bytes())
+        return found
 
     def notes(self, kind):
         """{token: seconds} of the side log; kind: begun or answered."""
@@ -174,19 +163,19 @@ class Run:
             values = [(epoch, trial.config["x"] / epoch) for epoch in range(1, N_EPOCHS + 1)]
             if trial.status != "done" or trial.curve != values:
                 self.tally.wrong.append(f"trial {trial.id} is {trial.status}, with {trial.curve}")
-        if len(trials) != n_trials:
-            self.tally.wrong.append(f"{len(trials)} trials instead of {n_trials}")
+        self.tally.wrong += ["trials are missing"] * (len(trials) != n_trials)
         return f"{sum(trial.attempt > 1 for trial in trials)} trials started again"
 
     def check(self):
         """Counts lines lost and twice: reports by their tokens, ends by what was printed."""
         lines = list(map(json.loads, (self.folder / "journal.jsonl").read_text().splitlines()))
         metrics = [line["metrics"] for line in lines if "report" in line]
-        tokens = collections.Counter(m["token"] for m in metrics if "token" in m)
-        ends = collections.Counter((str(e["end"]), e["status"]) for e in lines if "end" in e)
+        tokens = Counter(m["token"] for m in metrics if "token" in m)
+        ends = Counter((str(e["end"]), e["status"]) for e in lines if "end" in e)
         printed = re.findall(r"^trial +(\d+) (\w+)", self.printed, re.MULTILINE)
-        self.tally.count(collections.Counter([*self.notes("answered")]), tokens)
-        self.tally.count(collections.Counter(printed), ends)
+        expected = Counter([*self.notes("answered"), *printed])
+        self.tally.expected += expected.total()
+        self.tally.lost += (expected - tokens - ends).total()
         self.tally.twice += tokens.total() - len(tokens)
         self.tally.twice += sum(n - 1 for (_, how), n in ends.items() if how != "interrupted")
         invented = tokens.keys() - self.notes("begun")
@@ -205,8 +194,7 @@ def kill_tuners(home, n, rng):
         process = run.start(fault="grandchildren")
         time.sleep(rng.choice([rng.uniform(0, 1.5), rng.uniform(0.5, 4)]))  # while it starts too
         process.kill()
-        killed = time.monotonic()
-        run.tally.hung(run.wait(process)[1] - killed)
+        run.tally.hung(run.wait(process)[1])
     return {f"tuner SIGKILLed, {run.finish()}": run.tally}
 
 
@@ -240,10 +228,10 @@ def kill_servers(home, n, rng):
         run.seconds_to_answers(9)
         for _ in range(n):
             time.sleep(rng.uniform(0.5, 2))
-            if process.poll() is not None:
-                break  # which is wrong
             find = ["pgrep", "-P", str(process.pid), "-f", "spawn_main"]
-            server = subprocess.run(find, check=True, capture_output=True, text=True).stdout.strip()
+            server = subprocess.run(find, check=False, stdout=subprocess.PIPE, text=True).stdout
+            if not server:
+                break  # as the run has ended, which is found below
             if kind == "fork server SIGKILLed":
                 os.kill(int(server), signal.SIGKILL)
             elif kind == "TMPDIR emptied":
@@ -252,7 +240,7 @@ def kill_servers(home, n, rng):
             else:
                 for soft in (0, resource.getrlimit(resource.RLIMIT_NPROC)[0]):
                     limit = f"--nproc={'unlimited' if soft < 0 else soft}:"
-                    subprocess.run([*prefix, "prlimit", f"--pid={server}", limit], check=True)
+                    subprocess.run([*prefix, "prlimit", f"--pid={int(server)}", limit], check=True)
                     time.sleep(rng.uniform(1, 3) if soft == 0 else 0)
             run.tally.hung(run.seconds_to_answers(9, time.monotonic()))
         process.send_signal(signal.SIGINT)
@@ -272,7 +260,6 @@ def take_folders(home, n, rng):
         run = Run(home / str(i), tallies[kind])
         process, elsewhere = run.start(), run.home / "elsewhere"
         run.seconds_to_answers(rng.randint(5, 100))
-        since = time.monotonic()
         if kind == "disk full":
             size = (run.folder / "journal.jsonl").stat().st_size + rng.randint(0, 300)
             hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)[1]
@@ -284,7 +271,7 @@ def take_folders(home, n, rng):
         while kind == "folder deleted" and run.folder.exists():  # logs come into being meanwhile
             shutil.rmtree(run.folder, ignore_errors=True)
         code, gone = run.wait(process)
-        run.tally.hung(gone - since)
+        run.tally.hung(gone)
         if code != 1 or f"\nrun.py: failed: {run.folder}" not in run.printed:
             run.tally.wrong.append(f"exit code {code}:\n{run.printed[-2000:]}")
         if kind == "folder moved":
@@ -362,10 +349,10 @@ def main(arguments=None):
             if n := getattr(args, name):
                 print(f"{name} {n} ...", file=sys.stderr)
                 tallies |= part(pathlib.Path(home, name), n, rng)
-    print(f"{'event':50} events  rows expected   found  lost  twice  orphans  longest hang")
+    print(f"{'event':50} events  rows expected  lost  twice  orphans  longest hang")
     problems = []
     for name, t in tallies.items():
-        row = f"{t.events:6} {t.expected:14} {t.found:7} {t.lost:5} {t.twice:6} {t.orphans:8}"
+        row = f"{t.events:6} {t.expected:14} {t.lost:5} {t.twice:6} {t.orphans:8}"
         print(f"{name:50} {row} {t.longest_hang:12.2f}s")
         problems += [f"{name}: {words}" for words in t.wrong]
         problems += [f"{name}: lost, twice or orphans"] * bool(t.lost or t.twice or t.orphans)
