@@ -77,12 +77,11 @@ def source_of(objective):
 def set_generators(seed, n_threads=None):
     """Seeds the global random generators, and sets the threads, of the libraries in use."""
     random.seed(seed)
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(seed)
-    if "torch" in sys.modules:
-        sys.modules["torch"].manual_seed(seed)
-        if n_threads:
-            sys.modules["torch"].set_num_threads(n_threads)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(seed)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(seed)
+        torch.set_num_threads(n_threads or torch.get_num_threads())
 
 
 # ---- Describing ----------------------------------------------------------------------------------
@@ -111,9 +110,9 @@ def describe(objective, source, *, space, metric, mode, assignments=(), prepared
     space = module.config_space if space is None else space_from_json(space)
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
-        if not equals:
-            raise ValueError(f"--set {assignment}: expected NAME=VALUE")
         try:
+            if not equals:
+                raise ValueError("expected NAME=VALUE")
             space = set_value(space, name.strip(), text)
         except ValueError as error:
             raise ValueError(f"--set {assignment}: {error}") from None
@@ -143,10 +142,8 @@ def _prepare(module, given):
 
 def visible_gpus():
     """The values of CUDA_VISIBLE_DEVICES that give one GPU each: as torch sees them, if in use."""
-    if "torch" in sys.modules:
-        n_gpus = sys.modules["torch"].cuda.device_count()
-    else:
-        n_gpus = len(list(pathlib.Path("/dev").glob("nvidia[0-9]*")))
+    torch, devices = sys.modules.get("torch"), pathlib.Path("/dev").glob("nvidia[0-9]*")
+    n_gpus = torch.cuda.device_count() if torch else len(list(devices))
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = map(str, range(n_gpus)) if given is None else given.split(",")[:n_gpus]
     return [name.strip() for name in names if name.strip() not in ("", "-1")]

@@ -126,15 +126,14 @@ class LocalBackend:
     def describe(self, **options):
         """What hpo.objective.describe(objective, **options) returns in a process of its own."""
         self.start(Trial(-1, options, "describe"))
-        while not (ends := [event for event in self.wait() if isinstance(event, End)]):
-            pass
-        if ends[0].outcome == "lost":
-            raise OSError(ends[0].error)
-        if not ends[0].found:
-            error = ends[0].error.removeprefix("ValueError: ") or "loading it ended its process"
+        (end,) = self.wait()  # it reports nothing
+        if end.outcome == "lost":
+            raise OSError(end.error)
+        if not end.found:
+            error = end.error.removeprefix("ValueError: ") or "loading it ended its process"
             is_named = error.startswith(("--", str(self.objective)))
             raise ValueError(error if is_named else f"{self.objective}: {error}")
-        found = json.loads(ends[0].found)
+        found = json.loads(end.found)
         self.metric, self.gpus = found["metric"], found["gpus"]
         return found
 

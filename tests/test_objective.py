@@ -5,9 +5,11 @@ import pathlib
 import random
 import subprocess
 import sys
+import types
 
 import pytest
 
+import hpo.objective
 import hpo.trial
 from hpo.objective import command_line, describe, load_module, run_as_program, source_of
 from hpo.space import choice, uniform
@@ -117,6 +119,16 @@ def test_what_loading_a_file_does_harms_nobody(write, tmp_path, monkeypatch):
     (report,) = backend.wait(20)
     backend.close()
     assert report.metrics["y"] == 0.5
+
+
+def test_each_visible_gpu_is_named(monkeypatch):
+    torch = types.SimpleNamespace(cuda=types.SimpleNamespace(device_count=lambda: 2))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    for given, names in {"5, 7,9": "5 7", "GPU-1,-1": "GPU-1", "": "", None: "0 1"}.items():
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if given is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+        assert hpo.objective.visible_gpus() == names.split()
 
 
 # ---- As a program --------------------------------------------------------------------------------
