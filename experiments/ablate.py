@@ -15,7 +15,7 @@ import math
 import numpy as np
 
 from experiments import command
-from experiments.compare_searchers import EACH, by_group, compare, parse, shown_columns
+from experiments.compare_searchers import EACH, by_group, compare, label, parse, shown_columns
 
 INGREDIENTS = {  # taken away: the searcher without it
     "initial design": "gp:n_initial=1",
@@ -43,7 +43,7 @@ def table(runs, first, n_trials):
         if name != first and its_runs:
             cells = [change(mine, its_runs, column) for column in columns]
             row = "".join(f"{f'{1000 * m:+.0f} +- {1000 * s:.0f}':>18}" for m, s in cells)
-            lines.append(f"{EACH.join([titles.get(name, name), *rule]):<40}{row}")
+            lines.append(f"{EACH.join([titles.get(name, label(name)), *rule]):<40}{row}")
     return lines
 
 

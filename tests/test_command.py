@@ -15,10 +15,9 @@ from experiments import command
 
 ROOT = pathlib.Path(command.__file__).parent.parent
 FILES = [p for p in (ROOT / "experiments").glob("*.py") if "command.run(" in p.read_text()]
-NAMES = sorted(path.stem for path in FILES)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted(path.stem for path in FILES))
 def test_wrong_flag_is_one_line(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["command", "--no_such_flag"])
     with pytest.raises(SystemExit) as leave:

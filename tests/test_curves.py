@@ -1,5 +1,6 @@
-"""Recorded curves: reading and packing them, and the surrogate made of them."""
+"""Recorded curves: reading and packing them, the surrogate made of them, replays, pictures."""
 
+import importlib.util
 import pathlib
 from dataclasses import replace
 from functools import partial
@@ -7,14 +8,15 @@ from functools import partial
 import numpy as np
 import pytest
 
-from experiments import curves
-from experiments.curves import Curve, Forest, Surrogate, quality, rank_correlation, read
+from experiments import command, curves, plot, replay
+from experiments.curves import Curve, Forest, Surrogate, pack, quality, rank_correlation, read
 from experiments.simulated import SimulatedBackend, SimulatedTuner
 from hpo.journal import Journal, load
 from hpo.searchers import RandomSearch
-from hpo.space import choice, domains, loguniform, space_to_json, uniform
+from hpo.space import choice, domains, loguniform, sample, space_to_json, uniform
 from train import mlp_fashion_mnist
 
+HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None  # run.py does not need it
 SPACE = {"x": uniform(0, 1), "rate": loguniform(1e-4, 1), "kind": choice(["a", "b"]), "epochs": 9}
 
 
@@ -167,3 +169,90 @@ def test_reports_of_some_epochs_are_drawn_at_these(tmp_path):
     surrogate = Surrogate(recording, n_trees=5)
     drawn = surrogate.objective(recording.curves[0].config, np.random.default_rng(0))
     assert [metrics["epoch"] for _, metrics in drawn] == [3, 6, 9]
+    _, n_epochs, n_trials = replay.run(surrogate, ("random", "none", 1, 3), 0, 3600, 1)
+    assert n_epochs % 3 == 0 and 8 * n_trials < n_epochs <= 9 * n_trials
+
+
+# ---- Replay --------------------------------------------------------------------------------------
+def test_replayed_run_is_deterministic_and_counts_epochs(recording):
+    surrogate, method = Surrogate(recording, n_trees=10), ("random", "asha", 1, 3)
+    runs = [replay.run(surrogate, method, seed, 1800, 4) for seed in (0, 0, 1)]
+    for (errors, *counts), (again, *others), is_equal in zip(runs, runs[1:], (True, False)):
+        assert (counts == others) == is_equal == np.array_equal(errors, again, equal_nan=True)
+    for errors, *_ in runs:
+        found = errors[~np.isnan(errors)]
+        assert np.all(np.diff(found) <= 0) and 0 < found[-1] < 0.3 and np.isnan(errors[0]) == 0
+        assert replay.times(1800)[[19, -1]].tolist() == [600, 1800] and len(errors) == 60
+    _, n_epochs, n_trials = replay.run(surrogate, ("random", "none", 1, 3), 0, 1800, 4)
+    assert n_trials < runs[0][2]  # more trials in the same time
+    assert n_epochs == pytest.approx(1800 * 4 / 20, rel=0.3)  # 4 workers, 10 or 30 s an epoch
+
+
+def test_table_is_at_its_minutes_and_paired_and_counts_no_result_as_the_worst():
+    at = replay.times(1200)
+    runs = {"a": [(0.5 - at / 12000, 10, 2), (np.where(at < 700, np.nan, 0.25), 30, 4)]}
+    runs["b"] = [(errors - 0.125, *counts) for errors, *counts in runs["a"]]
+    head, a, b, _, differences = replay.report(runs, 1200)
+    assert head.split() == ["10", "min", "20", "min", "epochs", "trials", "runs"]
+    assert [a.split()[i] for i in (1, 4, 7, 8, 9)] == ["0.4500", "0.3250", "20", "3", "2"]
+    assert differences.split()[1:4] == ["-0.1250", "[-0.1250", "-0.1250]"] and b[0] == "b"
+
+
+@pytest.fixture
+def packed(recording, tmp_path, monkeypatch, in_this_process):
+    """The path of a packed recording, of which a surrogate of few trees is made."""
+    monkeypatch.setattr(replay, "Surrogate", partial(Surrogate, n_trees=10))
+    monkeypatch.setattr(replay, "quality", lambda recording: ["the quality"])  # takes seconds
+    pack(recording, tmp_path / "packed.jsonl")
+    return str(tmp_path / "packed.jsonl")
+
+
+def test_replay_command(packed, recording, tmp_path, capsys):
+    words = [packed, "--repetitions", "2", "--results", str(tmp_path), "--workers", "8"]
+    replay.main([*words, "--searcher", "random", "--eta", "2", "--first_rung", "3"])
+    out = capsys.readouterr().out
+    assert "the quality\n" in out and " 20 min  epochs  trials  runs\n" in out
+    hours = sum(curve.seconds.sum() for curve in recording.curves) / 8 / 3600
+    assert f"2 repetitions of {hours:.2g} hours" in out  # as much as was recorded
+    tables = out.split("difference to random + halving, paired")
+    assert [table.count("\nrandom + none") for table in tables] == [1, 1]
+    assert [table.count("\nrandom + halving") for table in tables] == [1, 0]
+    rows = command.read_rows(tmp_path / "runs.csv", replay.COLUMNS)
+    methods = {(row["method"], row["repetition"]) for row in rows}
+    assert methods == {(f"random + {rule}", i) for rule in ("halving", "none") for i in (0, 1)}
+    assert 0 < np.nanmin([row["error"] for row in rows]) < 0.3
+    assert not HAS_MATPLOTLIB or (tmp_path / "replay.png").stat().st_size > 5000
+
+
+def test_what_cannot_be_replayed_is_named(packed, tmp_path):
+    words = [packed, "--repetitions", "1", "--quick", "--results", str(tmp_path / "out")]
+    (tmp_path / "mine.py").write_text("def rule(trial, trials, max_epochs):\n    trial.curve[7]")
+    for flags, text in (
+        (["--stopping", f"{tmp_path}/mine.py:rule"], 'mine.py", line 2, in rule'),
+        (["--hours", "0.001"], "no report in 0.001 hours; give more --hours"),
+    ):
+        with pytest.raises(command.Failed) as failure:
+            replay.main([*words, "--searcher", "random", *flags])
+        assert text in str(failure.value)
+    assert not (tmp_path / "out").exists()
+
+
+# ---- Picture -------------------------------------------------------------------------------------
+def test_picture_of_a_run(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    run = {"space": space_to_json(SPACE), "metric": "accuracy", "mode": "max", "arguments": {}}
+    journal = Journal.create(tmp_path / "run", run)
+    picture, config = tmp_path / "run" / "run.png", sample(SPACE, np.random.default_rng(0))
+    for i, attempt, status in (0, 1, "interrupted"), (0, 2, "done"), (1, 1, "failed"), (2, 1, None):
+        which = {"attempt": attempt, "at": 60.0 * (i + attempt)}
+        journal.append({"start": i, **which, "config": config, "origin": "random"})
+        journal.append({"report": i, **which, "epoch": 1 + i, "metrics": {"accuracy": 0.1 * i}})
+        if status:
+            journal.append({"end": i, **which, "status": status, "error": ""})
+    journal.close()
+    plot.main([str(tmp_path / "run")])
+    assert capsys.readouterr().out == f"{picture}\n" and picture.stat().st_size > 5000
+    for words, text in ([], "expected the folder of a run"), (["nofile"], "expected a picture"):
+        with pytest.raises(SystemExit) as leave:
+            plot.main([str(tmp_path), *words])
+        assert leave.value.code == 2 and text in capsys.readouterr().err

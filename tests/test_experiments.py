@@ -193,8 +193,8 @@ def test_row_has_the_losses_after_each_third_of_the_trials(compare, tmp_path):
         losses.append((problem.evaluate(config, rng), problem.true_loss(config)))
         yield seconds, {"loss": losses[-1][0]}
 
-    searcher, seed = RandomSearch(problem.space, 0), zlib.crc32(b"levy4")
-    simulate(searcher, problem.space, objective, seed, n_trials=12)
+    seed = zlib.crc32(b"levy4")
+    simulate(RandomSearch(problem.space, 0), problem.space, objective, seed, n_trials=12)
     for third, n in ((1, 4), (2, 8), (3, 12)):
         assert row[f"best_{third}"] == min(true for _, true in losses[:n])
         assert row[f"chosen_{third}"] == min(losses[:n])[1]
@@ -224,8 +224,7 @@ def test_curves_are_judged_by_the_last_loss_of_the_best_so_far(monkeypatch):
 def test_comparison_of_curves(compare, tmp_path, capsys):
     out = compare("--searcher random --curves --problems agree:0 --seeds 2 --trials 3").out
     assert "agree: 1 problems" in out and out.count("\nrandom + none + 1") == 4
-    names = {path.name for path in (tmp_path / "curves").iterdir()}
-    assert names == {"random.halving.1.csv", "random.none.1.csv"}
+    assert (tmp_path / "curves" / "random.halving.1.csv").read_text().count("\n") == 3
     with pytest.raises(SystemExit):
         compare("--searcher random --curves --problems agree:0 smooth:1")
     assert "error: --curves: smooth:1 has none; agree, cross" in capsys.readouterr().err
@@ -260,17 +259,9 @@ def test_searcher_that_raises_ends_the_comparison_with_its_traceback(compare, tm
     with pytest.raises(command.Failed) as failed:
         compare(settings + "Raises")
     text = str(failed.value)
-    assert (
-        "mine.py:Raises on hartmann3, seed 0: " in text and 'mine.py", line 7, in suggest' in text
-    )
+    assert "mine.py:Raises on hartmann3, seed 0: " in text and "line 7, in suggest" in text
     assert text.endswith("ArithmeticError: my mistake\n")
     assert len(rows(tmp_path / "random.csv")) == 1  # what had ended is kept
-
-
-def test_searcher_that_ends_early_keeps_its_best(compare, tmp_path):
-    out = compare("--searcher MINE:Ends --problems hartmann3 --seeds 2")[0]
-    assert "12 trials" in out and len(rows(tmp_path / "mine.py.Ends.csv")) == 2
-    assert all(row["best_2"] == row["best_3"] for row in rows(tmp_path / "mine.py.Ends.csv"))
 
 
 def test_bad_input_is_one_line(compare, capsys, tmp_path):
@@ -293,6 +284,9 @@ def test_interval_is_that_of_the_mean_over_problems():
     mean, low, high = compare_searchers.mean_and_interval(values)
     assert mean == pytest.approx(np.mean(list(values.values()))) and low < mean < high
     assert high - low == pytest.approx(2 * 1.96 * 0.1 / math.sqrt(60), rel=0.25)  # as if normal
+    one_each = {key: value for key, value in values.items() if key[1] == 0}
+    mean, low, high = compare_searchers.mean_and_interval(one_each)
+    assert low < 0.3 and 1.7 < high  # over the three problems, at 0, 1 and 2
 
 
 @pytest.mark.usefixtures("in_this_process")
@@ -303,7 +297,9 @@ def test_ablation_is_the_paired_change_over_problems(tmp_path, capsys):
     ablate.main([*arguments, "--trials", "12", "--results", str(tmp_path)])
     text = capsys.readouterr().out
     line = text[text.index("pooled: 2 problems") :].splitlines()[2]
+    assert line.startswith("mine.py:Ends ")
     ours, ends = (rows(tmp_path / f"{name}.csv") for name in ("random", "mine.py.Ends"))
+    assert all(row["best_2"] == row["best_3"] for row in ends)  # it ends early
     changes = {"hartmann3": [], "levy4": []}
     for one, other in zip(ours, ends, strict=True):
         regrets = [compare_searchers.regrets(row)["best_3"] for row in (one, other)]
