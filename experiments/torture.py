@@ -303,9 +303,8 @@ def fuzz(home, n, rng, good=None):
                     assert trial.started + (trial.ended or 0) + trial.suggest_seconds >= 0, trial
                     assert isinstance(trial.origin + trial.status + trial.error, str), trial
                 if rng.random() < 0.2:
-                    journal = Journal.open(home)
-                    journal.begin_session({})
-                    journal.close()
+                    with contextlib.closing(Journal.open(home)) as journal:
+                        journal.begin_session({})
         except ValueError as error:
             n_named += 1
             if f"{home}/journal.jsonl, line " not in str(error) or "\n" in str(error):

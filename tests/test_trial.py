@@ -338,20 +338,12 @@ def test_output_of_a_trial_goes_to_its_log(backend, folder, tmp_path):
 
 def test_environment_of_a_trial(backend, monkeypatch):
     monkeypatch.setattr(backend, "gpus", ["5", "7"])
-    seen, trials = [], {}
     code = """report(y=random.random(), numpy=np.random.rand(), modules=" ".join(sys.modules),
         gpu=os.environ["CUDA_VISIBLE_DEVICES"], threads=os.environ["OMP_NUM_THREADS"])"""
-    for i in (3, 4, 5, 4):
-        if i in trials:  # what runs next gets its GPU, and here the same seed, too
-            backend.answer(trials[i], True)
-            until_end(backend, trials[i])
-        trials[i] = start(backend, code, i)
-        seen.append(first_report(backend))
-    for trial in trials.values():
-        backend.answer(trial, True)
-    until_end(backend, *trials.values())
-    assert [metrics["gpu"] for metrics in seen] == ["5", "7", "5", "7"] and seen[1] == seen[3]
-    assert len({metrics["y"] for metrics in seen}) == len({m["numpy"] for m in seen}) == 3
+    seen = [metrics for ((metrics,), _) in run(backend, *[code] * 4, first=3)]
+    assert [metrics["gpu"] for metrics in seen] == ["5", "7", "5", "7"]
+    assert len({metrics["y"] for metrics in seen}) == len({m["numpy"] for m in seen}) == 4
+    assert run(backend, code, first=3)[0][0] == seen[:1]  # with the same seed
     assert seen[0]["threads"] == str(n_threads(2))
     loaded = {name for name in seen[0]["modules"].split() if name.startswith("hpo.")}
     assert loaded == {"hpo.objective", "hpo.report", "hpo.space", "hpo.trial"}
