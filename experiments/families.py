@@ -1,15 +1,15 @@
 """Families of problems, so that every decision can be judged on problems that nobody has seen.
 
     python -m experiments.problems smooth:0-4 train:7        prints instances of them
-    python -m experiments.compare_searchers --problems fail:20-29 choice:20-29 --searcher gp
-
+    python -m experiments.compare_searchers --problems fail:20-29 choices:20-29 --searcher gp
     python -m experiments.compare_searchers --curves --problems cross:0-4 sgd:0-4
 
 `generated(family, number)` draws an instance from a generator of its own: its dimension, kinds of
 domains, optimum, widths, noise. The landscape depends on the point x in [0, 1]^n of the numeric
 parameters (integers and grids at the middle of their cells, log scales taken). star is the point
 of the best configuration; d = x - star. Optima are exact, as every penalty is 0 at star; but those
-of `train`, real trainings, are the lowest losses that a search found.
+of `train` and `sgd`, real trainings, are the lowest losses that a search found. A change to what is
+drawn makes other problems of all numbers: numbers in the log then mean nothing.
 """
 
 import functools
@@ -64,7 +64,7 @@ def draw_bowls(rng, n, narrowness=1.0, n_irrelevant=0):
     """Function d (n,) -> penalties (n,) in [0, 1], 0 at d = 0.
 
     Each is a bowl that saturates, with two widths, one of which may be infinite (a plateau). Some
-    parameters shift the bottom of others, which makes ridges.
+    parameters shift the bottom of others, which makes ridges; the irrelevant ones do no more.
     """
     widths = 10 ** rng.uniform(-0.8, 0.2, (2, n)) / narrowness
     widths[rng.integers(2, size=n), np.arange(n)] *= np.where(rng.random(n) < 0.2, 1e9, 1)
@@ -111,10 +111,8 @@ def smooth(rng, n=None):
     A third of them has a choice that moves the optimum of a parameter."""
     n = n or rng.integers(2, 9)
     space = draw_space(rng, n)
-    star, bowls = (
-        draw_star(rng, space),
-        draw_bowls(rng, n, n_irrelevant=rng.integers(0, 3) * n // 8),
-    )
+    star = draw_star(rng, space)
+    bowls = draw_bowls(rng, n, n_irrelevant=rng.integers(3) * n // 8)
     shifts = {"a": (0.0, 0.0)}  # of a category: the penalty, and how far the first optimum moves
     if rng.random() < 1 / 3:
         for category in "bcde"[: rng.integers(1, 5)]:
@@ -141,7 +139,7 @@ def noisy(rng):
 
 
 def spoiled(rng, most):
-    """A smooth problem and its border: (space, floor, loss, observe, is_beyond(config))."""
+    """A smooth problem and its border: (space, floor, loss, deviation, is_beyond(config))."""
     n = rng.integers(2, 9)
     space = draw_space(rng, n)
     star, bowls, (floor, height) = draw_star(rng, space), draw_bowls(rng, n), draw_scale(rng)
@@ -438,10 +436,9 @@ def boosting(rng):
         return 1 - (1 - np.exp(-rate * e)) * (1 - step) + over
 
     def losses(config):
-        others = np.prod(1 - bowls(numeric(space, config)[1:] - star))
-        return floor + height * (
-            1 - others * (1 - share(config["rate"], np.arange(1, N_EPOCHS + 1)))
-        )
+        kept = np.prod(1 - bowls(numeric(space, config)[1:] - star))
+        kept = kept * (1 - share(config["rate"], np.arange(1, N_EPOCHS + 1)))
+        return floor + height * (1 - kept)
 
     def seconds(config):
         return 10 ** (cost * numeric(space, config)[1])

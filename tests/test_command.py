@@ -12,6 +12,7 @@ import time
 import pytest
 
 from experiments import command
+from hpo import searchers
 
 ROOT = pathlib.Path(command.__file__).parent.parent
 FILES = [p for p in (ROOT / "experiments").glob("*.py") if "command.run(" in p.read_text()]
@@ -43,6 +44,11 @@ def test_number_is_checked(kind, good, bad):
             convert(text)
 
 
+def test_settings_of_a_searcher_are_read_by_its_file(monkeypatch):
+    monkeypatch.setattr(searchers, "find_searcher", str.upper, raising=False)
+    assert command.find_searcher("gp:n_initial=1") == "GP:N_INITIAL=1"
+
+
 # ---- Processes ----
 def test_processes_return_results_and_errors_and_have_their_threads():
     calls = {"1": ("1",), "two": ("two",)}
@@ -63,6 +69,7 @@ def is_alive(pid):
 SLEEP = """
 import sys, time
 from experiments import command
+from hpo import searchers
 def main():
     with command.in_processes(time.sleep, {0: (0,), 1: (60,), 2: (60,)}, 2) as ended:
         for key, future in ended:

@@ -107,6 +107,17 @@ def test_generated_problem_is_sound(family):
     assert len(dims) > 1
 
 
+def test_numbers_mean_the_same_problems_for_ever():
+    """Or the rows of earlier comparisons, and the log, are of other problems."""
+    expected = {"smooth": 4.27935, "rugged": 3.0171, "fail": 0.559315, "diverge": 1.54969}
+    expected |= {"choices": 5.29363, "noisy": 2.82583, "sgd": 0.712252}
+    expected |= {"agree": 2.0873, "cross": 0.29616, "boosting": 0.571728}
+    for family, loss in expected.items():
+        problem = generated(family, 2)
+        config = sample(problem.space, np.random.default_rng(0))
+        assert problem.true_loss(config) == pytest.approx(loss, rel=1e-5)
+
+
 @pytest.mark.parametrize("name", ["smooth:6", "rugged:4", "fail:2", "diverge:3", "noisy:0"])
 def test_optimum_of_a_generated_problem_is_reached_and_never_passed(name):
     problem = problems.find(name)
