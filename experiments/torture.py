@@ -112,21 +112,22 @@ class Run:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "pipesize": 2**20}
         return subprocess.Popen(words, cwd=ROOT, env=self.environment, text=True, **pipes)
 
-    def wait(self, process, seconds=30):
-        """(exit code, seconds until all was gone) of a tuner that ends; counts what outlives it."""
+    def wait(self, process, code, seconds=30):
+        """Seconds until all is gone of a tuner that ends with a code; counts what outlives it."""
         before = time.monotonic()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=seconds)
-        process.kill()  # then its exit code is -9, which is wrong
-        until = time.monotonic() + 5
-        while (left := self.processes()) and time.monotonic() < until:
+        process.kill()
+        while (left := self.processes()) and time.monotonic() < before + seconds + 5:
             time.sleep(0.01)
         gone = time.monotonic() - before
         self.tally.orphans += len(left)
         for pid in left:
             os.kill(pid, signal.SIGKILL)
         self.printed += process.communicate()[0]
-        return process.returncode, gone
+        if process.returncode != code:
+            self.tally.wrong.append(f"exit code {process.returncode}:\n{self.printed[-2000:]}")
+        return gone
 
     def processes(self):
         """Ids of the processes that have the side log in their environment."""
@@ -155,8 +156,7 @@ class Run:
         with contextlib.suppress(ValueError), warnings.catch_warnings(action="ignore"):
             n_trials = 4
             n_trials += len(load(self.folder))
-        if self.wait(self.start("--trials", n_trials), 300)[0] != 0:
-            self.tally.wrong.append(f"the last session failed:\n{self.printed[-2000:]}")
+        self.wait(self.start("--trials", n_trials), 0, 300)
         self.check()
         trials = load(self.folder)
         for trial in trials:
@@ -194,7 +194,7 @@ def kill_tuners(home, n, rng):
         process = run.start(fault="grandchildren")
         time.sleep(rng.choice([rng.uniform(0, 1.5), rng.uniform(0.5, 4)]))  # while it starts too
         process.kill()
-        run.tally.hung(run.wait(process)[1])
+        run.tally.hung(run.wait(process, -signal.SIGKILL))
     return {f"tuner SIGKILLed, {run.finish()}": run.tally}
 
 
@@ -206,8 +206,7 @@ def kill_trials(home, n, rng):
     (home / "rule.py").write_text(RULE)
     arguments = ["--trials", n + 1, "--workers", 8, "--trial_timeout", TRIAL_TIMEOUT]
     arguments += ["--start", home / "start.json", "--stopping", f"{home}/rule.py:rule"]
-    if run.wait(run.start(*arguments, fault=None, program=["-c", IMPATIENT]), 300)[0] != 0:
-        run.tally.wrong.append(f"the run failed:\n{run.printed[-2000:]}")
+    run.wait(run.start(*arguments, fault=None, program=["-c", IMPATIENT]), 0, 300)
     run.check()
     tallies = {f"trial: {fault}": Tally() for fault in FAULTS}
     for trial in load(run.folder):
@@ -231,7 +230,7 @@ def kill_servers(home, n, rng):
             find = ["pgrep", "-P", str(process.pid), "-f", "spawn_main"]
             server = subprocess.run(find, check=False, stdout=subprocess.PIPE, text=True).stdout
             if not server:
-                break  # as the run has ended, which is found below
+                break  # as the run has ended, which `wait` notes
             if kind == "fork server SIGKILLed":
                 os.kill(int(server), signal.SIGKILL)
             elif kind == "TMPDIR emptied":
@@ -244,8 +243,7 @@ def kill_servers(home, n, rng):
                     time.sleep(rng.uniform(1, 3) if soft == 0 else 0)
             run.tally.hung(run.seconds_to_answers(9, time.monotonic()))
         process.send_signal(signal.SIGINT)
-        if run.wait(process)[0] != 130:
-            run.tally.wrong.append(f"the run has ended:\n{run.printed[-2000:]}")
+        run.wait(process, 130)
         tallies[f"{kind}, {run.finish()}"] = run.tally
     return tallies
 
@@ -270,10 +268,9 @@ def take_folders(home, n, rng):
             run.folder.chmod(0o555)
         while kind == "folder deleted" and run.folder.exists():  # logs come into being meanwhile
             shutil.rmtree(run.folder, ignore_errors=True)
-        code, gone = run.wait(process)
-        run.tally.hung(gone)
-        if code != 1 or f"\nrun.py: failed: {run.folder}" not in run.printed:
-            run.tally.wrong.append(f"exit code {code}:\n{run.printed[-2000:]}")
+        run.tally.hung(run.wait(process, 1))
+        if f"\nrun.py: failed: {run.folder}" not in run.printed:
+            run.tally.wrong.append(f"no reason:\n{run.printed[-2000:]}")
         if kind == "folder moved":
             elsewhere.rename(run.folder)
         if kind != "folder deleted":
