@@ -11,10 +11,9 @@ ignore failures otherwise, and go on suggesting beside them. Logarithmic ranges,
 grids and categories are declared as such to each. Each has its own initial design, where our
 searchers are served the middle of the space by the tuner.
 
-A peer is a function (parameters, seed) -> (ask, tell, adopt). Its key is what it knows a trial by.
-    ask(pending keys) -> (key, {name: number})     the next trial
+A peer is a function (parameters, seed) -> (ask, tell). Its key is what it knows a trial by.
+    ask() -> (key, {name: number})                 the next trial
     tell([(key, loss, has failed)])                of ended trials; loss: None where there is none
-    adopt({name: number}) -> key                   of a trial that it has not suggested itself
 """
 
 import functools
@@ -33,13 +32,11 @@ class Parameter:
     """A number in [low, high]. kind: float; int; category, of which the number is the index."""
 
     name: str
-    domain: object
     kind: str
     low: float
     high: float
     log: bool
     value: Callable  # from the peer's number to ours
-    number: Callable  # from ours to the peer's
 
     def decode(self, number):
         number = float(number) if self.kind == "float" else round(float(number))
@@ -50,16 +47,15 @@ def parameter(name, domain):
     """A grid is an integer, its index; 1 - value of reverseloguniform is loguniform."""
     if domain.kind in ("choice", "ordinal", "logordinal", "finrange", "logfinrange"):
         kind, values = "category" if domain.kind == "choice" else "int", list(domain.values)
-        bounds, maps = (0, len(values) - 1, False), (values.__getitem__, values.index)
+        bounds, value = (0, len(values) - 1, False), values.__getitem__
     elif "int" in domain.kind:
-        kind, bounds, maps = "int", (*domain.arguments, domain.kind == "lograndint"), (int, int)
+        kind, bounds, value = "int", (*domain.arguments, domain.kind == "lograndint"), int
     else:
         kind, (low, high) = "float", map(float, domain.arguments)
-        bounds, maps = (low, high, domain.kind == "loguniform"), (float, float)
+        bounds, value = (low, high, domain.kind == "loguniform"), float
         if domain.kind == "reverseloguniform":
-            bounds = 1 - high, 1 - low, True
-            maps = (lambda v: min(max(1 - v, low), high)), (lambda v: 1 - v)
-    return Parameter(name, domain, kind, *bounds, *maps)
+            bounds, value = (1 - high, 1 - low, True), lambda v: min(max(1 - v, low), high)
+    return Parameter(name, kind, *bounds, value)
 
 
 def declared(parameters, category, integer, real):
@@ -86,7 +82,7 @@ def optuna(parameters, seed, sampler, failed, **settings):
     sampler = getattr(optuna.samplers, sampler)(seed=seed, **settings)
     study = optuna.create_study(sampler=sampler)
 
-    def ask(pending):
+    def ask():
         trial = study.ask(distributions)
         return trial, trial.params
 
@@ -97,12 +93,7 @@ def optuna(parameters, seed, sampler, failed, **settings):
             else:
                 study.tell(key, loss)
 
-    def adopt(numbers):
-        settings = {"distributions": distributions, "state": optuna.trial.TrialState.RUNNING}
-        study.add_trial(optuna.trial.create_trial(params=numbers, **settings))
-        return study.get_trials(deepcopy=False)[-1].number
-
-    return ask, tell, adopt
+    return ask, tell
 
 
 # what Optuna 5 does by default, given for versions before
@@ -127,7 +118,7 @@ def ax(parameters, seed):
     client.configure_optimization(objective="-loss")
     client.configure_generation_strategy("fast", initialization_random_seed=seed)
 
-    def ask(pending):
+    def ask():
         return client.get_next_trials(max_trials=1).popitem()
 
     def tell(ended):
@@ -137,11 +128,7 @@ def ax(parameters, seed):
             else:
                 client.complete_trial(key, raw_data={"loss": loss})
 
-    def adopt(numbers):
-        categories = {p.name: str(numbers[p.name]) for p in parameters if p.kind == "category"}
-        return client.attach_trial(numbers | categories)
-
-    return ask, tell, adopt
+    return ask, tell
 
 
 # ---- As a searcher of ours ----
@@ -168,20 +155,15 @@ class Peer:
         self.keys, self.told, self.worst = {}, set(), None  # keys: {trial id: the peer's key}
         logging.disable(logging.WARNING)  # peers tell much about their inner life
         with warnings.catch_warnings(action="ignore"):
-            self.ask, self.tell, self.adopt = PEERS[name][0](self.parameters, seed)
+            self.ask, self.tell = PEERS[name][0](self.parameters, seed)
 
     def suggest(self, trials):
         with warnings.catch_warnings(action="ignore"):
-            for trial in trials:
-                if trial.id not in self.keys:
-                    numbers = {p.name: p.number(trial.config[p.name]) for p in self.parameters}
-                    self.keys[trial.id] = self.adopt(numbers)
             ended = [t for t in trials if t.status != "running" and t.id not in self.told]
             ended.sort(key=lambda trial: trial.ended)
             self.told.update(trial.id for trial in ended)
             self.tell([(self.keys[t.id], self.loss(t), t.value is None) for t in ended])
-            pending = [self.keys[trial.id] for trial in trials if trial.status == "running"]
-            self.keys[len(trials)], numbers = self.ask(pending)
+            self.keys[len(trials)], numbers = self.ask()
         return {p.name: p.decode(numbers[p.name]) for p in self.parameters}, self.name
 
     def loss(self, trial):

@@ -2,7 +2,7 @@
 
     python -m experiments.speed --part loop        10,000 trials that report once; some minutes
     python -m experiments.speed --part reports     4 and 64 trials that report all the time
-    python -m experiments.speed --part suggest     ours and every installed peer, one thread
+    python -m experiments.speed --part suggest     one thread; compare_searchers times peers
 
 Rates compare only when taken in turn: run the command in another checkout, here, and again. "ms of
 the tuner" is processor time of its process, which other work on the machine changes little.
@@ -21,8 +21,6 @@ os.environ.update(dict.fromkeys(command.THREAD_VARIABLES, "1"))  # as run.py doe
 
 import numpy as np
 
-from experiments import peers
-from experiments.compare_searchers import searcher_class
 from experiments.problems import PROBLEMS
 from hpo.journal import read_events
 from hpo.searchers import SEARCHERS, RandomSearch
@@ -119,8 +117,7 @@ def reports(args):
 # ---- Suggestions ---------------------------------------------------------------------------------
 def suggest(args):
     """Prints a line for each number of trials; a searcher beyond the limit is asked for no more."""
-    installed = [name for name in peers.PEERS if not peers.missing(name)]
-    names, over = args.searcher or [*SEARCHERS, *installed], set()
+    names, over = args.searcher or SEARCHERS, set()
     print("milliseconds of a suggestion: median / 95th percentile")
     print("     n" + "".join(f"{name.rpartition('/')[2][-19:]:>20}" for name in names), flush=True)
     for n in args.n:
@@ -140,11 +137,10 @@ def suggestion_seconds(name, n, n_suggestions, limit):
     """Seconds of each suggestion after n random trials with results, and N_PENDING without.
 
     The problem is fashion7, of seven hyperparameters. A result comes after each suggestion, so that
-    there is something new to think about. The first half is left out: a peer's first suggestion is
-    told everything at once.
+    there is something new to think about. The first half warms up.
     """
     problem, rng, seconds = PROBLEMS["fashion7"], np.random.default_rng(0), []
-    searcher, until = searcher_class(name)(problem.space, 0, 1), time.perf_counter() + limit
+    searcher, until = command.find_searcher(name)(problem.space, 0, 1), time.perf_counter() + limit
 
     def add_trial(config):
         trials.append(Trial(len(trials), config, "random", started=float(len(trials))))
@@ -180,9 +176,7 @@ def main(arguments=None):
     args = parser.parse_args(arguments)
     with command.checking(parser):
         for name in args.searcher or ():
-            if name in peers.PEERS and peers.missing(name):
-                raise ValueError(peers.missing(name))
-            searcher_class(name)
+            command.find_searcher(name)
     parts[args.part](args)
 
 
