@@ -199,6 +199,8 @@ class LocalBackend:
     def close(self):
         """Ends the fork server, and with it all trials."""
         if self.server:
+            with contextlib.suppress(OSError):  # it is dead
+                self.server.send(("close", None, None))  # as forks of ours may hold the connection
             self.server.close()
             self.process.join(TERM_SECONDS)
             self.process.kill()  # where the import of a library hangs
@@ -267,8 +269,9 @@ def _serve(inherited, connection, objective, n_threads):
             importlib.import_module(name)
     gc.freeze()  # else a trial's garbage collector would touch, and so copy, all that they share
     children = {}  # (trial id, attempt) -> _Child
+    word = ""  # the tuner's last
     with contextlib.suppress(EOFError, OSError):  # the tuner is gone
-        while True:
+        while word != "close":
             sockets = [c.socket for c in children.values() if c.socket.fileno() >= 0]
             sentinels = [c.sentinel for c in children.values()]
             seconds = min([3600, *(c.kill_at - time.monotonic() for c in children.values())])

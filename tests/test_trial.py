@@ -40,6 +40,7 @@ def objective(config):
     exec(config["code"], names)
     return names.get("returned")
 """
+SPACE = {"x": {"uniform": [0, 1]}, "code": ""}
 FLAKY = """
 import os
 fork = os.fork
@@ -300,6 +301,22 @@ def run_py(folder, code, results, *flags, **variables):
 
 
 @on_linux
+def test_backend_closes_at_once_though_a_fork_of_the_tuner_lives(folder):
+    """Such as a worker of a pool that the searcher has: it holds the connection open."""
+    backend = new_backend(folder, lambda config: time.sleep(99), SPACE, "y", "max")
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(20)
+        os._exit(0)
+    start(backend, "")
+    before = time.monotonic()
+    backend.close()
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert time.monotonic() - before < 3
+
+
+@on_linux
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_nothing_outlives_the_tuner(folder, tmp_path, number):
     pids, results = tmp_path / "pids", tmp_path / "run"
@@ -359,8 +376,7 @@ def test_functions_and_files_are_objectives_as_they_were_when_the_run_began(fold
     cases = [(("importable", "objective"), 2.0), (str(path), 2.0), (closure, 1.5)]
     for objective, y in cases[: None if IS_LINUX else 2]:
         path.write_text("def objective(config):\n    return 2.0\n")
-        space = {"x": {"uniform": [0, 1]}, "code": ""}
-        with contextlib.closing(new_backend(folder, objective, space, "y", "max")) as backend:
+        with contextlib.closing(new_backend(folder, objective, SPACE, "y", "max")) as backend:
             path.write_text("a syntax error")
             found = run(backend, "")
         assert found == [([{"y": y, "epoch": 1}], End(0, 1, "finished"))], objective
