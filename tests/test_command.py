@@ -31,7 +31,7 @@ def test_wrong_flag_is_one_line(name, monkeypatch, capsys):
 def test_number_is_checked():
     assert command.positive("1e3") == 1000 and command.natural("0") == 0
     bad = {"positive": "0 -1 nan inf x", "positive_int": "0 1.5", "natural": "-1"}
-    for kind, text in ((kind, text) for kind in bad for text in bad[kind].split()):
+    for kind, text in [(name, text) for name in bad for text in bad[name].split()]:
         with pytest.raises(argparse.ArgumentTypeError, match=f"expected an? .*, got {text!r}"):
             getattr(command, kind)(text)
 

@@ -87,13 +87,12 @@ def test_noise_has_the_true_loss_in_the_middle(name):
 # ---- Families ----
 @pytest.mark.parametrize("family", FAMILIES)
 def test_generated_problem_is_sound(family):
-    rng, dims = np.random.default_rng(0), set()
+    rng = np.random.default_rng(0)
     for number in range(3 if family in ("train", "sgd") else 12):
         problem = generated(family, number)
         configs = [sample(problem.space, rng) for _ in range(100)]
         losses = np.array([problem.true_loss(config) for config in configs])
         observed = [problem.evaluate(config, rng) for config in configs]
-        dims.add(len(domains(problem.space)))
         if family in ("train", "sgd"):  # it overflows to numbers and to NaN
             assert np.nanmax(losses) > 10 * np.nanmedian(losses) or number != 2
             assert np.isnan(losses).any() or number != 2
@@ -103,7 +102,6 @@ def test_generated_problem_is_sound(family):
             worse = np.nanmin(losses) - problem.optimum
             too_good = 0.005 * (np.nanmedian(losses) - problem.optimum)
             assert worse >= 0 and not problem.true_loss(middle(problem.space)) < too_good
-    assert len(dims) > 1
 
 
 def test_numbers_mean_the_same_problems_for_ever():

@@ -8,15 +8,13 @@ import pytest
 
 from experiments import speed
 
-LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-
 
 @pytest.fixture(autouse=True)
 def without_torch(monkeypatch):
     monkeypatch.setattr(speed, "OBJECTIVE", speed.OBJECTIVE.replace("import torch", "#"))
 
 
-@LINUX
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_loop_prints_what_a_trial_costs(capsys):
     speed.main(["--part", "loop", "--trials", "20", "--workers", "2"])
     first, _, *lines = capsys.readouterr().out.splitlines()
