@@ -28,19 +28,6 @@ def json_file(text):
         raise argparse.ArgumentTypeError(f"expected a JSON file: {error}") from None
 
 
-def in_file(text):
-    """What a Python file defines, of FILE.py:NAME; any other text is a known name."""
-    from hpo.objective import import_error, load_module
-
-    path, _, name = text.rpartition(":")
-    if not path.endswith(".py"):
-        return text
-    try:
-        return getattr(load_module(path), name)
-    except (Exception, SystemExit) as error:  # whatever the user's file raises becomes one line
-        raise argparse.ArgumentTypeError(import_error(error, path)) from error
-
-
 FLAGS = {  # group -> [(flag, type, metavar, help)]
     "budget": [
         ("hours", float, "H", "time for the whole run, resumed or not; default 3"),
@@ -49,8 +36,9 @@ FLAGS = {  # group -> [(flag, type, metavar, help)]
         ("trial_timeout", float, "SECONDS", "end a longer trial; default: never"),
     ],
     "search": [
-        ("searcher", in_file, "NAME", "gp (default), random, or FILE.py:CLASS of your own"),
-        ("stopping", in_file, "NAME", ("which trials to end early: none, median, asha, halving, or "
+        ("searcher", str, "NAME", ("gp (default), gp:SETTING=VALUE,..., random, or "
+         "FILE.py:CLASS of your own")),
+        ("stopping", str, "NAME", ("which trials to end early: none, median, asha, halving, or "
          "FILE.py:FUNCTION; default auto: halving where reports carry their epoch and the last "
          "epoch is known, else none")),
         ("first_rung", int, "EPOCH", "epoch of the first decision to stop; default 1"),
@@ -98,18 +86,6 @@ def make_parser():
     return parser
 
 
-def resumed(given):
-    """The options of a run that goes on: its own, and those given, which hpo.tune compares."""
-    from hpo.journal import read
-    from hpo.space import space_from_json
-
-    own = read(given["resume"]).run["arguments"]
-    own |= {name: in_file(own[name]) for name in ("searcher", "stopping")}
-    if own["config_space"]:
-        own["config_space"] = space_from_json(own["config_space"])
-    return own | given
-
-
 # ---- The run -------------------------------------------------------------------------------------
 def main(arguments=None):
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -155,9 +131,10 @@ def run(given):
 
     if "config_space" in given:
         given["config_space"] = space_from_json(given["config_space"])
-    default = {"objective": str(DEFAULT_OBJECTIVE)}
+    if "resume" not in given:
+        given.setdefault("objective", str(DEFAULT_OBJECTIVE))
     try:
-        ended = tune(**(resumed(given) if "resume" in given else default | given))
+        ended = tune(**given)
     except (RunFailed, WriteError) as error:
         if isinstance(error, RunFailed) and error.__cause__:
             traceback.print_exception(error.__cause__)  # the user's searcher

@@ -162,26 +162,14 @@ def read_rows(path, columns):
 # ---- Searchers and rules by name ----
 def find_searcher(name):
     """The searcher class of gp, gp:NAME=VALUE,NAME=VALUE or FILE.py:CLASS; or ValueError."""
-    from hpo import searchers  # numpy comes after the threads have been pinned
+    from hpo.tuner import find  # numpy comes after the threads have been pinned
 
-    if ":" in name and name.split(":")[0] in searchers.SEARCHERS:
-        return searchers.find_searcher(name)
-    return _find("searcher", name, searchers.SEARCHERS)
+    return find("searcher", name)
 
 
 def find_rule(name, first_rung=1, eta=3):
     """The stopping rule of a known name or of FILE.py:FUNCTION, with its options; or ValueError."""
-    from hpo.stopping import RULES, with_options
-
-    rule = _find("stopping", name, RULES)
-    return with_options(rule, first_rung=first_rung, eta=eta)
-
-
-def _find(option, name, known):
+    from hpo.stopping import with_options
     from hpo.tuner import find
-    from run import in_file
 
-    try:
-        return find(option, in_file(name), known)
-    except argparse.ArgumentTypeError as error:
-        raise ValueError(f"--{option} {name}: {error}") from None
+    return with_options(find("stopping", name), first_rung=first_rung, eta=eta)

@@ -67,46 +67,39 @@ def explain(folder, run, searcher_class, trial_id):
 def show_model(run, searcher, before, trial):
     """Prints what the model says of a trial's configuration, in the metric's own units."""
     model = searcher.model(before, np.random.default_rng([searcher.seed, trial.id]))
-    losses, (centre, unit) = model.losses, model.units
+    losses, process = model.losses, model.losses.process
     names, columns = list(domains(run["space"])), []  # columns: of an encoded configuration
     for name, domain in domains(run["space"]).items():
         is_choice = isinstance(domain, Choice)
         columns += [f"{name}={value!r}" for value in domain.values] if is_choice else [name]
     column = searcher.category_in_turn(before)
     if column is not None:
-        model = searcher.with_incumbent_of(column, model)
         print(f"the turn of {columns[column]}, tried least: to improve on its own best trial")
-    lengthscales, ridge, share, signal, noise = losses.process.scales(losses.theta)
+    lengthscales, ridge, signal, noise = process.split(losses.theta)
     print("\nlengthscales, the most influential first (a range has length 1):")
     for i in np.argsort(lengthscales, kind="stable"):
         print(f"  {[*names, '(epoch)'][i]:<24}{lengthscales[i]:.3g}")
-    largest = np.argsort(-np.abs(ridge), kind="stable")[:6]
+    largest = np.argsort(-np.abs(ridge[: len(columns)]), kind="stable")[:6]
     print("combination:", "  ".join(f"{ridge[i]:+.2g} {columns[i]}" for i in largest))
-    deviations = [f"{unit * math.sqrt(variance):.3g}" for variance in (signal, noise)]
-    print(f"additive share {share:.2f}, standard deviation {deviations[0]}, noise {deviations[1]}")
+    deviations = [f"{model.unit * math.sqrt(variance):.3g}" for variance in (signal, noise)]
+    print(f"standard deviation {deviations[0]}, noise {deviations[1]}")
 
     sign = -1.0 if run["mode"] == "max" else 1.0
     x = encode(run["space"], trial.config)[None]
-    mu, sigma = searcher.predict(losses, x)
-    value, deviation = sign * (centre + unit * mu.mean()), unit * np.hypot(sigma[0, 0], mu.std())
-    target = sign * (centre + unit * (model.losses.best.mean() - model.least))
-    print(f"\nprediction there: {value:.5g} +- {deviation:.2g}")
+    (mu, sigma), best = model.predict(x), searcher.incumbents(model, column)[1].min(axis=0)
+    value = sign * (model.centre + model.unit * mu.mean())
+    print(f"\nprediction there: {value:.5g} +- {model.unit * np.hypot(sigma[0, 0], mu.std()):.2g}")
+    target = sign * (model.centre + model.unit * best.mean())
     print(f"to be improved on: {target:.5g}, what pending trials may find included")
     anywhere = snap(run["space"], np.random.default_rng(0).random((2000, x.shape[1])))
-    score, others = searcher.score(model, x)[0], searcher.score(model, anywhere)
+    score, others = (searcher.score(model, X, best) for X in (x, anywhere))
     random = f"median {np.median(others):.3f}, best {others.max():.3f}"
-    print(f"acquisition {score:.3f}; random configurations: {random}")
-    if model.failures:
-        mu, sigma = searcher.predict(model.failures, x)
-        print(f"failures: predicted {mu[0, 0]:.2f} +- {sigma[0, 0]:.2f}; 1 is none, -1 is failure")
+    print(f"acquisition {score[0]:.3f}; random configurations: {random}")
     if model.costs is not None:
         print(f"seconds per epoch: predicted {np.exp(cost_features(x) @ model.costs)[0]:.3g}")
 
-    points = np.concatenate([x, searcher.encode(before)]) * searcher.scale
-    points, process = searcher.at_epoch(losses, points), losses.process
-    here, there = points[:1], points[1:]
-    k = process.kernel(losses.theta, here, there) - process.mean_kernel(here, there)
-    correlation = k[0] / signal
+    points = model.inputs(np.concatenate([x, searcher.encode(before)]))
+    correlation = process.shape(losses.theta, points[:1], points[1:])[0][0]
     order = sorted(before, key=lambda other: -correlation[other.id])
     nearest = [other for other in order if other.status != "running"][:5]
     print("\nthe nearest ended trials, and all pending ones:")

@@ -241,6 +241,7 @@ def load_run(folder):
         with open(path, "rb") as file:
             line, end, _ = file.readline().partition(b"\n")
             run = json.loads(line if end else b"")["run"]  # without its end it is torn
+        run["arguments"].keys()
         return Journal({**run, "space": space_from_json(run["space"])}).run
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}; expected the folder of a run") from None

@@ -82,6 +82,13 @@ def loss_at_rung(trial, rung, first_rung, eta):
 RULES = {"none": None, "median": median, "asha": asha, "halving": halving}
 
 
+def find_rule(name):
+    """The rule of a name, None for "none"; ValueError when there is none such."""
+    if name not in RULES and name != "auto":
+        raise ValueError(f"expected auto, {', '.join(RULES)} or FILE.py:FUNCTION, got {name!r}")
+    return RULES["halving" if name == "auto" else name]
+
+
 def with_options(rule, **options):
     """The rule with those of the options that are its arguments; None, no rule, stays None."""
     names = inspect.signature(rule).parameters if rule else {}

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpo.journal import Journal, check_new
-from hpo.objective import one_line
-from hpo.searchers import SEARCHERS
+from hpo.objective import import_error, load_module, one_line
+from hpo.searchers import find_searcher
 from hpo.space import Domain, cast_config, domains, middle, space_from_json, space_to_json
 from hpo.status import Status, best_of, say
-from hpo.stopping import RULES, with_options
+from hpo.stopping import find_rule, with_options
 from hpo.trial import ENDING, LINUX, SERVER_DIED, LocalBackend, Report
 
 N_FAILED = 3  # so many first trials that all fail end the run, or one for each worker
@@ -273,6 +273,11 @@ def call(name, function, *arguments):
 # ---- A run ---------------------------------------------------------------------------------------
 LEAST = {"hours": 1e-9, "trials": 1, "workers": 1, "trial_timeout": 1e-9, "first_rung": 1}
 LEAST |= {"eta": 2, "seed": 0}
+DEFAULTS = {
+    "config_space": None, "metric": None, "mode": None, "assignments": [], "epochs_name": "epochs",
+    "hours": 3.0, "trials": None, "workers": 4, "trial_timeout": None, "searcher": "gp",
+    "stopping": "auto", "first_rung": 1, "eta": 3, "seed": 0, "start": None,
+}  # fmt: skip
 BUDGET = ("hours", "trials", "workers", "trial_timeout")  # what a resumed run may change
 
 
@@ -293,48 +298,62 @@ class Run:
 
 
 def tune(
-    objective, config_space=None, *, metric=None, mode=None, assignments=(), epochs_name="epochs",
-    hours=3.0, trials=None, workers=4, trial_timeout=None, searcher="gp", stopping="auto",
-    first_rung=1, eta=3, seed=0, start=None, results=None, resume=None,
+    objective=None, config_space=None, *, metric=None, mode=None, assignments=None,
+    epochs_name=None, hours=None, trials=None, workers=None, trial_timeout=None, searcher=None,
+    stopping=None, first_rung=None, eta=None, seed=None, start=None, results=None, resume=None,
 ):  # fmt: skip
     """Tunes an objective and prints its progress; returns a Run. The command line calls this.
 
     objective: the path of an objective file; or a function, with config_space, metric and mode,
     which otherwise replace the file's own. assignments: as of --set. searcher, stopping: names as
     on the command line, or a class and a function. start: configurations to try first.
-    results: a new folder. resume: the folder of a run that is to go on, with the same arguments
-    but for the BUDGET; its space, metric and mode come from there.
-    All else is as `python run.py --help` says.
+    results: a new folder. resume: the folder of a run that is to go on.
+    None stands for the default that `python run.py --help` tells; of a resumed run for what it had,
+    and only the BUDGET may differ. A run of a function needs the function again.
     Raises ValueError for bad input, and has written nothing then; RunFailed; WriteError.
     """
-    objective = objective if callable(objective) else os.path.abspath(objective)
+    given = {n: v for n, v in locals().items() if v is not None and n not in ("results", "resume")}
+    for name in ("objective", "searcher", "stopping"):
+        if isinstance(text := given.get(name), str) and (name == "objective" or ".py:" in text):
+            given[name] = os.path.abspath(text)
     if config_space is not None:
         space_to_json(config_space)  # a ValueError names what cannot be in a space
-    arguments = as_json({n: v for n, v in locals().items() if n not in ("results", "resume")})
-    check_numbers(arguments)
     with contextlib.ExitStack() as stack:
         if resume is None:
+            options = DEFAULTS | given
             folder = pathlib.Path(results or f"results/{time.strftime('%Y-%m-%d_%H-%M-%S')}")
             if results:
                 check_new(folder)
-            known = {"space": arguments["config_space"], "assignments": arguments["assignments"]}
         else:
             if results:
                 raise ValueError("--results: a resumed run keeps its folder; leave it out")
             journal = Journal.open(resume)
             stack.callback(journal.close)
-            folder, run, metric, mode = journal.folder, journal.run, journal.metric, journal.mode
-            check_same(folder, run["arguments"], arguments)
+            folder, run = journal.folder, journal.run
+            check_same(folder, run["arguments"], as_json(given))
+            options = run["arguments"] | given
+        arguments = as_json(options)
+        check_numbers(arguments)
+        objective, epochs_name, hours, trials, workers, trial_timeout, seed = (
+            options[name] for name in
+            ("objective", "epochs_name", "hours", "trials", "workers", "trial_timeout", "seed")
+        )  # fmt: skip
+        searcher_class = find("searcher", options["searcher"])
+        rule = find("stopping", options["stopping"])
+        if resume is None:
+            known = {name: arguments[name] for name in ("metric", "mode", "assignments")}
+            known["space"] = arguments["config_space"]
+        else:
             known = {"space": space_to_json(run["space"]), "prepared": run["prepared"]}
-        searcher_class = find("searcher", searcher, SEARCHERS)
-        rule = find("stopping", stopping, {"auto": RULES["halving"], **RULES})
+            known |= {"metric": journal.metric, "mode": journal.mode}
         backend = LocalBackend(find_objective(objective), seed, workers)
         stack.callback(backend.close)
         say(f"loading {arguments['objective']}")
-        found = backend.describe(metric=metric, mode=mode, **known)
+        found = backend.describe(**known)
         space = space_from_json(found["space"])
         max_epochs = last_epoch(space, epochs_name)
-        if rule and not max_epochs and stopping != "auto":
+        is_auto = options["stopping"] == "auto"
+        if rule and not max_epochs and not is_auto:
             raise ValueError(
                 f"--stopping {arguments['stopping']}: expected a constant `epochs` in the space, "
                 "the last epoch; name it with --epochs_name, or use --stopping none"
@@ -343,7 +362,7 @@ def tune(
             searcher = searcher_class(space, seed, max_epochs)
         except Exception as error:  # whatever the user's class raises becomes one line
             raise ValueError(f"--searcher {arguments['searcher']}: {one_line(error)}") from error
-        start = checked_start(space, start)
+        start = checked_start(space, options["start"])
         if resume is None:
             arguments |= {"metric": found["metric"], "mode": found["mode"]}
             journal = create(folder, {**found, "arguments": arguments}, is_named=bool(results))
@@ -355,8 +374,9 @@ def tune(
         tuner = Tuner(
             journal, searcher, backend, workers, hours * 3600, n_trials=trials or math.inf,
             trial_timeout=trial_timeout or math.inf,
-            rule=with_options(rule, first_rung=first_rung, eta=eta) if max_epochs else None,
-            needs_epoch=stopping != "auto", max_epochs=max_epochs, start=start,
+            rule=with_options(rule, first_rung=options["first_rung"], eta=options["eta"])
+            if max_epochs else None,
+            needs_epoch=not is_auto, max_epochs=max_epochs, start=start,
             show=Status(journal, backend),
         )  # fmt: skip
         with ending_signals(tuner) as signals:
@@ -401,9 +421,8 @@ def create(folder, run, is_named):
 def check_same(folder, own, given):
     """ValueError when an argument of a run that goes on is not what it was."""
     for name, value in given.items():
-        is_left_out = value is None and name in ("config_space", "metric", "mode", "start")
         was_moved = name == "objective" and not os.path.exists(own[name])
-        if name not in BUDGET and value != own[name] and not is_left_out and not was_moved:
+        if name not in BUDGET and value != own[name] and not was_moved:
             flag = {"config_space": "--space", "assignments": "--set"}.get(name, f"--{name}")
             raise ValueError(
                 f"{flag.replace('--objective', 'OBJECTIVE')}: {folder} has {own[name]!r:.200}, got "
@@ -445,15 +464,23 @@ def find_objective(objective):
     return objective
 
 
-def find(option, value, known):
-    """The searcher or rule of a known name; or it is one itself, a class or a function."""
-    is_name = isinstance(value, str)
-    if is_name and value not in known or not is_name and not callable(value):
-        names = ", ".join(known)
-        raise ValueError(f"--{option}: expected {names} or FILE.py:NAME, got {value!r:.200}")
-    if option == "searcher" and not is_name and not hasattr(value, "suggest"):
-        raise ValueError(f"--searcher: expected a class with suggest(trials), got {value!r:.200}")
-    return known[value] if is_name else value
+def find(option, value):
+    """The searcher class or rule that a text names, as on the command line; or it is one itself."""
+    found, (path, _, name) = value, str(value).rpartition(":")
+    try:
+        if path.endswith(".py"):
+            found = getattr(load_module(path), name)
+        elif isinstance(value, str) and option == "searcher":
+            found = find_searcher(value)
+        elif isinstance(value, str):
+            return find_rule(value)
+    except (Exception, SystemExit) as error:  # whatever the user's file raises becomes one line
+        reason = import_error(error, path) if path.endswith(".py") else error
+        raise ValueError(f"--{option}: {reason}") from error
+    if not callable(found) or (option == "searcher" and not hasattr(found, "suggest")):
+        what = "a class with suggest(trials)" if option == "searcher" else "a function"
+        raise ValueError(f"--{option}: expected {what}, got {value!r:.200}")
+    return found
 
 
 def last_epoch(space, name):

@@ -12,7 +12,6 @@ import time
 import pytest
 
 from experiments import command
-from hpo import searchers
 
 ROOT = pathlib.Path(command.__file__).parent.parent
 FILES = [p for p in (ROOT / "experiments").glob("*.py") if "command.run(" in p.read_text()]
@@ -34,11 +33,6 @@ def test_number_is_checked():
     for kind, text in [(name, text) for name in bad for text in bad[name].split()]:
         with pytest.raises(argparse.ArgumentTypeError, match=f"expected an? .*, got {text!r}"):
             getattr(command, kind)(text)
-
-
-def test_settings_of_a_searcher_are_read_by_its_file(monkeypatch):
-    monkeypatch.setattr(searchers, "find_searcher", str.upper, raising=False)
-    assert command.find_searcher("gp:n_initial=1") == "GP:N_INITIAL=1"
 
 
 # ---- Processes ----

@@ -1,5 +1,6 @@
 """The examples of both READMEs, run as they stand there, and what they say of the files."""
 
+import math
 import os
 import pathlib
 import re
@@ -59,7 +60,8 @@ def test_searchers_with_other_parts_suggest_something_else(tmp_path, word):
     space, trials = {"x": uniform(0, 1), "kind": choice(["a", "b", "c"])}, []
     for i, kind in enumerate("abacaaaaaaa"):  # "a" is best, but it is the turn of another
         trials.append(Trial(i, {"x": i * 7 % 11 / 10, "kind": kind}, "random", status="done"))
-        trials[i].curve = [(1, trials[i].config["x"] ** 2 + (kind != "a"))]
+        noise = 0.2 * math.sin(7 * i)
+        trials[i].curve = [(1, (trials[i].config["x"] - 0.4) ** 2 + noise + (kind != "a"))]
     classes = [x for name, x in run_example(word, tmp_path).items() if name.startswith(word[:5])]
     suggested = [kind(space).suggest(trials)[0] for kind in classes]
     assert classes and GPSearch(space).suggest(trials)[0] not in suggested

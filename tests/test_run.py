@@ -287,7 +287,12 @@ BAD = [  # (flags, what is replaced in the objective file or a file's name, by t
     ("--bogus", "", "", "unrecognized arguments: --bogus"),
     ("--hours nan", "", "", "--hours: expected a positive number, got nan"),
     ("--workers 0", "", "", "--workers: expected a number >= 1, got 0"),
-    ("--searcher foo", "", "", "--searcher: expected random, gp or FILE.py:NAME, got 'foo'"),
+    (
+        "--searcher foo",
+        "",
+        "",
+        "--searcher: expected random, gp, gp:SETTING=VALUE,... or FILE.py:CLASS, got 'foo'",
+    ),
     ("--searcher {}/mine.py:Mine", "mine.py", "exit(0)", "mine.py, line 1: SystemExit"),
     ("--searcher {}/mine.py:Mine", "mine.py", "class Mine: pass", "suggest(trials)"),
     ("--stopping foo", "", "", "--stopping: expected auto, none, median, asha, halving or FILE.py"),

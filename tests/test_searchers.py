@@ -11,7 +11,7 @@ import re
 import numpy as np
 import pytest
 
-from hpo.searchers import SEARCHERS, GPSearch, Prior, RandomSearch, Settings
+from hpo.searchers import SEARCHERS, GPSearch, RandomSearch, Settings, find_searcher
 from hpo.space import (
     cast_config,
     choice,
@@ -168,36 +168,29 @@ def test_last_configurations_are_drawn_evenly():
 
 
 # ---- Bad input -----------------------------------------------------------------------------------
-def mine(**parts):
-    return lambda: type("Mine", (GPSearch,), parts)(LINE)
-
-
 ARGUMENTS = [("seed", 0, bad) for bad in (-1, "a", None)]
 ARGUMENTS += [("max_epochs", 1, bad) for bad in (0, 2.5)]
-SHAPES = "(3, 2) or (3, 1) from arguments of shapes (3, 2), (3, 1), (2,), (), got (3,)"
+PAIR = "expected two numbers, a mean and a standard deviation above 0, got"
 BAD = [
     *[(lambda kind=kind, name=name, bad=bad: kind(LINE, **{name: bad}),
        f"{name}: expected an integer, at least {least}, got {bad!r}")
       for kind in SEARCHERS.values() for name, least, bad in ARGUMENTS],
     (lambda: RandomSearch({"epochs": 81}), "nothing to tune"),
     (lambda: GPSearch({"epochs": 81}), "nothing to tune"),
-    (lambda: Prior(bowl=0), "Prior.bowl: expected two numbers, mean and standard deviation, got 0"),
-    (lambda: Prior(bowl=(0, -1)), "Prior.bowl: expected a standard deviation at least 0, got -1"),
-    (lambda: Prior(ridge=(0, 0)), "Prior.ridge: expected a standard deviation above 0, got 0"),
-    (lambda: Prior(additive=(math.nan, 1)), "Prior.additive: expected two numbers"),
-    (lambda: Prior(lengthscale=("a", 1)), "Prior.lengthscale: expected two numbers"),
-    (lambda: Settings(least=-1), "Settings.least: expected a number, at least 0, got -1"),
-    (lambda: Settings(n_initial=0), "Settings.n_initial: expected an integer, at least 1, got 0"),
-    (lambda: Settings(n_random=10.5), "Settings.n_random: expected an integer, at least 1"),
-    (lambda: Settings(cost_power="a"), "Settings.cost_power: expected a number, at least 0"),
-    (mine(settings=Settings), "Mine.settings: expected Settings(...), got <class"),
-    (mine(prior=(0, 1)), "Mine.prior: expected Prior(...), got (0, 1)"),
-    (mine(acquisition=staticmethod(lambda mu, sigma, best, noise: -mu.mean(axis=1))),
-     f"Mine.acquisition: expected shape {SHAPES}"),
-    (mine(acquisition=staticmethod(lambda mu, sigma, best, noise: None)), "or (3, 1) from"),
-    (mine(acquisition=lambda mu, sigma, best, noise: -mu), "5 were given (staticmethod f"),
-    (mine(correlation=staticmethod(lambda a, d: d)), "Mine.correlation: expected shape (2, 3, 2)"),
-    (mine(correlation=staticmethod(lambda a, decay: (decay.T, decay.T))), "got (2, 2, 3)"),
+    (lambda: Settings(bowl=0), f"bowl: {PAIR} 0"),
+    (lambda: Settings(ridge=(0, 0)), f"ridge: {PAIR} (0, 0)"),
+    (lambda: Settings(noise_variance=(math.nan, 1)), f"noise_variance: {PAIR} (nan, 1)"),
+    (lambda: Settings(lengthscale=("a", 1)), f"lengthscale: {PAIR} ('a', 1)"),
+    (lambda: Settings(clip=-1), "clip: expected a number, at least 0, got -1"),
+    (lambda: Settings(n_initial=0), "n_initial: expected an integer, at least 1, got 0"),
+    (lambda: Settings(n_random=10.5), "n_random: expected an integer, at least 1"),
+    (lambda: Settings(cost_power="a"), "cost_power: expected a number, at least 0"),
+    (lambda: find_searcher("bayes"), "expected random, gp, gp:SETTING=VALUE,... or FILE.py:CLASS"),
+    (lambda: find_searcher("random:n=1"), "or FILE.py:CLASS, got 'random:n=1'"),
+    (lambda: find_searcher("gp:n_initial"), "gp:n_initial: expected SETTING=VALUE"),
+    (lambda: find_searcher("gp:n_initial=ten"), "gp:n_initial=ten: expected SETTING=VALUE"),
+    (lambda: find_searcher("gp:n_intial=9"), "the settings of gp are n_initial, category_period"),
+    (lambda: find_searcher("gp:n_initial=0"), "n_initial: expected an integer, at least 1, got 0"),
 ]  # fmt: skip
 
 
@@ -227,6 +220,13 @@ def test_loss_that_is_no_number_is_an_error(loss):
 @pytest.mark.parametrize("one", [10**30, np.float32(1), np.float16(1), np.int8(1)])
 def test_losses_may_be_huge_integers_and_numbers_of_numpy(one):
     assert GPSearch(LINE).suggest(line([one * type(one)(i) for i in range(9)]))[1] == "model"
+
+
+def test_settings_are_part_of_a_name():
+    kind = find_searcher("gp:n_initial=7,bowl=(0, 0.1)")
+    assert issubclass(kind, GPSearch) and find_searcher("gp") is GPSearch
+    assert (kind.settings.n_initial, kind.settings.bowl) == (7, (0, 0.1))
+    assert kind.settings == Settings(n_initial=7, bowl=(0, 0.1)) != GPSearch.settings
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")

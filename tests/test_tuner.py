@@ -16,7 +16,7 @@ import pytest
 
 from hpo.journal import Journal, WriteError, load
 from hpo.searchers import RandomSearch
-from hpo.space import choice, loguniform, middle, randint, space_to_json
+from hpo.space import choice, loguniform, middle, randint, space_to_json, uniform
 from hpo.trial import SERVER_DIED, End, Report
 from hpo.tuner import N_LOST, RunFailed, Tuner, tune
 
@@ -487,3 +487,20 @@ def test_tune_names_a_bad_option_before_it_writes_or_starts_anything(tmp_path):
             where = {} if option == "resume" else {"results": tmp_path / "run"}
             tune(**{"objective": broken, **where, option: value})
     assert os.listdir(tmp_path) == []
+
+
+def quadratic(config):
+    return (config["x"] - 0.3) ** 2
+
+
+def test_a_resumed_run_keeps_its_own_arguments(tmp_path):
+    options = {"metric": "loss", "mode": "min", "workers": 1, "searcher": "random", "seed": 7}
+    options["results"] = tmp_path / "run"
+    first = tune(quadratic, {"x": uniform(0, 1)}, trials=2, **options)
+    again = tune(quadratic, trials=4, resume=first.folder)
+    assert [trial.origin for trial in again.trials] == ["start", *["random"] * 3]
+    assert [t.config for t in again.trials[:2]] == [t.config for t in first.trials]
+    with pytest.raises(ValueError, match=r"--seed: .* has 7, got 8; a resumed run keeps its own"):
+        tune(quadratic, seed=8, resume=first.folder)
+    with pytest.raises(ValueError, match=r"is a function, which hpo\.tune\(FUNCTION"):
+        tune(resume=first.folder)
