@@ -1,15 +1,16 @@
-"""The objective: loading it, describing it, running it as a program.
+"""The objective: loading it, describing it, running it as a program; any program as an objective.
 
 An objective file defines config_space, metric, mode ("max" or "min"), objective(config), and maybe
 prepare(constants) -> dict. Only processes of their own load it: the tuner's process stays free of
 torch, and of whatever else the file does. An objective is named by the path of such a file, or by
-the pair (module, name) of an importable function; or it is a function itself.
+the pair (module, name) of an importable function; or it is a function itself, or a Program.
 
     python -m hpo.objective train/mlp_fashion_mnist.py --learning_rate=0.001 ...   trains once
 """
 
 import argparse
 import ast
+import decimal
 import importlib
 import importlib.util
 import json
@@ -18,11 +19,19 @@ import pathlib
 import platform
 import random
 import shlex
+import signal
+import subprocess
+import symtable
 import sys
 import traceback
 import types
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+
+import hpo.report
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+TAG = "[tune-metric]:"  # begins a report on a program's output
 
 
 # ---- Loading -------------------------------------------------------------------------------------
@@ -31,8 +40,8 @@ def load_module(objective, source=None):
 
     source: what its file held when the run began, so that editing the file does not change a run.
     """
-    if callable(objective):
-        return types.SimpleNamespace(objective=objective)
+    if callable(objective) or isinstance(objective, Program):
+        return types.SimpleNamespace(objective=getattr(objective, "run", objective))
     spec = _spec(objective)
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     source = pathlib.Path(spec.origin).read_bytes() if source is None else source
@@ -162,7 +171,8 @@ def import_error(error, path):
 
 def one_line(error):
     """Type and message of an exception in one line of at most 2,000 characters."""
-    return " ".join("".join(traceback.format_exception_only(error)).split())[:2000]
+    lines = [str(error)] if isinstance(error, ProgramFailed) else None
+    return " ".join("".join(lines or traceback.format_exception_only(error)).split())[:2000]
 
 
 # ---- As a program --------------------------------------------------------------------------------
@@ -209,6 +219,155 @@ def command_line(path, config, trial_seed, n_threads):
         words.append(f"--{name}={value if isinstance(value, str) else json.dumps(value)}")
     elsewhere = "" if pathlib.Path.cwd() == ROOT else f"PYTHONPATH={shlex.quote(str(ROOT))} "
     return f"{elsewhere}OMP_NUM_THREADS={n_threads} {shlex.join(words)}"
+
+
+# ---- Any program ---------------------------------------------------------------------------------
+class ProgramFailed(Exception):
+    """The message is the whole reason; a traceback would say nothing more."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program in any language as an objective (Linux and macOS).
+
+    It takes arguments `--name value` and prints lines such as [tune-metric]: {"accuracy": 0.9}.
+    pass_json: the flag of a JSON file with all values, instead of these arguments.
+    checkpoint_flag: the flag of a folder, the same for all attempts of a trial, to save its state.
+    """
+
+    path: str
+    metric: str
+    pass_json: str | None = None
+    checkpoint_flag: str | None = None
+
+    def __str__(self):
+        return self.path
+
+    def words(self, config):
+        """The program and its arguments: a list, so that no shell splits or expands them."""
+        folder = pathlib.Path(os.environ["TRIAL_CHECKPOINTS"])  # DIR/checkpoints/0000
+        if self.pass_json:
+            file = folder.parents[1] / "logs" / f"{folder.name}.json"
+            file.write_text(json.dumps(config))
+            config = {self.pass_json: str(file)}
+        if self.checkpoint_flag:
+            folder.parent.mkdir(exist_ok=True)  # as in Syne Tune, the program makes the folder
+            config = {**config, self.checkpoint_flag: str(folder)}
+        words = [sys.executable, self.path] if self.path.endswith(".py") else [self.path]
+        return words + [word for name, value in config.items() for word in argument(name, value)]
+
+    def run(self, config):
+        """Trains a configuration: reports what the program reports, and logs what it prints.
+
+        A stop or a kill of the trial sends SIGTERM to the process group of both. What is still
+        there at the backend's deadline gets SIGKILL from the fork server.
+        """
+        signal.signal(signal.SIGTERM, _on_sigterm)
+        report, wrong, last_error, tail = hpo.report.Reporter(), [], "", []
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        process = subprocess.Popen(self.words(config), env=environment, **pipes)
+        try:
+            for is_error, line in _lines(process):
+                tail = [*tail, line[:300]][-3:]
+                last_error = line if is_error else last_error
+                for text in [] if is_error else line.split(TAG)[1:]:
+                    try:
+                        report(**reported(text))
+                    except (ValueError, TypeError, AttributeError, RecursionError):
+                        wrong.append(line[:300])
+            code = process.wait()
+        except BaseException:  # StopTrial, or ProgramFailed by SIGTERM
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            os.killpg(os.getpid(), signal.SIGTERM)  # this process leads its group
+            for _ in _lines(process):  # its last words go to the log
+                pass
+            process.wait()
+            raise
+        finally:
+            if wrong:
+                print(f"warning: {len(wrong)} lines with {TAG} are no reports, first {wrong[0]!r}")
+        if code:
+            reason = "" if code > 0 and last_error else exit_reason(code)
+            raise ProgramFailed(": ".join(filter(None, [reason, last_error])))
+        if self.metric not in hpo.report.names:
+            names = ", ".join(sorted(hpo.report.names - {"epoch"})) or "no report"
+            expected = f'expected lines such as {TAG} {{"{self.metric}": 0.9}}, got {names}'
+            raise ProgramFailed(f"{expected}; the last it printed: {' | '.join(tail) or 'nothing'}")
+
+
+def argument(name, value):
+    """The words `--name value` for a program.
+
+    argparse takes a word such as -1e-05 or -text for an option: the number gets no exponent, and
+    the text is joined by "=".
+    """
+    name, text = "--" + name.lstrip("-"), str(value)
+    if isinstance(value, (list, dict)):
+        text = json.dumps(value)
+    elif isinstance(value, float) and value < 0:
+        text = f"{decimal.Decimal(text):f}"
+    is_joined = isinstance(value, str) and value.startswith("-")
+    return [f"{name}={text}"] if is_joined else [name, text]
+
+
+def reported(text):
+    """The metrics of a report that a program prints; what follows its JSON is ignored.
+
+    Without lists and dicts, and without Syne Tune's own (st_...): the journal has its own clock.
+    """
+    metrics, _ = json.JSONDecoder().raw_decode(text.lstrip())
+    scalars = {n: value for n, value in metrics.items() if not isinstance(value, (list, dict))}
+    return {name: value for name, value in scalars.items() if not name.startswith("st_")}
+
+
+def _on_sigterm(number, frame):
+    raise ProgramFailed("ended by SIGTERM")
+
+
+def _lines(process):
+    """Yields (is_error, line) of what a process prints, and copies all of it to the log at once.
+
+    Ends with the process: others that it leaves behind may hold its output open for ever.
+    """
+    rests = {process.stdout: b"", process.stderr: b""}  # the beginnings of lines
+    streams, exits = [*rests], [os.pidfd_open(process.pid)] if sys.platform == "linux" else []
+    while streams:
+        ready = wait([*streams, *exits])
+        if ready == exits and not (ready := wait(streams, 0)):
+            break  # it has exited, and nothing has come meanwhile
+        for stream in [stream for stream in streams if stream in ready]:
+            data = os.read(stream.fileno(), 2**16)
+            if not data:
+                streams.remove(stream)
+            os.write(1, data)
+            *lines, rest = (rests[stream] + data).replace(b"\r", b"\n").split(b"\n")
+            rests[stream] = rest[-(2**17) :]  # no report is as long
+            for line in lines:
+                if line.strip():
+                    yield stream is process.stderr, line.decode(errors="replace").strip()
+    for stream, rest in rests.items():
+        if rest.strip():
+            yield stream is process.stderr, rest.decode(errors="replace").strip()
+
+
+def exit_reason(code):
+    """Words for the exit code of a process; "" for 0."""
+    if code >= 0:
+        return f"the process exited with code {code}" if code else ""
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    return f"the process was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+
+
+def defines_objective(path):
+    """Whether a Python file defines `objective`. It is not run; one with an error might do so."""
+    try:
+        name = symtable.symtable(pathlib.Path(path).read_bytes(), path, "exec").lookup("objective")
+        return name.is_assigned() or name.is_imported()
+    except KeyError:
+        return False
+    except (SyntaxError, ValueError):
+        return True
 
 
 if __name__ == "__main__":

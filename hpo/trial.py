@@ -32,8 +32,9 @@ import types
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 
+import hpo.objective
 import hpo.report
-from hpo.objective import ROOT, describe, load_module, one_line, set_generators, source_of
+from hpo.objective import ROOT, describe, exit_reason, load_module, one_line, source_of
 
 STOP_SECONDS = 10  # from "stop", or from the end of the objective, to SIGKILL
 TERM_SECONDS = 5  # from SIGTERM to SIGKILL
@@ -151,6 +152,7 @@ class LocalBackend:
         job = {"origin": trial.origin, "config": trial.config, "metric": self.metric, "gpu": gpu}
         job |= {"seed": trial_seed(self.seed, trial.id), "n_threads": self.n_threads}
         job |= {"log": str(self._log(trial)), "stop_seconds": STOP_SECONDS}
+        job["checkpoints"] = os.path.abspath(f"{self.log_folder}/../checkpoints/{trial.id:04d}")
         self.running[trial.id] = trial.attempt, gpu
         try:
             if self.server is None:
@@ -234,14 +236,6 @@ class LocalBackend:
             sys.modules["__main__"] = main
             if POSIX:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-def exit_reason(code):
-    """Words for the exit code of a process; "" for 0."""
-    if code >= 0:
-        return f"the process exited with code {code}" if code else ""
-    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-    return f"the process was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
 
 
 def n_threads(n_workers):
@@ -416,7 +410,8 @@ def _do_job(inherited, tuner, job, objective, source):
     except BaseException as error:  # whatever it is, it ends this process alone
         if not isinstance(error, SystemExit) or error.code not in (None, 0):
             end = ["failed", one_line(error), ""]
-            if is_trial and not hpo.report.stopped:
+            is_short = isinstance(error, hpo.objective.ProgramFailed) or hpo.report.stopped
+            if is_trial and not is_short:
                 own = error.__traceback__.tb_next.tb_next  # without the frames of this file
                 text = "".join(traceback.format_exception(type(error), error, own))
     if os.getpid() == hpo.report.process_id:  # and this is not a fork of it that came back here
@@ -439,9 +434,11 @@ def _train(tuner, job, objective, source):
     sys.stdout, sys.stderr = (os.fdopen(fd, "w", closefd=False, **options) for fd in (1, 2))
     if job["gpu"] is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = job["gpu"]
+    os.environ["TRIAL_SEED"] = str(job["seed"])
+    os.environ["TRIAL_CHECKPOINTS"] = job["checkpoints"]
     function = load_module(objective, source).objective
     hpo.report.tuner = tuner  # from here on: what loading the file reports is printed
-    set_generators(job["seed"], job["n_threads"])
+    hpo.objective.set_generators(job["seed"], job["n_threads"])
     returned, metric = function(job["config"]), job["metric"]
     if not hpo.report.names and returned is not None:
         hpo.report.Reporter()(**(returned if isinstance(returned, dict) else {metric: returned}))

@@ -1,0 +1,188 @@
+"""Any program as an objective: what it is given, what it prints, and how it ends."""
+
+import contextlib
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+import hpo.trial
+from hpo.objective import Program, argument
+from hpo.trial import End, LocalBackend, Trial
+
+PROGRAMS = Path(__file__).resolve().parent / "programs"
+TRIAL = Trial(3, {}, "test")
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="Linux and macOS")
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts a program with a configuration as a trial; returns its backend."""
+    with contextlib.ExitStack() as stack:
+
+        def start(path, config, **options):
+            program = Program(str(path), "y", **options)
+            backend = stack.enter_context(contextlib.closing(LocalBackend(program, n_workers=2)))
+            space = {**config, "tuned": {"uniform": [0, 1]}}
+            backend.describe(space=space, metric="y", mode="max")
+            backend.begin(tmp_path / "run/logs", 0)
+            backend.start(Trial(3, config, "test"))
+            return backend
+
+        (tmp_path / "run").mkdir()
+        yield start
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes an executable file and returns its path."""
+
+    def write(text, name="program.sh"):
+        path = tmp_path / name
+        path.write_text(text if name.endswith(".py") else f"#!/bin/bash\n{text}\n")
+        path.chmod(0o755)
+        return path
+
+    return write
+
+
+def until_end(backend, trial=TRIAL, n_reports=99):
+    """(metrics of each report, End, log) of a trial, which is stopped at the last report."""
+    reports, until = [], time.monotonic() + 20
+    while time.monotonic() < until:
+        for event in backend.wait(1.0):
+            if isinstance(event, End):
+                return reports, event, backend.log(trial)
+            reports.append(event.metrics)
+            backend.answer(trial, len(reports) < n_reports)
+    raise AssertionError("the trial has not ended")
+
+
+# ---- What a program is given ---------------------------------------------------------------------
+VALUES = {
+    "a b": "--n|a b", "": "--n|", "it's $HOME \"*\"": '--n|it\'s $HOME "*"', "-text": "--n=-text",
+    True: "--n|True", None: "--n|None", -3: "--n|-3", 1e-05: "--n|1e-05", -1e-05: "--n|-0.00001",
+    -0.5: "--n|-0.5", -1.25e20: "--n|-125000000000000000000",
+}  # fmt: skip
+SEEN = "import json, os, sys\nprint('[tune-metric]:', json.dumps({'y': 1, 'seen': json.dumps("
+
+
+def test_value_becomes_words_that_argparse_and_a_shell_script_read():
+    for value, words in VALUES.items():
+        assert argument("n", value) == words.split("|")
+    assert argument("--n", [1, {"a": None}]) == ["--n", '[1, {"a": null}]']
+
+
+def test_program_gets_each_value_as_a_word(start, write):
+    path = write(f"{SEEN}sys.argv[1:])}}))", "a program.py")
+    config = {"num-epochs": 3, "text": " a  'b\" $(c) * ", "empty": "", "yes": True, "none": None}
+    ((metrics,), end, _) = until_end(start(path, {**config, "list": [1, "a b"]}))
+    words = [word for name, value in config.items() for word in (f"--{name}", str(value))]
+    assert end.error == "" and json.loads(metrics["seen"]) == [*words, "--list", '[1, "a b"]']
+
+
+def test_program_gets_one_file_and_a_folder(start, write, tmp_path):
+    path = write(f"{SEEN}sys.argv[1:])}}))", "a program.py")
+    config = {"list": [1, {"a": None}], "yes": True, "text": "é"}
+    backend = start(path, config, pass_json="--config", checkpoint_flag="st_checkpoint_dir")
+    ((metrics,), _, _) = until_end(backend)
+    file, folder = tmp_path / "run/logs/0003.json", tmp_path / "run/checkpoints/0003"
+    words = ["--config", str(file), "--st_checkpoint_dir", str(folder)]
+    assert json.loads(metrics["seen"]) == words
+    assert json.loads(file.read_text()) == config and folder.parent.exists()
+    assert not folder.exists()  # programs take it for a checkpoint when it is there
+
+
+def test_environment_of_a_program(start, write, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+    path = write(f"{SEEN}dict(os.environ))}}))", "program.py")
+    backend = start(path, {"n": 1})
+    seen = json.loads(until_end(backend)[0][0]["seen"])
+    assert seen["PYTHONUNBUFFERED"] == "1" and seen["CUDA_VISIBLE_DEVICES"] == "5"
+    assert seen["TRIAL_SEED"] == str(hpo.trial.trial_seed(0, 3))
+    assert seen["OMP_NUM_THREADS"] == str(hpo.trial.n_threads(2))
+
+
+# ---- What it prints ------------------------------------------------------------------------------
+def test_reports_are_found_anywhere_in_a_line(start, write):
+    lines = [
+        'x [tune-metric]: {"y": 0.5, "epoch": 1, "st_worker_iter": 0, "list": [1]} and } more',
+        '50%\r[tune-metric]: {"y": NaN}[tune-metric]: {"loss": 1, "epoch": 3}',
+        '[tune-metric]: {"y": 0.5', "[tune-metric]: [1]", '[tune-metric]: {"y": 1, "epoch": 0.5}',
+        '[tune-metric]: {"st_worker_iter": 0}', "[tune-metric]: " + '{"a":' * 9999, "é",
+    ]  # fmt: skip
+    path = write("\n".join(f"printf '%s\\n' '{line}'" for line in lines) + "\nprintf end >&2")
+    reports, end, log = until_end(start(path, {"n": 1}))
+    first, second, third = reports
+    assert first == {"y": 0.5, "epoch": 1} and third == {"loss": 1, "epoch": 3}
+    assert second["epoch"] == 2 and second["y"] != second["y"]
+    assert end.outcome == "finished" and "é" in log and "end" in log
+    assert (
+        "warning: 5 lines with [tune-metric]: are no reports" in log and log.count("warning") == 1
+    )
+
+
+def test_output_goes_to_the_log_as_it_comes(start, write):
+    backend = start(write("printf 'half a line'; sleep 99"), {"n": 1})
+    until = time.monotonic() + 10
+    while backend.log(TRIAL) != "half a line":
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+# ---- How it ends ---------------------------------------------------------------------------------
+REPORT = """echo '[tune-metric]: {"y": 1}'\n"""
+LOSS = """echo '[tune-metric]: {"loss": 1}'"""
+EXPECTED = 'expected lines such as [tune-metric]: {"y": 0.9}, got'
+ENDS = [  # what a program does, how many reports come, and its error
+    (REPORT, 1, ""),
+    (f"exec 2>&1; {REPORT}", 1, ""),
+    (f"sleep 99 &\n{REPORT}", 1, ""),  # it leaves a process that holds its output open
+    (f"(setsid sleep 99 &)\n{REPORT}", 1, ""),
+    (f"exec > /dev/null 2>&1; sleep 0.2; {REPORT}", 0, f"{EXPECTED} no report; the last it printed: nothing"),
+    ("echo a; echo b; echo c; echo d", 0, f"{EXPECTED} no report; the last it printed: b | c | d"),
+    (LOSS, 1, f'{EXPECTED} loss; the last it printed: [tune-metric]: {{"loss": 1}}'),
+    (f"{REPORT}echo first >&2; echo 'no  disk' >&2; echo; exit 3", 1, "no disk"),
+    ("exit 3", 0, "the process exited with code 3"),
+    ("echo why >&2; kill -SEGV $$", 0, "the process was killed by SIGSEGV: why"),
+    ("kill -9 $$", 0, "the process was killed by SIGKILL (out of memory?)"),
+    ("kill $PPID; sleep 99", 0, "ended by SIGTERM"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text,n_reports,error", ENDS)
+def test_end_of_a_program(start, write, text, n_reports, error):
+    reports, end, log = until_end(start(write(text), {"n": 1}))
+    assert (len(reports), end.error) == (n_reports, error)
+    assert end.outcome == ("failed" if error else "finished") and "Traceback" not in log
+
+
+GROUP = "trap 'echo saved; exit' TERM; sleep 98 & echo $! $$\n"
+
+
+@pytest.mark.parametrize("how", ["stop", "kill", "stubborn"])
+def test_stop_and_kill_end_the_whole_group(start, write, monkeypatch, how):
+    monkeypatch.setattr(hpo.trial, "STOP_SECONDS", 1)
+    monkeypatch.setattr(hpo.trial, "TERM_SECONDS", 1)
+    text = GROUP if how != "stubborn" else GROUP.replace("echo saved; exit", "")
+    backend = start(write(f"{text}{REPORT}while true; do sleep 0.05; done"), {"n": 1})
+    if how == "kill":
+        assert backend.wait(20)[0].metrics["y"] == 1
+        backend.kill(TRIAL)
+    before = time.monotonic()
+    _, end, log = until_end(backend, n_reports=1)
+    assert end.outcome == "failed" and time.monotonic() - before < 5
+    assert ("saved" in log) == (how != "stubborn")
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in log.split("\n")[0].split())
+
+
+def test_checkpoints_outlive_an_attempt(start):
+    config = {"step": 0.5, "epochs": 6, "seconds": 0.05}
+    backend = start(PROGRAMS / "checkpoints.py", config, checkpoint_flag="st_checkpoint_dir")
+    reports, _, _ = until_end(backend, n_reports=3)
+    assert [metrics["epoch"] for metrics in reports] == [1, 2, 3]
+    backend.start(trial := Trial(3, config, "test", attempt=2))
+    reports, _, _ = until_end(backend, trial)
+    assert reports[0]["epoch"] > 3 and reports[-1]["loss"] == 0.5**6
