@@ -18,6 +18,7 @@ import os
 import pathlib
 import platform
 import random
+import re
 import shlex
 import signal
 import subprocess
@@ -292,7 +293,7 @@ class Program:
             raise ProgramFailed(": ".join(filter(None, [reason, last_error])))
         if self.metric not in hpo.report.names:
             names = ", ".join(sorted(hpo.report.names - {"epoch"})) or "no report"
-            expected = f'expected lines such as {TAG} {{"{self.metric}": 0.9}}, got {names}'
+            expected = f'expected printed lines {TAG} {{"{self.metric}": 0.9}}, got {names}'
             raise ProgramFailed(f"{expected}; the last it printed: {' | '.join(tail) or 'nothing'}")
 
 
@@ -328,7 +329,7 @@ def _on_sigterm(number, frame):
 def _lines(process):
     """Yields (is_error, line) of what a process prints, and copies all of it to the log at once.
 
-    Ends with the process: others that it leaves behind may hold its output open for ever.
+    Ends with the process (on Linux): others that it has started may hold its output open for ever.
     """
     rests = {process.stdout: b"", process.stderr: b""}  # the beginnings of lines
     streams, exits = [*rests], [os.pidfd_open(process.pid)] if sys.platform == "linux" else []
@@ -341,14 +342,12 @@ def _lines(process):
             if not data:
                 streams.remove(stream)
             os.write(1, data)
-            *lines, rest = (rests[stream] + data).replace(b"\r", b"\n").split(b"\n")
+            text = rests[stream] + (data or b"\n")
+            *lines, rest = text.replace(b"\r", b"\n").split(b"\n")
             rests[stream] = rest[-(2**17) :]  # no report is as long
             for line in lines:
                 if line.strip():
                     yield stream is process.stderr, line.decode(errors="replace").strip()
-    for stream, rest in rests.items():
-        if rest.strip():
-            yield stream is process.stderr, rest.decode(errors="replace").strip()
 
 
 def exit_reason(code):
@@ -359,15 +358,22 @@ def exit_reason(code):
     return f"the process was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
 
 
-def defines_objective(path):
-    """Whether a Python file defines `objective`. It is not run; one with an error might do so."""
-    try:
-        name = symtable.symtable(pathlib.Path(path).read_bytes(), path, "exec").lookup("objective")
-        return name.is_assigned() or name.is_imported()
-    except KeyError:
-        return False
-    except (SyntaxError, ValueError):
+def is_program(path):
+    """Whether a file is run as a program; else its function `objective` is called.
+
+    A Python file with `objective` is run if it has the Reporter of Syne Tune, which prints. No file
+    is imported for this. One with a syntax error is no program, so that `describe` shows the error.
+    """
+    if not path.endswith(".py"):
         return True
+    source = pathlib.Path(path).read_bytes()
+    try:
+        names = symtable.symtable(source, path, "exec").get_symbols()
+    except (SyntaxError, ValueError):
+        return False
+    defined = [n.get_name() for n in names if n.is_assigned() or n.is_imported()]
+    prints = re.search(rb"^\s*(from|import) syne_tune\b", source, re.MULTILINE)
+    return bool(prints) or "objective" not in defined
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import hpo.trial
-from hpo.objective import Program, argument
+from hpo.objective import Program, argument, is_program
 from hpo.trial import End, LocalBackend, Trial
 
 PROGRAMS = Path(__file__).resolve().parent / "programs"
@@ -58,6 +58,21 @@ def until_end(backend, trial=TRIAL, n_reports=99):
             reports.append(event.metrics)
             backend.answer(trial, len(reports) < n_reports)
     raise AssertionError("the trial has not ended")
+
+
+def test_python_file_with_objective_is_called_and_others_are_run(write):
+    for text, expected in {
+        "def objective(config): pass": False,
+        "if True:\n    from mine import f as objective": False,
+        "a syntax error": False,
+        "import argparse\nprint(argparse.objective)": True,
+        "def f():\n    objective = 1": True,
+        "from syne_tune import Reporter\ndef objective(config): pass": True,
+        "def objective(config):\n    import syne_tune.report": True,
+        "from syne_tuned import Reporter\nobjective = print": False,
+    }.items():
+        assert is_program(str(write(text, "a.py"))) == expected, text
+    assert is_program("train.sh")
 
 
 # ---- What a program is given ---------------------------------------------------------------------
@@ -135,13 +150,13 @@ def test_output_goes_to_the_log_as_it_comes(start, write):
 # ---- How it ends ---------------------------------------------------------------------------------
 REPORT = """echo '[tune-metric]: {"y": 1}'\n"""
 LOSS = """echo '[tune-metric]: {"loss": 1}'"""
-EXPECTED = 'expected lines such as [tune-metric]: {"y": 0.9}, got'
+EXPECTED = 'expected printed lines [tune-metric]: {"y": 0.9}, got'
 ENDS = [  # what a program does, how many reports come, and its error
     (REPORT, 1, ""),
     (f"exec 2>&1; {REPORT}", 1, ""),
     (f"sleep 99 &\n{REPORT}", 1, ""),  # it leaves a process that holds its output open
     (f"(setsid sleep 99 &)\n{REPORT}", 1, ""),
-    (f"exec > /dev/null 2>&1; sleep 0.2; {REPORT}", 0, f"{EXPECTED} no report; the last it printed: nothing"),
+    (f"exec &> /dev/null; {REPORT}", 0, f"{EXPECTED} no report; the last it printed: nothing"),
     ("echo a; echo b; echo c; echo d", 0, f"{EXPECTED} no report; the last it printed: b | c | d"),
     (LOSS, 1, f'{EXPECTED} loss; the last it printed: [tune-metric]: {{"loss": 1}}'),
     (f"{REPORT}echo first >&2; echo 'no  disk' >&2; echo; exit 3", 1, "no disk"),
