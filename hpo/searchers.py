@@ -262,8 +262,8 @@ class GPSearch:
         rung_of = np.concatenate([np.arange(len(curve)) for curve in curves])
         y, centre, unit = standardise(np.concatenate(curves), trial_of, rung_of, settings)
         usable = np.isfinite(y)  # the others, of diverged trainings, count as failed
-        bad = {observed[i].id for i in trial_of[~usable] if observed[i].status != "running"}
-        failed = [trial for trial in trials if has_failed(trial) or trial.id in bad]
+        diverged = {observed[i].id for i in trial_of[~usable] if observed[i].status != "running"}
+        failed = [trial for trial in trials if has_failed(trial) or trial.id in diverged]
         trial_of, rung_of, y = trial_of[usable], rung_of[usable], y[usable]
 
         def inputs(X, rung_of=-1):
@@ -481,8 +481,9 @@ def standardise_first(losses, settings):
     unit = (middle - low) or np.ptp(losses) or 1.0
     with np.errstate(over="ignore"):
         z = (losses - middle) / unit
-    few = len(losses) < 8  # and may be close to each other by chance
-    is_outlier, z = (z > settings.outlier) & (not few), squash(z, settings.clip)
+    limit = -settings.outlier * z[first].min()  # the better half may all but tie
+    is_outlier = (z > limit) & (z > settings.outlier) & (len(z) >= 8)  # few may be close by chance
+    z = squash(z, settings.clip)
     scaled = z[first][~is_outlier[first]]
     deviation = scaled.std() or 1.0
     return np.where(is_outlier, math.inf, (z - scaled.mean()) / deviation), unit * deviation
