@@ -28,6 +28,19 @@ def json_file(text):
         raise argparse.ArgumentTypeError(f"expected a JSON file: {error}") from None
 
 
+def space_file(text):
+    """A space as JSON, from a JSON file or from a Python file with config_space."""
+    if not text.endswith(".py"):
+        return json_file(text)
+    from hpo.objective import import_error, load_module
+    from hpo.space import space_to_json
+
+    try:
+        return space_to_json(load_module(text).config_space)
+    except (Exception, SystemExit) as error:  # whatever the user's file raises becomes one line
+        raise argparse.ArgumentTypeError(import_error(error, text)) from None
+
+
 FLAGS = {  # group -> [(flag, type, metavar, help)]
     "budget": [
         ("hours", float, "H", "time for the whole run, resumed or not; default 3"),
@@ -50,10 +63,13 @@ FLAGS = {  # group -> [(flag, type, metavar, help)]
     "problem": [
         ("set", str, "NAME=VALUE", ("set a constant (epochs=27) or fix a hyperparameter "
          "(n_units_1=512); may be repeated")),
-        ("space", json_file, "FILE.json", "a space that replaces the objective file's"),
+        ("space", space_file, "FILE", ("a space that replaces the objective file's, in JSON, or a "
+         "Python file with config_space")),
         ("metric", str, "NAME", "the reported metric to tune; default: the file's `metric`"),
         ("mode", str, "{max,min}", "whether more or less of it is better; default: the file's"),
         ("epochs_name", str, "NAME", "the constant that is the last epoch; default epochs"),
+        ("pass_json", str, "FLAG", "a program takes all values in a JSON file, by --FLAG FILE"),
+        ("checkpoint_flag", str, "FLAG", "a program keeps a trial's state in a folder, --FLAG DIR"),
     ],
     "results": [
         ("results", str, "DIR", "a new folder for the run; default results/<timestamp>"),
@@ -73,8 +89,9 @@ def make_parser():
         epilog="Exit codes: 0 finished, 1 failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM, 129 a "
         "closed terminal.",
     )  # fmt: skip
-    what = "a Python file with config_space, metric, mode and objective(config)"
-    what += f"; default {DEFAULT_OBJECTIVE.relative_to(ROOT)}"
+    what = "a Python file with config_space, metric, mode and objective(config), or any program "
+    what += "that takes --NAME VALUE and prints lines [tune-metric]: {...} (then --space, --metric "
+    what += f"and --mode are needed); default {DEFAULT_OBJECTIVE.relative_to(ROOT)}"
     names = {"default": None, "metavar": "OBJECTIVE", "help": what}
     parser.add_argument("objective", nargs="?", type=os.path.abspath, **names)
     for title, flags in FLAGS.items():

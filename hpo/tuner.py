@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpo.journal import Journal, check_new
-from hpo.objective import import_error, load_module, one_line
+from hpo.objective import Program, import_error, is_program, load_module, one_line
 from hpo.searchers import find_searcher
 from hpo.space import Domain, cast_config, domains, middle, space_from_json, space_to_json
 from hpo.status import Status, best_of, say
@@ -276,7 +276,8 @@ LEAST |= {"eta": 2, "seed": 0}
 DEFAULTS = {
     "config_space": None, "metric": None, "mode": None, "assignments": [], "epochs_name": "epochs",
     "hours": 3.0, "trials": None, "workers": 4, "trial_timeout": None, "searcher": "gp",
-    "stopping": "auto", "first_rung": 1, "eta": 3, "seed": 0, "start": None,
+    "stopping": "auto", "first_rung": 1, "eta": 3, "seed": 0, "start": None, "pass_json": None,
+    "checkpoint_flag": None,
 }  # fmt: skip
 BUDGET = ("hours", "trials", "workers", "trial_timeout")  # what a resumed run may change
 
@@ -300,13 +301,15 @@ class Run:
 def tune(
     objective=None, config_space=None, *, metric=None, mode=None, assignments=None,
     epochs_name=None, hours=None, trials=None, workers=None, trial_timeout=None, searcher=None,
-    stopping=None, first_rung=None, eta=None, seed=None, start=None, results=None, resume=None,
+    stopping=None, first_rung=None, eta=None, seed=None, start=None, pass_json=None,
+    checkpoint_flag=None, results=None, resume=None,
 ):  # fmt: skip
     """Tunes an objective and prints its progress; returns a Run. The command line calls this.
 
-    objective: the path of an objective file; or a function, with config_space, metric and mode,
-    which otherwise replace the file's own. assignments: as of --set. searcher, stopping: names as
-    on the command line, or a class and a function. start: configurations to try first.
+    objective: the path of an objective file; or a function, or the path of any program, with
+    config_space, metric and mode, which otherwise replace the file's own. assignments: as of --set.
+    searcher, stopping: names as on the command line, or a class and a function. start:
+    configurations to try first. pass_json, checkpoint_flag: of a hpo.objective.Program.
     results: a new folder. resume: the folder of a run that is to go on.
     None stands for the default that `python run.py --help` tells; of a resumed run for what it had,
     and only the BUDGET may differ. A run of a function needs the function again.
@@ -317,7 +320,7 @@ def tune(
         if isinstance(text := given.get(name), str) and (name == "objective" or ".py:" in text):
             given[name] = os.path.abspath(text)
     if config_space is not None:
-        space_to_json(config_space)  # a ValueError names what cannot be in a space
+        given["config_space"] = space_to_json(config_space)  # or a ValueError
     with contextlib.ExitStack() as stack:
         if resume is None:
             options = DEFAULTS | given
@@ -330,14 +333,15 @@ def tune(
             journal = Journal.open(resume)
             stack.callback(journal.close)
             folder, run = journal.folder, journal.run
-            check_same(folder, run["arguments"], as_json(given))
-            options = run["arguments"] | given
+            own = DEFAULTS | run["arguments"]
+            check_same(folder, own, as_json(given))
+            options = own | given
         arguments = as_json(options)
         check_numbers(arguments)
-        objective, epochs_name, hours, trials, workers, trial_timeout, seed = (
-            options[name] for name in
-            ("objective", "epochs_name", "hours", "trials", "workers", "trial_timeout", "seed")
-        )  # fmt: skip
+        epochs_name, hours, trials, workers, trial_timeout, seed = (
+            options[name]
+            for name in ("epochs_name", "hours", "trials", "workers", "trial_timeout", "seed")
+        )
         searcher_class = find("searcher", options["searcher"])
         rule = find("stopping", options["stopping"])
         if resume is None:
@@ -346,7 +350,7 @@ def tune(
         else:
             known = {"space": space_to_json(run["space"]), "prepared": run["prepared"]}
             known |= {"metric": journal.metric, "mode": journal.mode}
-        backend = LocalBackend(find_objective(objective), seed, workers)
+        backend = LocalBackend(find_objective(options), seed, workers)
         stack.callback(backend.close)
         say(f"loading {arguments['objective']}")
         found = backend.describe(**known)
@@ -445,22 +449,36 @@ def as_json(options):
     return json.loads(json.dumps(options, default=encode))
 
 
-def find_objective(objective):
+def find_objective(options):
     """An objective as hpo/objective.py names it; ValueError when it is none."""
+    objective = options["objective"]
+    flags = {name: options[name] for name in ("pass_json", "checkpoint_flag") if options[name]}
     if callable(objective):
         module, name = objective.__module__, getattr(objective, "__qualname__", "")
         if module != "__main__" and getattr(sys.modules.get(module), name, None) is objective:
-            return module, name
-        if not LINUX:
+            objective = module, name
+        elif not LINUX:
             raise ValueError(
                 f"{name}: expected a function in a file, got one of the running program; write it "
                 "to a file (%%writefile my_objective.py in a notebook), and name the file"
             )
-    elif not os.path.isfile(objective) or not objective.endswith(".py"):
-        reason = "is no Python file" if os.path.exists(objective) else "no such file"
+    elif not os.path.isfile(objective):
+        reason = "is a folder" if os.path.exists(objective) else "no such file"
         if ".py:" in objective:
             reason = "is a function, which hpo.tune(FUNCTION, ..., resume=DIR) goes on with"
-        raise ValueError(f"{objective}: {reason}; expected one with config_space and objective")
+        raise ValueError(f"{objective}: {reason}; expected a Python file or a program")
+    elif is_program(objective):
+        if not objective.endswith(".py") and not os.access(objective, os.X_OK):
+            raise ValueError(f"{objective}: is no Python file; if it is a program, use chmod +x")
+        if not all(options[name] for name in ("config_space", "metric", "mode")):
+            raise ValueError(
+                f"{objective}: is run as a program, as it does not define a function objective("
+                "config), or has Syne Tune's Reporter; this needs --space FILE, --metric NAME and "
+                "--mode max|min"
+            )
+        return Program(objective, options["metric"], **flags)
+    if flags:
+        raise ValueError(f"--{', --'.join(flags)}: for a program, but this objective is a function")
     return objective
 
 

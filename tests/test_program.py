@@ -1,18 +1,24 @@
 """Any program as an objective: what it is given, what it prints, and how it ends."""
 
 import contextlib
+import importlib.util
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 import hpo.trial
+from hpo import load
 from hpo.objective import Program, argument, is_program
 from hpo.trial import End, LocalBackend, Trial
 
-PROGRAMS = Path(__file__).resolve().parent / "programs"
+ROOT = Path(__file__).resolve().parent.parent
+PROGRAMS = ROOT / "tests/programs"
 TRIAL = Trial(3, {}, "test")
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Linux and macOS")
 
@@ -201,3 +207,156 @@ def test_checkpoints_outlive_an_attempt(start):
     backend.start(trial := Trial(3, config, "test", attempt=2))
     reports, _, _ = until_end(backend, trial)
     assert reports[0]["epoch"] > 3 and reports[-1]["loss"] == 0.5**6
+
+
+# ---- On the command line -------------------------------------------------------------------------
+LOOP = r"""while [ $# -gt 0 ]; do declare "${1#--}=$2"; shift 2; done
+for ((e = 1; e <= epochs; e++)); do
+  printf 'step [tune-metric]: {"loss": %d, "epoch": %d}\n' $((x * x + 90 / e)) $e; sleep 0.01
+done"""
+SPACE_PY = "from hpo import randint\nconfig_space = {'x': randint(-9, 9), 'epochs': 9}\n"
+METRIC = ["--metric", "loss", "--mode", "min"]
+
+
+def run_py(*words):
+    """(exit code, stderr) of a run from the command line."""
+    command = [sys.executable, "run.py", *map(str, words)]
+    options = {"capture_output": True, "text": True, "cwd": ROOT, "timeout": 60}
+    done = subprocess.run(command, check=False, **options)
+    return done.returncode, done.stderr
+
+
+def tune(tmp_path, path, space, metric, mode, *flags):
+    """The trials of a run of a program."""
+    (tmp_path / "space.json").write_text(json.dumps(space))
+    words = [path, "--space", tmp_path / "space.json", "--metric", metric, "--mode", mode]
+    words += ["--workers", 2, "--results", tmp_path / "run"]
+    assert run_py(*words, *flags) == (0, "")
+    return load(tmp_path / "run")
+
+
+def test_shell_script_is_tuned_and_stopped_early(write, tmp_path):
+    space = write(SPACE_PY, "space.py")
+    words = [write(LOOP), "--space", space, *METRIC, "--trials", 12, "--workers", 3]
+    assert run_py(*words, "--results", tmp_path / "run") == (0, "")
+    trials = load(tmp_path / "run")
+    assert {trial.status for trial in trials} == {"done", "stopped"}
+    for trial in trials:
+        assert trial.curve[0] == (1, trial.config["x"] ** 2 + 90)
+        assert trial.n_epochs == 9 or trial.status == "stopped"
+        assert "step [tune" in (tmp_path / f"run/logs/{trial.id:04d}.log").read_text()
+
+
+def test_bad_input_of_a_program_is_told_in_a_line_with_the_remedy(write, tmp_path):
+    program, script, plain = write(LOOP), write("print(1)", "a.py"), write("x", "b.sh")
+    plain.chmod(0o644)
+    space, bad = write(SPACE_PY, "space.py"), write("\nconfig_space = 1 / 0", "bad.py")
+    needs = "this needs --space FILE, --metric NAME and --mode max|min"
+    for words, error in {
+        (program,): needs,
+        (script, *METRIC): needs,
+        (script, "--space", space, "--metric", "loss"): needs,
+        (
+            plain,
+            "--space",
+            space,
+            *METRIC,
+        ): "b.sh: is no Python file; if it is a program, use",
+        (tmp_path, "--space", space, *METRIC): "is a folder; expected a Python file or a program",
+        (program, "--space", "gone.py", *METRIC): "gone.py: FileNotFoundError",
+        (program, "--space", bad, *METRIC): "bad.py, line 2: ZeroDivisionError",
+        (program, "--space", script, *METRIC): "has no attribute 'config_space'",
+        ("train/mlp_fashion_mnist.py", "--pass_json", "f"): "--pass_json: for a program, but this",
+    }.items():
+        code, err = run_py(*words)
+        assert code == 2 and error in err and err.count("\n") == 1, err
+
+
+def test_program_goes_on_from_its_checkpoint_when_the_run_is_resumed(tmp_path):
+    space = tmp_path / "space.json"
+    space.write_text('{"step": {"uniform": [0.5, 0.9]}, "epochs": 40, "seconds": 0.05}')
+    words = ["run.py", PROGRAMS / "checkpoints.py", "--space", space, *METRIC, "--trials", 1]
+    words += ["--checkpoint_flag", "st_checkpoint_dir", "--results", tmp_path / "run"]
+    with subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT) as first:
+        journal, until = tmp_path / "run/journal.jsonl", time.monotonic() + 20
+        while not journal.exists() or journal.read_text().count('"report"') < 3:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        first.send_signal(signal.SIGINT)
+    assert first.returncode == 130
+    assert run_py("--resume", tmp_path / "run") == (0, "")
+    (trial,) = load(tmp_path / "run")
+    assert trial.status == "done" and trial.attempt == 2
+    assert trial.curve[0][0] in (trial.earlier[0][-1][0] + 1, trial.earlier[0][-1][0] + 2)
+    assert trial.curve[-1] == (40, pytest.approx(trial.config["step"] ** 40))
+
+
+def test_scripts_in_the_style_of_syne_tune_are_tuned(tmp_path):
+    space = {"learning-rate": {"loguniform": [1e-3, 1]}, "shift": {"uniform": [-1e-4, -1e-5]}}
+    space |= {"epochs": 3}
+    flags = ["--trials", 5, "--stopping", "none"]
+    trials = tune(tmp_path, PROGRAMS / "plain.py", space, "accuracy", "max", *flags)
+    for trial in trials:
+        best = (1 - 0.5**3) / (1 + trial.config["learning-rate"] + trial.config["shift"] ** 2)
+        assert trial.value == pytest.approx(-best, rel=1e-12) and trial.best_epoch == 3
+    assert "accuracy" in (tmp_path / "run/reports.csv").read_text().splitlines()[0]
+
+
+def test_script_that_reads_a_json_file_is_tuned(tmp_path):
+    space = {"x": {"uniform": [0, 1]}, "weights": [1, 2], "scale": {"constant": {"by": 4}}}
+    flags = ["--pass_json", "st_config_json_filename", "--trials", 3]
+    for trial in tune(tmp_path, PROGRAMS / "json_file.py", space, "accuracy", "max", *flags):
+        assert trial.value == pytest.approx(-trial.config["x"] * 3 / 4, rel=1e-9)
+
+
+SYNE_TUNE = """
+import argparse
+from syne_tune import Reporter
+from syne_tune.utils import (
+    add_checkpointing_to_argparse, add_config_json_to_argparse, checkpoint_model_at_rung_level,
+    load_config_json, parse_bool, resume_from_checkpointed_model,
+)
+
+def objective(config):
+    state = []
+    def load(folder):
+        return int(open(f"{folder}/state").read())
+    def save(folder, epoch):
+        import os
+        os.makedirs(folder, exist_ok=True)
+        open(f"{folder}/state", "w").write(str(epoch))
+    report = Reporter()
+    first = resume_from_checkpointed_model(config, load) + 1
+    for epoch in range(first, config["epochs"] + 1):
+        checkpoint_model_at_rung_level(config, save, epoch)
+        report(epoch=epoch, accuracy=config["x"] * epoch, first=first, yes=config["yes"])
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    if BY_JSON:
+        add_config_json_to_argparse(parser)
+    else:
+        parser.add_argument("--x", type=float, required=True)
+        parser.add_argument("--epochs", type=int, required=True)
+        parser.add_argument("--yes", type=parse_bool, required=True)
+    add_checkpointing_to_argparse(parser)
+    args, _ = parser.parse_known_args()
+    config = vars(args)
+    objective(load_config_json(config) if BY_JSON else config)
+"""
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("syne_tune"), reason="needs the package syne-tune")
+@pytest.mark.parametrize("by_json", [False, True])
+def test_script_with_the_real_reporter_and_helpers_is_tuned(write, tmp_path, by_json):
+    path = write(SYNE_TUNE.replace("BY_JSON", str(by_json)), "a script.py")
+    space = {"x": {"uniform": [-1e-4, 1e-4]}, "epochs": 9, "yes": False}
+    flags = ["--checkpoint_flag", "st_checkpoint_dir", "--trials", 6]
+    flags += ["--pass_json", "st_config_json_filename"] * by_json
+    trials = tune(tmp_path, path, space, "accuracy", "max", *flags)
+    header, row = (tmp_path / "run/reports.csv").read_text().splitlines()[:2]
+    assert header == "trial,epoch,time,accuracy,first,yes" and row.endswith("False")
+    assert {trial.status for trial in trials} <= {"done", "stopped"}
+    for trial in trials:
+        assert trial.curve[0] == (1, pytest.approx(-trial.config["x"], rel=1e-9))
+    assert (tmp_path / "run/checkpoints/0000/state").read_text() == "9"
