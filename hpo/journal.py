@@ -56,8 +56,7 @@ class Journal:
         self.space, self.metric, self.mode = run["space"], run["metric"], run["mode"]
         self.sign, self.trials, self.clock = SIGN[self.mode], [], 0.0
         self.synced = -math.inf  # when
-        self.columns = []  # of reports.csv
-        self.is_stale = False  # the CSVs have rows of an attempt that has begun anew
+        self.columns = {}  # of the CSVs; {} where they must be written anew
 
     # ---- The fold ----
     def apply(self, event):
@@ -118,13 +117,13 @@ class Journal:
             check_new(folder)  # another run may have begun in it meanwhile
             journal.path.touch()
             machine = f"{platform.platform()}, {os.cpu_count()} cores"
-            journal._write({"run": {**run, "machine": machine, "time": now()}}, sync=True)
+            journal._write({"run": {**run, "machine": machine, "time": now()}})
             journal.columns = write_tables(folder)
         except OSError as error:
-            if journal.path.is_file():
-                journal.path.unlink()
             if not existed:
                 shutil.rmtree(folder, ignore_errors=True)
+            elif journal.path.is_file():
+                journal.path.unlink()
             raise ValueError(f"--results {folder}: cannot be made: {error}") from None
         return journal
 
@@ -154,18 +153,15 @@ class Journal:
         """Writes an event down and applies it; returns its trial. Raises WriteError."""
         if self.folder is None:
             return self.apply(event)
-        at = event.get("at", self.clock)
-        sync = "report" not in event or at - self.synced >= SYNC_SECONDS
         try:
-            self._write(event, sync)
-            self.synced = at if sync else self.synced
+            self._write(event)
             trial = self.apply(event)
             if "report" in event:
-                self._add_row("reports.csv", self.columns, report_row(event))
+                self._add_row("reports", report_row(event))
             elif "end" in event:
-                self._add_row("trials.csv", None, trial_row(self, trial))
-            else:
-                self.is_stale |= event.get("attempt", 1) > 1
+                self._add_row("trials", trial_row(self, trial))
+            elif event.get("attempt", 1) > 1:
+                self.columns = {}  # the CSVs have rows of the attempt before
         except OSError as error:
             raise WriteError(f"{self.folder}: cannot write: {error}") from error
         return trial
@@ -180,9 +176,9 @@ class Journal:
         except Timeout:
             raise ValueError(f"{self.folder}: another run is using it") from None
 
-    def _write(self, event, sync):
+    def _write(self, event):
         """Appends a line to the journal, whole or not at all."""
-        data = json.dumps(event).encode() + b"\n"
+        data, at = json.dumps(event).encode() + b"\n", event.get("at", self.clock)
         with open(self.path, "ab", buffering=0, opener=no_link) as file:
             size = file.seek(0, os.SEEK_END)
             try:
@@ -190,18 +186,20 @@ class Journal:
                     raise OSError(f"{self.path} was made read-only")  # which root could still write
                 if file.write(data) < len(data):
                     raise OSError(f"{self.path}: no space left for a line")
-                if sync:
+                if "report" not in event or at - self.synced >= SYNC_SECONDS:
                     os.fsync(file.fileno())
+                    self.synced = at
             except OSError:
                 file.truncate(size)
                 raise
 
-    def _add_row(self, name, columns, row):
-        if self.is_stale or (columns and not row.keys() <= set(columns)):
-            self.columns, self.is_stale = write_tables(self.folder), False
+    def _add_row(self, table, row):
+        columns = self.columns.get(table, [])
+        if row.keys() <= set(columns):
+            with open(self.folder / f"{table}.csv", "a", encoding="utf-8", opener=no_link) as file:
+                write_rows(file, columns, [row])
         else:
-            with open(self.folder / name, "a", encoding="utf-8", opener=no_link) as file:
-                write_rows(file, columns or list(row), [row])
+            self.columns = write_tables(self.folder)
 
 
 def no_link(path, flags):
@@ -223,15 +221,10 @@ def now():
 # ---- Reading -------------------------------------------------------------------------------------
 def load(folder, before=None):
     """The trials of a run, sorted by id. before: as they were when that trial was suggested."""
-    return read(folder, before).trials
-
-
-def read(folder, before=None):
-    """The journal of a run, without its folder, so that nothing can be written to it."""
     journal = Journal(load_run(folder))
     for _ in read_events(folder, journal, before):
         pass
-    return journal
+    return journal.trials
 
 
 def load_run(folder):
@@ -276,57 +269,60 @@ def read_events(folder, journal=None, before=None):
 
 # ---- Tables --------------------------------------------------------------------------------------
 def write_tables(folder):
-    """Writes the two CSVs of a run anew; returns the columns of reports.csv.
+    """Writes the two CSVs of a run anew; returns {name: its columns}.
 
-    What an interrupted attempt has reported is in the journal alone once another has begun.
+    They have the last attempt of each trial; the journal has all.
     """
-    journal, ended, reports = Journal(load_run(folder)), [], []
-    for event in read_events(folder, journal):
-        if "report" in event:
-            reports.append(report_row(event))
-        elif "end" in event:
-            ended.append(event["end"])
-        elif event.get("attempt", 1) > 1:
-            ended = [i for i in ended if i != event["start"]]
-            reports = [row for row in reports if row["trial"] != event["start"]]
-    nothing = trial_row(journal, Trial(0, middle(journal.space), "", ended=0.0))
+    journal = Journal(load_run(folder))
+    events = [event for event in read_events(folder, journal) if "report" in event]
+    last = [trial.attempt for trial in journal.trials]
+    reports = [report_row(event) for event in events if event["attempt"] == last[event["report"]]]
+    ended = [trial for trial in journal.trials if trial.ended is not None]
+    trials = [trial_row(journal, trial) for trial in sorted(ended, key=lambda trial: trial.ended)]
+    first_trial = trial_row(journal, Trial(0, middle(journal.space), "", ended=0.0))
     first = report_row({"report": 0, "epoch": 0, "at": 0, "metrics": {journal.metric: 0}})
-    columns = list(dict.fromkeys(name for row in [first, *reports] for name in row))
-    trials = [trial_row(journal, journal.trials[i]) for i in ended]
-    for name, names, rows in (("trials", list(nothing), trials), ("reports", columns, reports)):
-        path = pathlib.Path(folder) / f"{name}.csv"
-        partial = path.with_suffix(".partial")
-        partial.unlink(missing_ok=True)  # it may be a link
-        with open(partial, "x", encoding="utf-8") as file:
+    columns = {"trials": list(first_trial)}
+    columns["reports"] = list(dict.fromkeys(name for row in [first, *reports] for name in row))
+    for table, rows in ("trials", trials), ("reports", reports):
+        path = pathlib.Path(folder) / f"{table}.partial"
+        path.unlink(missing_ok=True)  # it may be a link
+        with open(path, "x", encoding="utf-8") as file:
+            names = columns[table]
             write_rows(file, names, [dict(zip(names, names)), *rows])
-        os.replace(partial, path)
+        os.replace(path, path.with_suffix(".csv"))
     return columns
 
 
 def write_rows(file, columns, rows):
-    """Writes dicts as lines of a CSV; NaN and Inf as pandas and R read them, lists as JSON."""
+    """Writes dicts as lines of a CSV."""
     writer = csv.DictWriter(file, columns, lineterminator="\n")
     for row in rows:
         writer.writerow({name: to_cell(value) for name, value in row.items()})
 
 
 def to_cell(value):
+    """NaN and Inf are spelt as pandas and R read them, lists as JSON; a text stays in its line."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value).replace("nan", "NaN").replace("inf", "Inf")
     text = json.dumps(value) if isinstance(value, (list, dict)) else value
-    if isinstance(text, str) and not text.isprintable():  # a row is a line
-        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-    return text
+    return printable(text).replace("\n", "\\n") if isinstance(text, str) else text
+
+
+def printable(text):
+    """A text with its control characters as escapes, but for line ends."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 def trial_row(journal, trial):
-    row = {"trial": trial.id, "status": trial.status, "value": journal.to_metric(trial.value)}
-    row |= {"last_value": journal.to_metric(trial.last_value), "best_epoch": trial.best_epoch}
-    row |= {"n_epochs": trial.n_epochs, "origin": trial.origin}
-    row |= {f"config_{name}": value for name, value in trial.config.items()}
-    row |= {"started": trial.started, "ended": trial.ended}
-    row |= {"seconds": round(trial.ended - trial.started, 3)}
-    return row | {"suggest_seconds": trial.suggest_seconds, "error": trial.error}
+    return {
+        "trial": trial.id, "status": trial.status, "value": journal.to_metric(trial.value),
+        "last_value": journal.to_metric(trial.last_value), "best_epoch": trial.best_epoch,
+        "n_epochs": trial.n_epochs, "origin": trial.origin,
+        **{f"config_{name}": value for name, value in trial.config.items()},
+        "started": trial.started, "ended": trial.ended,
+        "seconds": round(trial.ended - trial.started, 3),
+        "suggest_seconds": trial.suggest_seconds, "error": trial.error,
+    }  # fmt: skip
 
 
 def report_row(event):
@@ -338,8 +334,7 @@ if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m hpo.journal results/DIR")
     try:
-        load_run(sys.argv[1])
-        with FileLock(pathlib.Path(sys.argv[1]) / ".lock", timeout=0):
-            write_tables(sys.argv[1])
-    except (ValueError, OSError, Timeout) as error:
+        journal = Journal.open(sys.argv[1])  # locks the folder while it is kept
+        write_tables(journal.folder)
+    except (ValueError, OSError) as error:
         sys.exit(f"hpo.journal: error: {error}")

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 
+from hpo.journal import printable
 from hpo.objective import command_line
 from hpo.searchers import GPSearch
 from hpo.space import domains
@@ -51,23 +52,24 @@ class Status:
         if now - self.last_tick >= (LIVE_SECONDS if self.live else PLAIN_SECONDS):
             self.last_tick, line = now, self.line(tuner, now)
             if self.live:
-                line = line[: shutil.get_terminal_size().columns - 1]
-            self.clear()
-            say(line, end="" if self.live else "\n")
+                say(line[: shutil.get_terminal_size().columns - 1], end="")
+            else:
+                say(line)
 
     def line(self, tuner, now):
+        """What matters least comes last: a narrow terminal cuts it off."""
         n = collections.Counter(trial.status for trial in tuner.trials)
         best = best_of(tuner.running.values(), self.best)
-        rate = 3600 * (len(tuner.trials) - n["running"]) / now if now > 0 else 0
-        parts = ["NOTE ABOVE"] if self.note else []
-        parts.append(f"{clock(now)} elapsed, {clock(tuner.seconds - now)} left")
-        parts.append(
-            f"best {self.value(best[0])} (trial {best[2].id})" if best else "no result yet"
-        )
         timeouts = f", {n['timeout']} timed out" if n["timeout"] else ""
         counts = f"{n['done']} done, {n['running']} running, {n['stopped']} stopped{timeouts}"
-        parts += [f"{counts}, {n['failed']} failed", f"{rate:.0f} trials/h"]
-        return " | ".join(parts)  # what matters least comes last: a narrow terminal cuts it off
+        rate = 3600 * (len(tuner.trials) - n["running"]) / now if now > 0 else 0
+        parts = [
+            f"{clock(now)} elapsed, {clock(tuner.seconds - now)} left",
+            f"best {self.value(best[0])} (trial {best[2].id})" if best else "no result yet",
+            f"{counts}, {n['failed']} failed",
+            f"{rate:.0f} trials/h",
+        ]
+        return " | ".join(["NOTE ABOVE", *parts] if self.note else parts)
 
     def ended(self, trial):
         self.best = best_of([trial], self.best)
@@ -76,14 +78,12 @@ class Status:
             parts.append(f"{self.value(trial.value)} at epoch {trial.best_epoch}")
         parts.append(f"{trial.n_epochs} epochs, {trial.ended - trial.started:.0f} s")
         parts += [trial.error[:200]] if trial.error else []
-        self.clear()
         say(" | ".join(parts))
 
     def summary(self, tuner):
         now, trials = self.backend.now(), tuner.trials
         counts = collections.Counter(trial.status for trial in trials)
         counts = ", ".join(f"{n} {status}" for status, n in counts.items()) or "none"
-        self.clear()
         say(f"\nended ({tuner.reason}) after {clock(now)}: {len(trials)} trials, {counts}")
         if best := best_of(trials):
             say(f"best {self.value(best[0])} (trial {best[2].id}, epoch {best[1]})")
@@ -119,10 +119,6 @@ class Status:
     def value(self, loss):
         return f"{self.journal.metric}={self.journal.to_metric(loss):.6g}"
 
-    def clear(self):
-        if self.live:
-            write("\r\x1b[K")
-
 
 def best_of(trials, best=None):
     """The lowest (loss, epoch, trial), interrupted attempts included; None where there is none."""
@@ -134,20 +130,12 @@ def best_of(trials, best=None):
     return best
 
 
-def printable(text):
-    """A text with its control characters as escapes: it may be an exception's."""
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
-
-
 def say(text, end="\n"):
-    write(printable(text) + end)
-
-
-def write(text):
-    """Writes to stdout; when its reader has gone, or the disk is full, the run goes on."""
+    """Prints, on a terminal over the status line. When nobody reads it, the run goes on."""
     try:
-        print(text, end="", flush=True)
-    except (OSError, ValueError):
+        clear_line = "\r\x1b[K" if sys.stdout.isatty() else ""
+        print(clear_line + printable(text), end=end, flush=True)
+    except (OSError, ValueError):  # the reader has gone, or the disk is full
         with contextlib.suppress(OSError, ValueError):  # else the interpreter's last flush fails
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -19,7 +19,6 @@ from functools import partial
 
 import pytest
 
-import hpo.journal
 from experiments import torture
 from hpo.journal import STATUSES, Journal, WriteError, load, write_tables
 from hpo.space import choice, randint, space_to_json, uniform
@@ -156,8 +155,9 @@ def test_random_run_is_the_same_live_and_loaded(make, seed):
         known = next(events[:n] for n, event in enumerate(events) if event.get("start") == i)
         assert load(journal.folder, before=i) == expected(known, sign)
     *_, changed = [event["session"]["arguments"] for event in events if "session" in event]
-    for run in (journal.run, hpo.journal.read(journal.folder).run):
-        assert run["arguments"] == {"seed": 7, **changed}
+    journal.close()
+    for again in (journal, Journal.open(journal.folder)):
+        assert again.run["arguments"] == {"seed": 7, **changed}
     live = contents(journal.folder)
     write_tables(journal.folder)
     assert contents(journal.folder) == live
@@ -170,7 +170,8 @@ def test_random_run_is_the_same_live_and_loaded(make, seed):
 BAD = [b"", b"{", b"[]", b"3", b"null", b"\xff\xfe", b"[" * 100_000, b"{}"]
 BAD_RUNS = [
     *BAD, start(0), {"run": 3}, {"run": {}}, {"run": {**RUN, "mode": "best"}},
-    {"run": {**RUN, "mode": []}}, {"run": {**RUN, "space": 3}},
+    {"run": {**RUN, "mode": []}}, {"run": {**RUN, "space": 3}}, {"run": {**RUN, "arguments": 3}},
+    *[{"run": {key: RUN[key] for key in RUN if key != name}} for name in RUN],
     {"run": {**RUN, "space": {"x": 1}}}, {"run": {**RUN, "space": {"x": {"uniform": [1, 0]}}}},
 ]  # fmt: skip
 BAD_EVENTS = [

@@ -12,7 +12,7 @@ import warnings
 import pytest
 
 import run
-from hpo.journal import load, read
+from hpo.journal import load, load_run
 from hpo.searchers import SEARCHERS
 from hpo.tuner import suggest
 
@@ -113,7 +113,7 @@ def test_every_suggestion_of_a_resumed_run_can_be_recomputed(objective, tmp_path
     )
     end_after(first, 20, folder, signal.SIGKILL)
     finish(start("--resume", folder))
-    space, origins = read(folder).space, set()
+    space, origins = load_run(folder)["space"], set()
     searcher = SEARCHERS["gp"](space, 7, 3)
     for event in events(folder, "start"):
         found = event["config"], event["origin"]
@@ -142,7 +142,7 @@ def test_finished_run_goes_on_with_a_larger_budget_from_anywhere(objective, tmp_
     finish(start("objective.py", "--resume", "moved", "--trials", 3, cwd=elsewhere))
     assert [trial.config["x"] for trial in load(folder)[:2]] == [0.5, 0.25]
     assert [trial.config["epochs"] for trial in load(folder)] == [2, 2, 2]
-    assert read(folder).run["arguments"]["trials"] == 3
+    assert events(folder, "session")[-1]["session"]["arguments"]["trials"] == 3
 
 
 def test_hours_are_those_of_all_sessions_and_more_of_them_extend_a_run(objective, tmp_path):

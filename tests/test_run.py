@@ -197,7 +197,7 @@ def test_run_ends_in_order_by_a_signal(quick, tmp_path, how):
     found = [(row["status"], row["error"], row["value"] > "0") for row in rows(tmp_path / "run")]
     assert found == [("interrupted", f"interrupted by {how}", True)] * 4
     if how != "SIGHUP":
-        while "4 interrupted\r\nbest loss=" not in shown or not shown.endswith("reports.csv\r\n"):
+        while "4 interrupted\r\n\r\x1b[Kbest loss=" not in shown or not shown.endswith("reports.csv\r\n"):
             shown += os.read(ours, 10_000).decode()  # an OSError when there is no more
         os.close(ours)
 
