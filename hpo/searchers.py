@@ -116,7 +116,7 @@ class Settings:
     n_scale: int = 20  # first trials, which scale the losses: later ones crowd at the optimum
     clip: float = 2.0  # scaled losses above it are squashed: how bad a bad trial is matters little
     outlier: float = 20.0  # scaled losses above it, of diverged trainings, count as failures
-    failure: float = 2.0  # y of a failed trial
+    failure: float = 1.0  # y of a failed trial; of a diverged one it is `clip`
     failure_noise: float = 0.3  # its noise variance: one says little, many say much
     n_random: int = 500  # candidates from all of the space
     n_rounds: int = 4  # of ever smaller mutations of the best candidates
@@ -264,6 +264,8 @@ class GPSearch:
         usable = np.isfinite(y)  # the others, of diverged trainings, count as failed
         diverged = {observed[i].id for i in trial_of[~usable] if observed[i].status != "running"}
         failed = [trial for trial in trials if has_failed(trial) or trial.id in diverged]
+        failed = failed[-settings.n_fit :]
+        levels = [settings.clip if t.id in diverged else settings.failure for t in failed]
         trial_of, rung_of, y = trial_of[usable], rung_of[usable], y[usable]
 
         def inputs(X, rung_of=-1):
@@ -275,9 +277,9 @@ class GPSearch:
         X = self.encode(observed)
         rows = inputs(X[trial_of], rung_of)
         theta = self.process(rows[fit], y[fit], is_cut).fit()
-        failed = self.encode(failed[-settings.n_fit :])
+        failed = self.encode(failed)
         pending = self.encode([trial for trial in trials if trial.status == "running"])
-        values = np.append(y[kept], np.full(len(failed), settings.failure))
+        values = np.append(y[kept], levels)
         process = self.process(np.concatenate([rows[kept], inputs(failed)]), values, is_cut)
         extra_noise = np.repeat([0, settings.failure_noise], [len(kept), len(failed)])
         draws = rng.normal(size=(len(pending), settings.n_fantasies if len(pending) else 1))

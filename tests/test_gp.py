@@ -237,7 +237,7 @@ FAILING = {  # space, loss, which configurations fail, n_workers, failures of th
     "category": (
         {**SQUARE, "kind": choice(["works", "broken"])},
         lambda c: (c["x"] - 0.3) ** 2 + (c["y"] - 0.6) ** 2,
-        lambda c: c["kind"] == "broken", 4, 11, 0.01),
+        lambda c: c["kind"] == "broken", 4, 20, 0.01),
     "next_to_the_optimum": (
         {"lr": loguniform(1e-6, 10), "momentum": uniform(0, 0.99), "x": uniform(0, 1)},
         lambda c: (excess(c) + 0.2) ** 2 + (c["momentum"] - 0.9) ** 2 + 0.1 * c["x"],
