@@ -229,11 +229,11 @@ class ProgramFailed(Exception):
 
 @dataclass(frozen=True)
 class Program:
-    """A program in any language as an objective (Linux and macOS).
+    """Any program as an objective: takes `--name value`, prints [tune-metric]: {"accuracy": 0.9}.
 
-    It takes arguments `--name value` and prints lines such as [tune-metric]: {"accuracy": 0.9}.
     pass_json: the flag of a JSON file with all values, instead of these arguments.
     checkpoint_flag: the flag of a folder, the same for all attempts of a trial, to save its state.
+    TRIAL_SEED, the GPU and the number of threads are in its environment.
     """
 
     path: str
@@ -298,26 +298,18 @@ class Program:
 
 
 def argument(name, value):
-    """The words `--name value` for a program.
-
-    argparse takes a word such as -1e-05 or -text for an option: the number gets no exponent, and
-    the text is joined by "=".
-    """
+    """The words `--name value`; argparse would take words like -1e-05 and -text for options."""
     name, text = "--" + name.lstrip("-"), str(value)
-    if isinstance(value, (list, dict)):
-        text = json.dumps(value)
-    elif isinstance(value, float) and value < 0:
+    if isinstance(value, str) and value.startswith("-"):
+        return [f"{name}={value}"]
+    if isinstance(value, float) and value < 0:
         text = f"{decimal.Decimal(text):f}"
-    is_joined = isinstance(value, str) and value.startswith("-")
-    return [f"{name}={text}"] if is_joined else [name, text]
+    return [name, json.dumps(value) if isinstance(value, (list, dict)) else text]
 
 
 def reported(text):
-    """The metrics of a report that a program prints; what follows its JSON is ignored.
-
-    Without lists and dicts, and without Syne Tune's own (st_...): the journal has its own clock.
-    """
-    metrics, _ = json.JSONDecoder().raw_decode(text.lstrip())
+    """The metrics of a printed report, but no lists, dicts, nor st_..., Syne Tune's own clock."""
+    metrics, _ = json.JSONDecoder().raw_decode(text.lstrip())  # whatever follows the JSON
     scalars = {n: value for n, value in metrics.items() if not isinstance(value, (list, dict))}
     return {name: value for name, value in scalars.items() if not name.startswith("st_")}
 
@@ -331,23 +323,21 @@ def _lines(process):
 
     Ends with the process (on Linux): others that it has started may hold its output open for ever.
     """
-    rests = {process.stdout: b"", process.stderr: b""}  # the beginnings of lines
-    streams, exits = [*rests], [os.pidfd_open(process.pid)] if sys.platform == "linux" else []
+    streams = {process.stdout: b"", process.stderr: b""}  # with the beginning of a line
+    exits = [os.pidfd_open(process.pid)] if sys.platform == "linux" else []
     while streams:
         ready = wait([*streams, *exits])
-        if ready == exits and not (ready := wait(streams, 0)):
+        if ready == exits and not (ready := wait([*streams], 0)):
             break  # it has exited, and nothing has come meanwhile
-        for stream in [stream for stream in streams if stream in ready]:
+        for stream in [s for s in (process.stdout, process.stderr) if s in ready]:
             data = os.read(stream.fileno(), 2**16)
-            if not data:
-                streams.remove(stream)
             os.write(1, data)
-            text = rests[stream] + (data or b"\n")
+            text = streams.pop(stream) + (data or b"\n")
             *lines, rest = text.replace(b"\r", b"\n").split(b"\n")
-            rests[stream] = rest[-(2**17) :]  # no report is as long
-            for line in lines:
-                if line.strip():
-                    yield stream is process.stderr, line.decode(errors="replace").strip()
+            if data:
+                streams[stream] = rest[-(2**17) :]  # no report is as long
+            for line in filter(bytes.strip, lines):
+                yield stream is process.stderr, line.decode(errors="replace").strip()
 
 
 def exit_reason(code):
@@ -359,10 +349,9 @@ def exit_reason(code):
 
 
 def is_program(path):
-    """Whether a file is run as a program; else its function `objective` is called.
+    """Whether a file is run as a program, and not imported to call its function `objective`.
 
-    A Python file with `objective` is run if it has the Reporter of Syne Tune, which prints. No file
-    is imported for this. One with a syntax error is no program, so that `describe` shows the error.
+    A Python file without one is run, or with Syne Tune's Reporter, which prints.
     """
     if not path.endswith(".py"):
         return True
@@ -370,7 +359,7 @@ def is_program(path):
     try:
         names = symtable.symtable(source, path, "exec").get_symbols()
     except (SyntaxError, ValueError):
-        return False
+        return False  # `describe` says what is wrong
     defined = [n.get_name() for n in names if n.is_assigned() or n.is_imported()]
     prints = re.search(rb"^\s*(from|import) syne_tune\b", source, re.MULTILINE)
     return bool(prints) or "objective" not in defined

@@ -127,7 +127,7 @@ def test_environment_of_a_program(start, write, monkeypatch):
 
 
 # ---- What it prints ------------------------------------------------------------------------------
-def test_reports_are_found_anywhere_in_a_line(start, write):
+def test_reports_are_found_anywhere_in_a_line(start, write, tmp_path):
     lines = [
         'x [tune-metric]: {"y": 0.5, "epoch": 1, "st_worker_iter": 0, "list": [1]} and } more',
         '50%\r[tune-metric]: {"y": NaN}[tune-metric]: {"loss": 1, "epoch": 3}',
@@ -135,11 +135,11 @@ def test_reports_are_found_anywhere_in_a_line(start, write):
         '[tune-metric]: {"st_worker_iter": 0}', "[tune-metric]: " + '{"a":' * 9999, "é",
     ]  # fmt: skip
     path = write("\n".join(f"printf '%s\\n' '{line}'" for line in lines) + "\nprintf end >&2")
-    reports, end, log = until_end(start(path, {"n": 1}))
-    first, second, third = reports
+    (first, second, third), end, _ = until_end(start(path, {"n": 1}))
     assert first == {"y": 0.5, "epoch": 1} and third == {"loss": 1, "epoch": 3}
     assert second["epoch"] == 2 and second["y"] != second["y"]
-    assert end.outcome == "finished" and "é" in log and "end" in log
+    log = (tmp_path / "run/logs/0003.log").read_text()
+    assert end.outcome == "finished" and "é\n" in log and "end" in log
     assert (
         "warning: 5 lines with [tune-metric]: are no reports" in log and log.count("warning") == 1
     )
