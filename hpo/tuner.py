@@ -75,12 +75,16 @@ class Tuner:
 
     def run(self):
         """Returns why the run ended: deadline, trials, exhausted, or the reason of an interrupt."""
-        failure = None
+        failure, events = None, collections.deque()
         while not self._has_ended() or self.running:
             try:
                 self._end_overdue()
                 started = self.reason is None and self._start_one()
-                self._handle(self.backend.wait(0 if started else self._seconds_to_wait()))
+                events += self.backend.wait(0 if started or events else self._seconds_to_wait())
+                while events:  # some are left where handling another has failed
+                    self._handle(events.popleft())
+                if self.show:
+                    self.show.tick(self)
             except Exception as error:  # of the searcher, say: first the running trials end
                 failure, self.reason = failure or error, self.reason or "the run failed"
         if failure:
@@ -125,21 +129,14 @@ class Tuner:
         return True
 
     # ---- What comes back ----
-    def _handle(self, events):
-        failure = None
-        for event in events:
-            trial = self.running.get(event.trial_id)
-            if trial is None or trial.attempt != event.attempt:
-                continue  # late news of an earlier attempt
-            try:
-                handle = self._handle_report if isinstance(event, Report) else self._handle_end
-                handle(trial, event)
-            except Exception as error:  # the other events are handled all the same
-                failure = failure or error
-        if failure:
-            raise failure
-        if self.show:
-            self.show.tick(self)
+    def _handle(self, event):
+        trial = self.running.get(event.trial_id)
+        if trial is None or trial.attempt != event.attempt:
+            return  # late news of an earlier attempt
+        if isinstance(event, Report):
+            self._handle_report(trial, event)
+        else:
+            self._handle_end(trial, event)
 
     def _handle_report(self, trial, report):
         metric, metrics = self.journal.metric, dict(report.metrics)
@@ -234,12 +231,13 @@ class Tuner:
         for trial in self._not_ending():
             if self.reason:
                 status = "timeout" if self.reason == "deadline" else "interrupted"
-                self.ending[trial.id] = (status, self.reason)
-                self.backend.kill(trial)
+                self._end(trial, status, self.reason)
             elif self.backend.now() >= trial.started + self.trial_timeout:
-                error = f"--trial_timeout {self.trial_timeout:g}"
-                self.ending[trial.id] = ("timeout", error)
-                self.backend.kill(trial)
+                self._end(trial, "timeout", f"--trial_timeout {self.trial_timeout:g}")
+
+    def _end(self, trial, status, error):
+        self.ending[trial.id] = (status, error)
+        self.backend.kill(trial)
 
 
 def suggest(searcher, space, trials):
@@ -321,65 +319,58 @@ def tune(
             given[name] = os.path.abspath(text)
     if config_space is not None:
         given["config_space"] = space_to_json(config_space)  # or a ValueError
+    if results and resume is not None:
+        raise ValueError("--results: a resumed run keeps its folder; leave it out")
+    if results:
+        check_new(results)
     with contextlib.ExitStack() as stack:
-        if resume is None:
-            options = DEFAULTS | given
-            folder = pathlib.Path(results or f"results/{time.strftime('%Y-%m-%d_%H-%M-%S')}")
-            if results:
-                check_new(folder)
-        else:
-            if results:
-                raise ValueError("--results: a resumed run keeps its folder; leave it out")
+        journal, own = None, DEFAULTS
+        if resume is not None:
             journal = Journal.open(resume)
             stack.callback(journal.close)
-            folder, run = journal.folder, journal.run
-            own = DEFAULTS | run["arguments"]
-            check_same(folder, own, as_json(given))
-            options = own | given
+            own = DEFAULTS | journal.run["arguments"]
+            check_same(resume, own, as_json(given))
+        options = own | given
         arguments = as_json(options)
         check_numbers(arguments)
-        epochs_name, hours, trials, workers, trial_timeout, seed = (
-            options[name]
-            for name in ("epochs_name", "hours", "trials", "workers", "trial_timeout", "seed")
-        )
+        seed, workers = options["seed"], options["workers"]
         searcher_class = find("searcher", options["searcher"])
         rule = find("stopping", options["stopping"])
-        if resume is None:
-            known = {name: arguments[name] for name in ("metric", "mode", "assignments")}
-            known["space"] = arguments["config_space"]
-        else:
-            known = {"space": space_to_json(run["space"]), "prepared": run["prepared"]}
-            known |= {"metric": journal.metric, "mode": journal.mode}
         backend = LocalBackend(find_objective(options), seed, workers)
         stack.callback(backend.close)
         say(f"loading {arguments['objective']}")
+        known = {"metric": arguments["metric"], "mode": arguments["mode"]}
+        if journal:
+            known |= {"space": space_to_json(journal.space), "prepared": journal.run["prepared"]}
+        else:
+            known |= {"space": arguments["config_space"], "assignments": arguments["assignments"]}
         found = backend.describe(**known)
         space = space_from_json(found["space"])
-        max_epochs = last_epoch(space, epochs_name)
+        max_epochs = last_epoch(space, options["epochs_name"])
         is_auto = options["stopping"] == "auto"
         if rule and not max_epochs and not is_auto:
             raise ValueError(
                 f"--stopping {arguments['stopping']}: expected a constant `epochs` in the space, "
                 "the last epoch; name it with --epochs_name, or use --stopping none"
             )
+        rule = rule if max_epochs else None
+        rule = with_options(rule, first_rung=options["first_rung"], eta=options["eta"])
         try:
             searcher = searcher_class(space, seed, max_epochs)
         except Exception as error:  # whatever the user's class raises becomes one line
             raise ValueError(f"--searcher {arguments['searcher']}: {one_line(error)}") from error
         start = checked_start(space, options["start"])
-        if resume is None:
-            arguments |= {"metric": found["metric"], "mode": found["mode"]}
-            journal = create(folder, {**found, "arguments": arguments}, is_named=bool(results))
-            folder = journal.folder
-            stack.callback(journal.close)
-        else:
+        if journal:
             journal.begin_session({name: arguments[name] for name in BUDGET})
-        backend.begin(folder / "logs", journal.clock)
+        else:
+            arguments |= {"metric": found["metric"], "mode": found["mode"]}
+            journal = create(results, {**found, "arguments": arguments})
+            stack.callback(journal.close)
+        backend.begin(journal.folder / "logs", journal.clock)
         tuner = Tuner(
-            journal, searcher, backend, workers, hours * 3600, n_trials=trials or math.inf,
-            trial_timeout=trial_timeout or math.inf,
-            rule=with_options(rule, first_rung=options["first_rung"], eta=options["eta"])
-            if max_epochs else None,
+            journal, searcher, backend, workers, options["hours"] * 3600,
+            n_trials=options["trials"] or math.inf,
+            trial_timeout=options["trial_timeout"] or math.inf, rule=rule,
             needs_epoch=not is_auto, max_epochs=max_epochs, start=start,
             show=Status(journal, backend),
         )  # fmt: skip
@@ -389,7 +380,7 @@ def tune(
                 reason = tuner.run()
             finally:
                 tuner.show.summary(tuner)
-        return Run(folder, journal.trials, reason, signals[0] if signals else None)
+        return Run(journal.folder, journal.trials, reason, signals[0] if signals else None)
 
 
 def check_numbers(arguments):
@@ -411,13 +402,14 @@ def checked_start(space, start):
         raise ValueError(f"--start: {error}") from None
 
 
-def create(folder, run, is_named):
-    """The journal of a new run; of one without a name in the first folder that is free."""
+def create(results, run):
+    """The journal of a new run in its folder, or in one that is named by the time."""
+    folder = pathlib.Path(results or f"results/{time.strftime('%Y-%m-%d_%H-%M-%S')}")
     while True:
         try:
             return Journal.create(folder, run)
         except ValueError:
-            if is_named or not folder.exists():
+            if results or not folder.exists():
                 raise
             folder = folder.with_name(folder.name + "-2")  # another began in the same second
 
