@@ -118,10 +118,12 @@ def test_program_gets_one_file_and_a_folder(start, write, tmp_path):
 
 def test_environment_of_a_program(start, write, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
-    path = write(f"{SEEN}dict(os.environ))}}))", "program.py")
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    path = write(f"{SEEN}dict(os.environ, python=sys.executable))}}))", "program.py")
     backend = start(path, {"n": 1})
     seen = json.loads(until_end(backend)[0][0]["seen"])
-    assert seen["PYTHONUNBUFFERED"] == "1" and seen["CUDA_VISIBLE_DEVICES"] == "5"
+    assert seen["PYTHONUNBUFFERED"] == "1" and seen["python"] == sys.executable
+    assert seen["CUDA_VISIBLE_DEVICES"] == "5"
     assert seen["TRIAL_SEED"] == str(hpo.trial.trial_seed(0, 3))
     assert seen["OMP_NUM_THREADS"] == str(hpo.trial.n_threads(2))
 
@@ -158,14 +160,14 @@ REPORT = """echo '[tune-metric]: {"y": 1}'\n"""
 LOSS = """echo '[tune-metric]: {"loss": 1}'"""
 EXPECTED = 'expected printed lines [tune-metric]: {"y": 0.9}, got'
 ENDS = [  # what a program does, how many reports come, and its error
-    (REPORT, 1, ""),
+    (f"{REPORT}{REPORT.strip()} >&2", 1, ""),  # as `set -x` prints what it does
     (f"exec 2>&1; {REPORT}", 1, ""),
     (f"sleep 99 &\n{REPORT}", 1, ""),  # it leaves a process that holds its output open
     (f"(setsid sleep 99 &)\n{REPORT}", 1, ""),
     (f"exec &> /dev/null; {REPORT}", 0, f"{EXPECTED} no report; the last it printed: nothing"),
     ("echo a; echo b; echo c; echo d", 0, f"{EXPECTED} no report; the last it printed: b | c | d"),
     (LOSS, 1, f'{EXPECTED} loss; the last it printed: [tune-metric]: {{"loss": 1}}'),
-    (f"{REPORT}echo first >&2; echo 'no  disk' >&2; echo; exit 3", 1, "no disk"),
+    (f"{REPORT}echo first >&2; echo 'no  disk' >&2; sleep 0.1; echo out; exit 3", 1, "no disk"),
     ("exit 3", 0, "the process exited with code 3"),
     ("echo why >&2; kill -SEGV $$", 0, "the process was killed by SIGSEGV: why"),
     ("kill -9 $$", 0, "the process was killed by SIGKILL (out of memory?)"),
@@ -180,14 +182,16 @@ def test_end_of_a_program(start, write, text, n_reports, error):
     assert end.outcome == ("failed" if error else "finished") and "Traceback" not in log
 
 
-GROUP = "trap 'echo saved; exit' TERM; sleep 98 & echo $! $$\n"
+GROUP = """(trap 'echo child saved; exit' TERM; while true; do sleep 0.02; done) &
+trap 'wait; echo saved; exit' TERM; echo $! $$
+"""
 
 
 @pytest.mark.parametrize("how", ["stop", "kill", "stubborn"])
 def test_stop_and_kill_end_the_whole_group(start, write, monkeypatch, how):
     monkeypatch.setattr(hpo.trial, "STOP_SECONDS", 1)
     monkeypatch.setattr(hpo.trial, "TERM_SECONDS", 1)
-    text = GROUP if how != "stubborn" else GROUP.replace("echo saved; exit", "")
+    text = GROUP if how != "stubborn" else GROUP.replace("wait; echo saved; exit", "")
     backend = start(write(f"{text}{REPORT}while true; do sleep 0.05; done"), {"n": 1})
     if how == "kill":
         assert backend.wait(20)[0].metrics["y"] == 1
@@ -195,7 +199,7 @@ def test_stop_and_kill_end_the_whole_group(start, write, monkeypatch, how):
     before = time.monotonic()
     _, end, log = until_end(backend, n_reports=1)
     assert end.outcome == "failed" and time.monotonic() - before < 5
-    assert ("saved" in log) == (how != "stubborn")
+    assert "child saved" in log and ("\nsaved" in log) == (how != "stubborn")
     assert not any(os.path.exists(f"/proc/{pid}") for pid in log.split("\n")[0].split())
 
 
