@@ -92,8 +92,7 @@ def make_parser():
     what = "a Python file with config_space, metric, mode and objective(config), or any program "
     what += "that takes --NAME VALUE and prints lines [tune-metric]: {...} (then --space, --metric "
     what += f"and --mode are needed); default {DEFAULT_OBJECTIVE.relative_to(ROOT)}"
-    names = {"default": None, "metavar": "OBJECTIVE", "help": what}
-    parser.add_argument("objective", nargs="?", type=os.path.abspath, **names)
+    parser.add_argument("objective", nargs="?", metavar="OBJECTIVE", help=what)
     for title, flags in FLAGS.items():
         group = parser.add_argument_group(title)
         for flag, kind, metavar, text in flags:
@@ -113,31 +112,13 @@ def main(arguments=None):
         setattr(sys, name, stream)
     warnings.showwarning = lambda message, *_: say(f"run.py: warning: {message}")
     try:
-        given = vars(make_parser().parse_args(arguments))
-        if given["objective"] is None:
-            del given["objective"]
-        return run(given)
-    except (ValueError, argparse.ArgumentTypeError) as error:
+        return run(vars(make_parser().parse_args(arguments)))
+    except ValueError as error:
         return say(f"run.py: error: {error}", code=2)
     except (OSError, EOFError) as error:  # no process to be had, a full /tmp
         return say(f"run.py: failed: the run could not be started: {error!r}", code=1)
     except KeyboardInterrupt as interrupt:
         return 128 + (interrupt.args or [signal.SIGINT])[0]
-
-
-def interruptible():
-    """Ending signals raise KeyboardInterrupt(number), the first of them; hpo.tune does better."""
-    received = []
-
-    def on_signal(number, frame):
-        received.append(number)
-        if len(received) == 1:  # `timeout` and a closing terminal send two in a moment
-            raise KeyboardInterrupt(number)
-
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, signal.SIGTERM)
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-            signal.signal(number, on_signal)
 
 
 def run(given):
@@ -161,7 +142,7 @@ def run(given):
 
 def say(text, code=None):
     """Prints to stderr, if anybody reads that, and returns the exit code."""
-    from hpo.status import printable
+    from hpo.journal import printable
 
     with contextlib.suppress(OSError, ValueError):
         print(printable(text), file=sys.stderr, flush=True)
@@ -169,5 +150,4 @@ def say(text, code=None):
 
 
 if __name__ == "__main__":
-    interruptible()
     sys.exit(main())

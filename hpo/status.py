@@ -46,6 +46,8 @@ class Status:
             n_ended, n_again = len(tuner.trials) - len(tuner.again), len(tuner.again)
             used = f"{clock(journal.clock)} used"
             say(f"resumed: {n_ended} trials have ended, {n_again} are started again, {used}")
+            if journal.clock >= tuner.seconds:
+                say("the time of the run is over; --hours with a larger number gives it more")
 
     def tick(self, tuner):
         now = self.backend.now()

@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+import types
 from dataclasses import dataclass
 
 import numpy as np
@@ -324,6 +325,7 @@ def tune(
     if results:
         check_new(results)
     with contextlib.ExitStack() as stack:
+        signals = stack.enter_context(ending_signals())
         journal, own = None, DEFAULTS
         if resume is not None:
             journal = Journal.open(resume)
@@ -374,13 +376,13 @@ def tune(
             needs_epoch=not is_auto, max_epochs=max_epochs, start=start,
             show=Status(journal, backend),
         )  # fmt: skip
-        with ending_signals(tuner) as signals:
-            tuner.show.begin(tuner)
-            try:
-                reason = tuner.run()
-            finally:
-                tuner.show.summary(tuner)
-        return Run(journal.folder, journal.trials, reason, signals[0] if signals else None)
+        signals.tuner = tuner
+        tuner.show.begin(tuner)
+        try:
+            reason = tuner.run()
+        finally:
+            tuner.show.summary(tuner)
+        return Run(journal.folder, journal.trials, reason, signals.first)
 
 
 def check_numbers(arguments):
@@ -505,27 +507,30 @@ def last_epoch(space, name):
 
 
 @contextlib.contextmanager
-def ending_signals(tuner):
+def ending_signals():
     """Ctrl-C, SIGTERM and a closed terminal end the run in order; again, a second later, at once.
 
-    Yields the list of the signals that have come. It changes nothing outside the main thread.
+    Yields an object with `first`, the number of the first signal, and `tuner`, which is to be set:
+    without it a signal raises KeyboardInterrupt(number). Outside the main thread nothing changes.
     """
-    received, times, before = [], [], {}
+    signals, before = types.SimpleNamespace(tuner=None, first=None, time=0.0), {}
 
     def on_signal(number, frame):
-        received.append(number)
-        times.append(time.monotonic())
-        if len(times) == 1:
-            tuner.interrupt(f"interrupted by {signal.Signals(number).name}")
-        elif times[-1] > times[0] + 1:  # `timeout` and a closing terminal send two in a moment
-            raise KeyboardInterrupt(number)
+        if signals.first is None:
+            signals.first, signals.time = number, time.monotonic()
+            if signals.tuner:
+                signals.tuner.interrupt(f"interrupted by {signal.Signals(number).name}")
+                return
+        elif time.monotonic() < signals.time + 1:
+            return  # `timeout` and a closing terminal send two in a moment
+        raise KeyboardInterrupt(number)
 
     is_main = threading.current_thread() is threading.main_thread()
     for number in ENDING if is_main else ():
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             before[number] = signal.signal(number, on_signal)
     try:
-        yield received
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -152,9 +152,10 @@ def test_hours_are_those_of_all_sessions_and_more_of_them_extend_a_run(objective
     assert "ended (deadline)" in finish(start(*arguments))
     n_trials = len(load(folder))
     assert {trial.status for trial in load(folder)} >= {"timeout"}
-    assert "ended (deadline)" in finish(start("--resume", folder))
+    out = finish(start("--resume", folder))
+    assert "--hours with a larger number gives it more" in out and "ended (deadline)" in out
     assert len(load(folder)) == n_trials
-    finish(start("--resume", folder, "--hours", 1.7 / 3600))
+    assert "a larger" not in finish(start("--resume", folder, "--hours", 1.7 / 3600))
     trials = load(folder)
     assert len(trials) > n_trials and {trial.attempt for trial in trials} == {1}
     assert all(1.0 <= trial.started < trial.ended < 6.0 for trial in trials[n_trials:])

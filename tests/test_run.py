@@ -197,7 +197,8 @@ def test_run_ends_in_order_by_a_signal(quick, tmp_path, how):
     found = [(row["status"], row["error"], row["value"] > "0") for row in rows(tmp_path / "run")]
     assert found == [("interrupted", f"interrupted by {how}", True)] * 4
     if how != "SIGHUP":
-        while "4 interrupted\r\n\r\x1b[Kbest loss=" not in shown or not shown.endswith("reports.csv\r\n"):
+        end = "4 interrupted\r\n\r\x1b[Kbest loss="
+        while end not in shown or not shown.endswith("reports.csv\r\n"):
             shown += os.read(ours, 10_000).decode()  # an OSError when there is no more
         os.close(ours)
 
@@ -217,15 +218,17 @@ def test_second_signal_after_a_second_kills_at_once(tmp_path):
     assert rows(tmp_path / "run") == []  # as after a SIGKILL: they start again with --resume
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.4])  # before, and while the file is described
-def test_interrupt_while_starting_up_is_quiet_and_leaves_nothing(tmp_path, seconds):
+# before, and while the file is described
+@pytest.mark.parametrize("name, seconds", [("SIGINT", 0.0), ("SIGINT", 0.4), ("SIGTERM", 0.4)])
+def test_interrupt_while_starting_up_is_quiet_and_leaves_nothing(tmp_path, name, seconds):
     quick = write_quick(tmp_path, "metric, mode", "time.sleep(9)\nmetric, mode")
     process = start("run.py", quick, "--results", tmp_path / "run", start_new_session=True)
     assert process.stdout.readline().startswith("loading ")
     time.sleep(seconds)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of its processes
+    number = getattr(signal, name)
+    os.killpg(process.pid, number)  # as a terminal does: to all of its processes
     _, err = process.communicate(timeout=8)
-    assert (process.returncode, err) == (130, "") and not (tmp_path / "run").exists()
+    assert (process.returncode, err) == (128 + number, "") and not (tmp_path / "run").exists()
 
 
 def test_deadline_and_trial_timeout_keep_what_was_reported(quick, tmp_path):
