@@ -274,21 +274,25 @@ def write_tables(folder):
     They have the last attempt of each trial; the journal has all.
     """
     journal = Journal(load_run(folder))
-    events = [event for event in read_events(folder, journal) if "report" in event]
+    events = list(read_events(folder, journal))
+    order = {event["end"]: n for n, event in enumerate(events) if "end" in event}
+    events = [event for event in events if "report" in event]
     last = [trial.attempt for trial in journal.trials]
     reports = [report_row(event) for event in events if event["attempt"] == last[event["report"]]]
     ended = [trial for trial in journal.trials if trial.ended is not None]
-    trials = [trial_row(journal, trial) for trial in sorted(ended, key=lambda trial: trial.ended)]
-    first_trial = trial_row(journal, Trial(0, middle(journal.space), "", ended=0.0))
-    first = report_row({"report": 0, "epoch": 0, "at": 0, "metrics": {journal.metric: 0}})
-    columns = {"trials": list(first_trial)}
-    columns["reports"] = list(dict.fromkeys(name for row in [first, *reports] for name in row))
+    ended.sort(key=lambda trial: order.get(trial.id, math.inf))  # many may end in a millisecond
+    trials = [trial_row(journal, trial) for trial in ended]
+    sample_trial = Trial(0, middle(journal.space), "", ended=0.0)  # a table may have no rows yet
+    sample = {"report": 0, "epoch": 0, "at": 0, "metrics": {journal.metric: 0}}
+    trials.insert(0, trial_row(journal, sample_trial))
+    reports.insert(0, report_row(sample))
+    columns = {}
     for table, rows in ("trials", trials), ("reports", reports):
+        names = columns[table] = list(dict.fromkeys(name for row in rows for name in row))
         path = pathlib.Path(folder) / f"{table}.partial"
         path.unlink(missing_ok=True)  # it may be a link
         with open(path, "x", encoding="utf-8") as file:
-            names = columns[table]
-            write_rows(file, names, [dict(zip(names, names)), *rows])
+            write_rows(file, names, [dict(zip(names, names)), *rows[1:]])
         os.replace(path, path.with_suffix(".csv"))
     return columns
 
