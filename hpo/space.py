@@ -62,10 +62,6 @@ class Domain:
         rounded = np.floor(numbers + 0.5) if self.half else numbers
         return np.minimum(np.maximum(rounded, self.low), self.high)
 
-    def snap(self, X):
-        """encode(decode(x)) of the rows x of X (m, n_dims), but for rounded floats."""
-        return self.points(self.numbers(X))
-
     def encode(self, value):
         """The point (n_dims,) of a value."""
         return self.points(np.array(self.positions[config_key(value)] if self.positions else value))
@@ -79,9 +75,6 @@ class Domain:
         size = number if self.to_scale is np.log else max(-self.low, self.high)
         rounded = round(float(number), 12 - math.ceil(math.log10(size or 1))) + 0.0  # not -0.0
         return min(max(rounded, self.low), self.high)
-
-    def sample(self, rng):
-        return self.decode(rng.random(self.n_dims))
 
     def cast(self, value):
         """The domain's own value equal to `value`, with its exact type."""
@@ -230,7 +223,7 @@ def snap(space, X):
     """encode(decode(x)) of the rows x of X (m, n_dims), but for rounded floats."""
     parts = list(domains(space).values())
     columns = np.split(X, np.cumsum([domain.n_dims for domain in parts])[:-1], axis=1)
-    return np.hstack([domain.snap(part) for domain, part in zip(parts, columns)])
+    return np.hstack([d.points(d.numbers(part)) for d, part in zip(parts, columns)])
 
 
 def sample(space, rng):

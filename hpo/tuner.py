@@ -429,11 +429,9 @@ def check_same(folder, own, given):
 
 
 def as_json(options):
-    """Options as the journal keeps them: domains as JSON, classes and functions as FILE.py:NAME."""
+    """Options as the journal keeps them, classes and functions as FILE.py:NAME."""
 
     def encode(value):
-        if hasattr(value, "to_json"):
-            return value.to_json()
         if hasattr(value, "item"):  # a number of numpy's
             return value.item()
         module = getattr(value, "__module__", "")

@@ -19,7 +19,7 @@ SMALL = {"units": s.randint(4, 1024), "rate": s.loguniform(1e-6, 1), "epochs": 8
 
 def samples(domain):
     rng = np.random.default_rng(0)
-    return [domain.sample(rng) for _ in range(N)]
+    return [domain.decode(x) for x in rng.random((N, domain.n_dims))]
 
 
 # ---- Distributions ----
