@@ -280,7 +280,8 @@ def write_tables(folder):
     last = [trial.attempt for trial in journal.trials]
     reports = [report_row(event) for event in events if event["attempt"] == last[event["report"]]]
     ended = [trial for trial in journal.trials if trial.ended is not None]
-    ended.sort(key=lambda trial: order.get(trial.id, math.inf))  # many may end in a millisecond
+    # many may end in a millisecond
+    ended.sort(key=lambda trial: (trial.ended, order.get(trial.id, math.inf)))
     trials = [trial_row(journal, trial) for trial in ended]
     sample_trial = Trial(0, middle(journal.space), "", ended=0.0)  # a table may have no rows yet
     sample = {"report": 0, "epoch": 0, "at": 0, "metrics": {journal.metric: 0}}
