@@ -1,6 +1,5 @@
 """hpo/status.py: what the status line says, and where it goes."""
 
-import os
 import sys
 from types import SimpleNamespace
 
@@ -8,7 +7,7 @@ import pytest
 
 from hpo.journal import Journal
 from hpo.space import uniform
-from hpo.status import Status, say
+from hpo.status import Status
 from hpo.trial import Trial
 
 
@@ -59,14 +58,3 @@ def test_line_rewrites_itself_on_a_terminal_within_its_width(make, capsys, monke
     for make.now in range(2, 130, 10):
         status.tick(tuner)
     assert [line[:7] for line in capsys.readouterr().out.splitlines()] == ["0:01:02", "0:02:02"]
-
-
-def test_say_goes_on_when_nobody_reads(monkeypatch):
-    reader, writer = os.pipe()
-    os.close(reader)
-    with open(writer, "w") as stdout:
-        monkeypatch.setattr(sys, "stdout", stdout)
-        say("into the void")
-        say("again")
-        assert os.path.samestat(os.fstat(writer), os.stat(os.devnull))  # nothing is left to fail
-    say("into a closed file")
