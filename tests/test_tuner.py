@@ -5,6 +5,7 @@ return, "lost" what hpo.trial.End says of it, any other text an exception.
 """
 
 import contextlib
+import importlib
 import itertools
 import math
 import os
@@ -493,12 +494,22 @@ def quadratic(config):
     return (config["x"] - 0.3) ** 2
 
 
-def test_a_resumed_run_keeps_its_own_arguments(tmp_path):
-    options = {"metric": "loss", "mode": "min", "workers": 1, "searcher": "random", "seed": 7}
+MINE = """from hpo import RandomSearch
+class Mine(RandomSearch):
+    def suggest(self, trials):
+        return super().suggest(trials)[0], "mine"
+"""
+
+
+def test_a_resumed_run_keeps_its_own_arguments(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    mine = importlib.import_module("mine").Mine  # the journal has it as FILE.py:NAME
+    options = {"metric": "loss", "mode": "min", "workers": 1, "searcher": mine, "seed": 7}
     options["results"] = tmp_path / "run"
     first = tune(quadratic, {"x": uniform(0, 1)}, trials=2, **options)
     again = tune(quadratic, trials=4, resume=first.folder)
-    assert [trial.origin for trial in again.trials] == ["start", *["random"] * 3]
+    assert [trial.origin for trial in again.trials] == ["start", *["mine"] * 3]
     assert [t.config for t in again.trials[:2]] == [t.config for t in first.trials]
     with pytest.raises(ValueError, match=r"--seed: .* has 7, got 8; a resumed run keeps its own"):
         tune(quadratic, seed=8, resume=first.folder)
