@@ -1,4 +1,7 @@
-"""python run.py --resume: nothing is lost, and the run goes on as if nothing had happened."""
+"""python run.py --resume: nothing is lost, and the run goes on as if nothing had happened.
+
+That every suggestion of a killed and resumed run is recomputed equal: tests/test_explain.py.
+"""
 
 import csv
 import json
@@ -12,9 +15,7 @@ import warnings
 import pytest
 
 import run
-from hpo.journal import load, load_run
-from hpo.searchers import SEARCHERS
-from hpo.tuner import suggest
+from hpo.journal import load
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 OBJECTIVE = """
@@ -103,26 +104,6 @@ def test_killed_and_interrupted_run_has_the_csvs_of_an_uninterrupted_one(objecti
     for name in ("trials.csv", "reports.csv"):
         assert without_times(parts, name) == without_times(whole, name)
     assert {trial.status for trial in load(whole)} == {"done", "failed"}  # its error is the same
-
-
-def test_every_suggestion_of_a_resumed_run_can_be_recomputed(objective, tmp_path):
-    """Of four workers: what the searcher saw depends on times."""
-    folder = tmp_path / "run"
-    first = start(
-        objective, "--trials", 24, "--seed", 7, "--set", "pause=0.03", "--results", folder
-    )
-    end_after(first, 20, folder, signal.SIGKILL)
-    finish(start("--resume", folder))
-    space, origins = load_run(folder)["space"], set()
-    searcher = SEARCHERS["gp"](space, 7, 3)
-    for event in events(folder, "start"):
-        found = event["config"], event["origin"]
-        if event["attempt"] == 1 and event["start"] > 0:
-            trials = load(folder, before=event["start"])
-            assert suggest(searcher, space, trials) == found
-        origins.add(event["origin"])
-    assert {"start", "model"} <= origins and {t.attempt for t in load(folder)} == {1, 2}
-    assert len(load(folder)) == 24
 
 
 # ---- A larger budget, another place --------------------------------------------------------------
