@@ -299,10 +299,9 @@ def write_tables(folder):
 
 
 def write_rows(file, columns, rows):
-    """Writes dicts as lines of a CSV."""
-    writer = csv.DictWriter(file, columns, lineterminator="\n")
-    for row in rows:
-        writer.writerow({name: to_cell(value) for name, value in row.items()})
+    """Writes dicts as lines of a CSV; what a row does not have is empty."""
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerows([to_cell(row.get(name)) for name in columns] for row in rows)
 
 
 def to_cell(value):
