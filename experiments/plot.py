@@ -1,79 +1,539 @@
-"""Pictures of a run: the best so far and every trial over time, and the learning curves.
+"""Pictures of a run, or the comparison of several; while they run, too. Needs matplotlib.
 
-    python -m experiments.plot results/DIR [PICTURE.png]    default DIR/run.png; during a run too
+    python -m experiments.plot results/DIR [--format svg]     DIR/pictures/history.png, ...
+    python -m experiments.plot results/A results/B ...        results/compared/compared.png
 
-Faint grey curves are of attempts that were interrupted and started again. Needs matplotlib.
+history: every trial and the best so far. curves: dotted lines are the rungs of the stopping rule.
+parameters: the metric against each hyperparameter, on the searcher's scale. Above it, what a
+Gaussian process of the trials expects and how unsure it is, as means over random values of the
+other hyperparameters. importance: the share of that process's variance over the space that one
+hyperparameter explains alone. pairs: the most important ones against each other, with the same mean
+as a map. workers: who trained what, and who waited. Several runs: those that differ in the seed
+alone are one method, with its median and quartiles.
 """
 
+import itertools
+import json
+import math
 import pathlib
 
 import numpy as np
 
 from experiments import command
-from hpo.journal import Journal, load, load_run, read_events
+from hpo.journal import Journal, load_run, read_events
+from hpo.searchers import GPSearch
+from hpo.space import Choice, domains, snap
+from hpo.tuner import last_epoch
 
-COLOURS = {"done": "tab:green", "stopped": "tab:orange", "timeout": "tab:purple"}
-COLOURS |= {"running": "tab:blue", "interrupted": "lightgrey"}
-
-
-def plot(folder, path):
-    """Draws a run; ValueError when there is nothing to draw."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    run, trials = load_run(folder), [trial for trial in load(folder) if trial.status != "failed"]
-    journal, ids = Journal(run), {trial.id for trial in trials}
-    reports = [event for event in read_events(folder) if event.get("report") in ids]
-    reports = [event for event in reports if run["metric"] in event["metrics"]]
-    losses = np.array([journal.to_loss(event["metrics"][run["metric"]]) for event in reports])
-    if not len(losses):
-        raise ValueError(f"{folder}: no trial has reported {run['metric']}; nothing to draw")
-    minutes = np.array([event["at"] for event in reports]) / 60
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), sharey=True)
-    best = journal.sign * np.fmin.accumulate(losses)
-    left.step(minutes, best, where="post", color="black", label="best so far")
-    valued = [trial for trial in trials if trial.value is not None]
-    for status, colour in COLOURS.items():
-        these = [trial for trial in valued if trial.status == status]
-        ended = [minutes[-1] if trial.ended is None else trial.ended / 60 for trial in these]
-        values = [journal.to_metric(trial.value) for trial in these]
-        if these:
-            left.plot(ended, values, ".", color=colour, label=f"{len(these)} {status}")
-    curves = [(curve, "interrupted") for trial in trials for curve in trial.earlier if curve]
-    for curve, status in curves + [(trial.curve, trial.status) for trial in valued]:
-        epochs, y = np.array(curve).T
-        style = "." if len(epochs) == 1 else "-"  # a curve of one point is no line
-        right.plot(epochs, journal.sign * y, style, color=COLOURS[status], lw=0.7, alpha=0.6)
-    values = np.sort([journal.to_metric(trial.value) for trial in valued] or best)
-    if len(values) >= 8:  # the poor ones are out of view
-        n = len(values) * 3 // 5
-        values = values[-n:] if run["mode"] == "max" else values[:n]
-    margin = 0.1 * (values[-1] - values[0]) or 0.1 * abs(values[0]) or 0.1
-    left.set(ylim=(values[0] - margin, values[-1] + margin), xlabel="minutes", ylabel=run["metric"])
-    right.set(xlabel="epoch", xscale="log")
-    left.legend()
-    figure.suptitle(f"{pathlib.Path(folder).name}: {len(valued)} trials, best {best[-1]:.6g}")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+# Colours of Okabe and Ito (2008), which the colour-blind can tell apart
+STATUSES = {
+    "done": ("#0072B2", "o"), "stopped": ("#E69F00", "s"), "timeout": ("#CC79A7", "D"),
+    "running": ("#56B4E9", ">"), "interrupted": ("#999999", "P"), "failed": ("#D55E00", "x"),
+}  # fmt: skip
+COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"
+STYLE = {
+    "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
+    "svg.fonttype": "none", "svg.hashsalt": "hpo", "text.parse_math": False,
+}  # fmt: skip
+MANY = 500  # from so many marks on, an SVG holds them as an image
+N_BOOTSTRAPS = 10
 
 
+# ---- A run ---------------------------------------------------------------------------------------
+class Run:
+    """A run, read from its folder. clock: the seconds that it has taken so far."""
+
+    def __init__(self, folder):
+        journal = self.journal = Journal(load_run(folder))
+        self.folder, self.events = pathlib.Path(folder), list(read_events(folder, journal))
+        self.space, self.metric, self.sign = journal.space, journal.metric, journal.sign
+        self.trials, self.clock = journal.trials, journal.clock
+        self.arguments = journal.run["arguments"]
+        self.max_epochs = last_epoch(self.space, self.arguments["epochs_name"])
+        self.shown = [trial for trial in self.trials if trial.ended is not None or trial.curve]
+        self.shown.sort(key=lambda trial: math.inf if trial.ended is None else trial.ended)
+        self.losses = np.array([trial.value for trial in self.shown], float)  # NaN for None
+        valued = [trial for trial in self.shown if trial.value is not None]
+        self.best = min(valued, key=lambda trial: trial.value, default=None)
+
+    def best_by_time(self):
+        """(seconds, lowest loss so far) arrays, after each report of a last attempt, and now."""
+        points = []
+        for event in self.events:
+            trial = self.trials[event["report"]] if "report" in event else None
+            if trial and trial.status != "failed" and event["attempt"] == trial.attempt:
+                loss = self.journal.to_loss(event["metrics"].get(self.metric))
+                points.append((event["at"], loss))
+        times, losses = np.array([*points, (self.clock, math.nan)]).T
+        best = np.fmin.accumulate(losses)
+        is_new = np.append(True, best[1:] != best[:-1])
+        is_new[-1] = True
+        return times[is_new], best[is_new]
+
+    def best_by_trials(self):
+        """(number of trials, lowest loss so far) arrays, in the order in which they ended."""
+        return np.arange(1, len(self.shown) + 1), np.fmin.accumulate(self.losses)
+
+    def spans(self):
+        """[(start, end, trial id, status)] in seconds of all attempts, by their starts."""
+        spans, running = [], {}
+        for event in self.events:
+            if "start" in event:
+                running[event["start"]] = event["at"]
+            elif "end" in event:
+                span = running.pop(event["end"]), event["at"], event["end"], event["status"]
+                spans.append(span)
+            elif "session" in event:  # the tuner was killed
+                at = event["session"]["at"]
+                spans += [(start, at, i, "interrupted") for i, start in running.items()]
+                running = {}
+        return sorted(spans + [(start, self.clock, i, "running") for i, start in running.items()])
+
+
+def unit_of(seconds):
+    """(name, its seconds) of the unit for an axis of time."""
+    units = ("hours", 3600), ("minutes", 60), ("seconds", 1)
+    return next((unit for unit in units if seconds >= 3 * unit[1]), units[-1])
+
+
+# ---- What a Gaussian process of the trials believes ----------------------------------------------
+class Belief:
+    """The process of ended trials, by default all of a run. model: None where they are too few."""
+
+    def __init__(self, run, trials=None):
+        name, seed = run.arguments["searcher"], run.arguments["seed"]
+        searcher_class = command.find_searcher(name) if name.startswith("gp:") else GPSearch
+        self.space, self.searcher = run.space, searcher_class(run.space, seed, run.max_epochs)
+        self.trials = trials or [trial for trial in run.trials if trial.ended is not None]
+        self.model = self.searcher.model(self.trials, np.random.default_rng(seed))
+
+    def predict(self, X):
+        """Losses (m,) that X (m, d) should have at the last epoch, and standard deviations (m,)."""
+        mu, sigma = self.model.predict(X)
+        deviation = np.hypot(sigma[:, 0], mu.std(axis=1))
+        return self.model.centre + self.model.unit * mu.mean(axis=1), self.model.unit * deviation
+
+    def effect(self, names, n_grid, n_others):
+        """Loss and deviation (g, ...) on the grids of some hyperparameters.
+
+        Both are means over random values of the others, which are the same everywhere.
+        """
+        parts = domains(self.space)
+        ends = dict(zip(parts, itertools.accumulate(domain.n_dims for domain in parts.values())))
+        X = np.random.default_rng(0).random((n_others, max(ends.values())))
+        X = snap(self.space, X)
+        for name in names:
+            rows = grid(parts[name], n_grid)
+            X = np.repeat(X[..., None, :], len(rows), axis=-2)  # (n_others, g, ..., d)
+            X[..., ends[name] - parts[name].n_dims : ends[name]] = rows
+        flat = X.reshape(-1, X.shape[-1])
+        chunks = [self.predict(rows) for rows in np.array_split(flat, len(flat) // 4000 + 1)]
+        loss, deviation = (np.concatenate(chunk).reshape(X.shape[:-1]) for chunk in zip(*chunks))
+        return loss.mean(axis=0), deviation.mean(axis=0)
+
+    def shares(self):
+        """(p + 1,) parts of the loss's variance over the space: main effects, and the rest."""
+        X = np.random.default_rng(1).random((1000, len(self.searcher.groups)))
+        total = self.predict(snap(self.space, X))[0].var() or 1.0
+        shares = [self.effect([name], 9, 50)[0].var() / total for name in domains(self.space)]
+        return [*shares, max(0.0, 1 - sum(shares))]
+
+
+def importance(run, belief):
+    """{name: (share, 10% and 90% quantiles of the share over bootstraps)}, the largest first."""
+    rng, n, table = np.random.default_rng(0), len(belief.trials), []
+    for _ in range(N_BOOTSTRAPS):
+        rows = np.sort(rng.integers(n, size=n))  # in order: the first trials set the model's scale
+        again = Belief(run, [belief.trials[i] for i in rows])
+        table += [again.shares()] if again.model else []
+    shares = belief.shares()
+    rows = np.column_stack([shares, *np.quantile(table or [shares], (0.1, 0.9), axis=0)]).tolist()
+    ranked = sorted(zip(domains(run.space), rows), key=lambda row: -row[1][0])
+    return dict(ranked) | {"combinations": rows[-1]}
+
+
+# ---- Axes and marks ------------------------------------------------------------------------------
+def grid(domain, n):
+    """Encoded values (g, n_dims) of a hyperparameter, g <= n but for a choice."""
+    if isinstance(domain, Choice):
+        return np.eye(domain.n_dims)
+    return np.unique(snap({"": domain}, np.linspace(0, 1, n)[:, None]), axis=0)
+
+
+def places(domain, X):
+    """Positions (n,) on an axis from 0 to 1 of encoded values X (n, n_dims)."""
+    return (X.argmax(axis=1) + 0.5) / domain.n_dims if isinstance(domain, Choice) else X[:, 0]
+
+
+def places_of(domain, values):
+    X = np.array([domain.encode(value) for value in values])
+    return places(domain, X.reshape(-1, domain.n_dims))
+
+
+def label_axis(axis, letter, name, domain):
+    """The x or y axis of a hyperparameter: the searcher's scale, with the user's values."""
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
+    is_reverse = domain.kind.startswith("reverse")
+    if isinstance(domain.values, list) or domain.n_values <= 6:
+        values = domain.values[:: math.ceil(domain.n_values / 6)]
+    else:
+        low, high = (1 - domain.high, 1 - domain.low) if is_reverse else (domain.low, domain.high)
+        locator = MaxNLocator(4, integer=domain.half > 0)
+        if is_reverse or domain.kind.startswith("log"):
+            locator = LogLocator(subs=[1] if high > 100 * low else [1, 2, 5], numticks=5)
+        values = [value for value in locator.tick_values(low, high) if low <= value <= high]
+        values = [1 - value for value in values] if is_reverse else values
+    texts = [f"{v:.6g}" if isinstance(v, float) else f"{v}" for v in values]
+    texts = [text if len(text) <= 12 else text[:10] + ".." for text in texts]
+    turned = {"rotation": 25, "ha": "right"} if letter == "x" and sum(map(len, texts)) > 20 else {}
+    axis.set(**{f"{letter}label": name, f"{letter}lim": (-0.04, 1.04)})
+    set_ticks = axis.set_xticks if letter == "x" else axis.set_yticks
+    set_ticks(places_of(domain, values), texts, **turned)
+
+
+def style():
+    """Context in which pictures are drawn and saved."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise command.Failed("pictures need matplotlib: pip install matplotlib") from None
+    return matplotlib.rc_context(STYLE)
+
+
+def new_figure(width, height, rows=1, columns=1, **options):
+    """A figure and its axes (rows * columns,)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options).ravel()
+
+
+def add_legend(figure, axis, columns=5):
+    entries = axis.get_legend_handles_labels()
+    figure.legend(*entries, loc="outside lower center", ncols=columns)
+
+
+def size_of(n):
+    """Keyword arguments of n marks: smaller ones where there are many."""
+    return {"ms": min(5, max(2, 100 / math.sqrt(n or 1))), "rasterized": n > MANY}
+
+
+def set_view(axis, run, losses, worst=-math.inf):
+    """Fits an axis to the better losses; returns the worst in view, and two places at the edge."""
+    known = losses[np.isfinite(losses)]
+    low, middle, high = np.quantile(known, (0, 0.4, 1)) if len(known) else (0, 0, 1)
+    high = min(high, low + 3 * (middle - low)) if middle > low else high
+    size = high - low or abs(low) / 10 or 1.0
+    high = max(high, min(worst, low + 4 * size))
+    size = max(size, high - low)
+    axis.set_ylim(*sorted(run.sign * np.array([low - 0.05 * size, high + 0.25 * size])))
+    axis.set_ylabel(run.metric)
+    return high, run.sign * (high + 0.12 * size), run.sign * (high + 0.2 * size)
+
+
+def draw_trials(axis, run, x, losses, worst=-math.inf):
+    """Marks of run.shown at x (n,). Poor ones, and those without a loss (NaN), are at the edge.
+
+    worst: a loss that is to be in view, if possible.
+    """
+    worst, edge, last_edge = set_view(axis, run, losses, worst)
+    y = np.where(losses > worst, edge, np.where(np.isnan(losses), last_edge, run.sign * losses))
+    look = {"ls": "", "alpha": 0.8, **size_of(len(x))}
+    triangle = "v" if run.sign < 0 else "^"
+    for status, (colour, marker) in STATUSES.items():
+        own = np.array([trial.status == status for trial in run.shown])
+        if own.any():
+            good, poor = own & ~(losses > worst), own & (losses > worst)
+            label = f"{own.sum()} {status}"
+            axis.plot(x[good], y[good], marker, color=colour, label=label, **look)
+            axis.plot(x[poor], y[poor], triangle, color=colour, **look)
+    n_poor, n_none = (losses > worst).sum(), np.isnan(losses).sum()
+    if n_poor + n_none:
+        middle = run.sign * worst + (edge - run.sign * worst) / 2
+        axis.axhspan(middle, 2 * last_edge - edge, color="#eeeeee", zorder=0, lw=0)
+        axis.set_yticks([t for t in axis.get_yticks() if run.sign * (t - middle) < 0])
+    if n_poor:
+        label = f"{n_poor} of them worse than {run.sign * worst:.4g}, at the edge"
+        axis.plot([], [], triangle, color="grey", label=label)
+
+
+# ---- Pictures of a run ---------------------------------------------------------------------------
+def draw_history(run):
+    figure, axes = new_figure(11, 4.4, 1, 2, sharey=True)
+    unit, seconds = unit_of(run.clock)
+    ends = [run.clock if trial.ended is None else trial.ended for trial in run.shown]
+    (times, best), bests = run.best_by_time(), run.best_by_trials()
+    draw_trials(axes[0], run, np.array(ends) / seconds, run.losses)
+    draw_trials(axes[1], run, bests[0], run.losses)
+    for axis, (x, y) in zip(axes, [(times / seconds, best), bests]):
+        axis.step(x, run.sign * y, where="post", color="black", label="best so far")
+    resumed = [event["session"]["at"] for event in run.events if "session" in event]
+    for at in resumed:
+        label = "resumed" if at == resumed[0] else None
+        axes[0].axvline(at / seconds, color="grey", ls=":", label=label)
+    axes[0].set(xlabel=f"{unit}, downtime excluded", xlim=(0, None))
+    axes[1].set(xlabel="trials, in the order of their ends", ylabel="")
+    title = f"no {run.metric} so far"
+    if run.best:
+        title = f"best {run.metric} {run.sign * run.best.value:.6g}, trial {run.best.id}"
+    figure.suptitle(f"{title}; {len(run.trials)} trials")
+    add_legend(figure, axes[0])
+    return figure
+
+
+def draw_curves(run):
+    """None where trials report once: these are no curves."""
+    from matplotlib.collections import LineCollection
+
+    curves = [(trial.curve, trial.status) for trial in run.shown]
+    curves += [(curve, "interrupted") for trial in run.trials for curve in trial.earlier]
+    epochs = [epoch for curve, _ in curves for epoch, _ in curve]
+    if max(epochs, default=1) == 1:
+        return None
+    figure, (axis,) = new_figure(11, 5)
+    ends = np.array([trial.curve[-1] if trial.curve else (1, math.nan) for trial in run.shown])
+    good = sorted((t for t in run.shown if t.value is not None), key=lambda t: t.value)[:5]
+    worst = max((loss for trial in good for _, loss in trial.curve), default=0)
+    draw_trials(axis, run, *ends.T, worst)
+    for status, (colour, _) in STATUSES.items():
+        own = [curve for curve, of in curves if of == status and curve]
+        lines = [np.array(curve) * (1, run.sign) for curve in own]
+        look = {"lw": 0.8, "alpha": min(0.5, max(0.03, 50 / (len(lines) or 1)))}
+        look["rasterized"] = len(lines) > MANY / 5
+        axis.add_collection(LineCollection(lines, colors=colour, **look))
+    powers = [3**k for k in range(34) if 3**k <= max(epochs)]
+    powers = powers[:: math.ceil(len(powers) / 9)]
+    axis.set_xscale("log" if min(epochs) else "symlog")
+    axis.set_xticks(powers, powers)
+    axis.set_xticks([], minor=True)
+    axis.set(xlabel="epoch", title="learning curves, with a mark where each ended")
+    first, eta = run.arguments["first_rung"], run.arguments["eta"]
+    rungs = [first * eta**k for k in range(50) if first * eta**k < (run.max_epochs or 0)]
+    for rung in rungs if run.arguments["stopping"] in ("auto", "halving", "asha") else []:
+        label = "rungs" if rung == first else None
+        axis.axvline(rung, color="grey", ls=":", lw=1, zorder=0, label=label)
+    add_legend(figure, axis)
+    return figure
+
+
+def draw_parameters(run, belief, names):
+    columns, n_rows = min(len(names), 4), math.ceil(len(names) / 4)
+    look = {"height_ratios": [1, 2] * n_rows, "subplot_kw": {"visible": False}}
+    figure, axes = new_figure(11, 1 + 3.4 * n_rows, 2 * n_rows, columns, **look)
+    axes = axes.reshape(n_rows, 2, columns)
+    jitter = np.random.default_rng(0).uniform(-0.3, 0.3, len(run.shown))
+    for i, name in enumerate(names):
+        domain, (top, axis) = run.space[name], axes[i // 4, :, i % 4]
+        width = 1 / domain.n_dims if isinstance(domain, Choice) else 0  # of a category's strip
+        x = places_of(domain, [trial.config[name] for trial in run.shown]) + width * jitter
+        draw_trials(axis, run, x, run.losses)
+        label_axis(axis, "x", name, domain)
+        axis.set(visible=True, ylabel="" if i % 4 else run.metric)
+        if belief.model:
+            x, (loss, deviation) = places(domain, grid(domain, 25)), belief.effect([name], 25, 200)
+            y = run.sign * loss
+            if width:
+                top.errorbar(x, y, deviation, fmt="ok", ms=4, capsize=4)
+            else:
+                top.plot(x, y, "-k")
+                top.fill_between(x, y - deviation, y + deviation, color="black", alpha=0.15, lw=0)
+            top.sharey(axes[0, 0, 0]) if i else None
+            top.set(visible=True, xticks=[], xlim=axis.get_xlim())
+            top.set_ylabel("" if i % 4 else "model: mean\nover the others")
+        for of_name in (top, axis) if i % 4 else ():
+            of_name.tick_params(labelleft=False)
+    add_legend(figure, axes[0, 1, 0])
+    return figure
+
+
+def draw_importance(shares):
+    figure, (axis,) = new_figure(11, 1.2 + 0.3 * len(shares))
+    share, low, high = np.transpose(list(shares.values()))
+    y = -np.arange(len(shares))
+    axis.barh(y, share, color=[COLOURS[0]] * (len(shares) - 1) + ["#999999"])
+    axis.hlines(y, low, high, color="black")
+    axis.set_yticks(y, list(shares))
+    axis.set(xlabel="share of the model's variance over the space", xlim=(0, None))
+    axis.set_title(f"line: 10% to 90% of {N_BOOTSTRAPS} bootstraps of the trials")
+    return figure
+
+
+def draw_pairs(run, belief, pairs):
+    figure, axes = new_figure(3.9 * len(pairs) + 0.8, 4.2, 1, len(pairs))
+    maps = [run.sign * belief.effect(pair, 20, 50)[0] for pair in pairs]
+    scale = {"vmin": np.min([m.min() for m in maps]), "vmax": np.max([m.max() for m in maps])}
+    scale |= {
+        "cmap": "cividis" if run.sign < 0 else "cividis_r",
+        "rasterized": True,
+    }  # bright: good
+    failed = [trial for trial in run.shown if trial.status == "failed"]
+    others = [trial for trial in run.shown if trial.status != "failed"]
+    for axis, pair, values in zip(axes, pairs, maps):
+        parts = [run.space[name] for name in pair]
+        x, y = (places(domain, grid(domain, 20)) for domain in parts)
+        mesh = axis.pcolormesh(x, y, values.T, shading="nearest", **scale)
+        for letter, name, domain in zip("xy", pair, parts):
+            label_axis(axis, letter, name, domain)
+        marks = (others, "o", "trials"), (failed, "x", "failed"), ([run.best], "*", "best")
+        for trials, marker, label in marks if failed else (marks[0], marks[2]):
+            x, y = (places_of(d, [t.config[n] for t in trials]) for n, d in zip(pair, parts))
+            look = {"ls": "", "color": "white", "mec": "black", **size_of(len(run.shown))}
+            look |= {"color": "#D55E00", "mec": "#D55E00"} if marker == "x" else {}
+            look |= {"color": "#D55E00", "mec": "white", "ms": 15} if marker == "*" else {}
+            axis.plot(x, y, marker, label=label, **look)
+    figure.colorbar(mesh, ax=axes, label=f"{run.metric}, model's mean")
+    add_legend(figure, axes[0])
+    return figure
+
+
+def draw_workers(run):
+    spans, free, rows = run.spans(), [], []
+    for start, end, *_ in spans:
+        row = next((row for row, at in enumerate(free) if at <= start), len(free))
+        free[row : row + 1] = [end]
+        rows.append(row)
+    figure, (axis,) = new_figure(11, 1.6 + 0.35 * len(free))
+    unit, seconds = unit_of(run.clock)
+    for status, (colour, _) in STATUSES.items():
+        own = [(row, *span) for row, span in zip(rows, spans) if span[3] == status]
+        if own:
+            row, start, end, *_ = zip(*own)
+            start, length = np.array(start) / seconds, np.subtract(end, start) / seconds
+            look = (
+                {"color": colour, "ec": "white", "lw": 0.5}
+                if len(spans) < MANY
+                else {"color": colour}
+            )
+            look |= {"rasterized": len(spans) > MANY, "label": f"{len(own)} {status}"}
+            axis.barh(row, length, left=start, **look)
+    for row, (start, end, i, status) in zip(rows, spans):
+        if end - start > 0.025 * run.clock:
+            colour = "white" if status in ("done", "failed") else "black"
+            middle = (start + end) / 2 / seconds
+            axis.text(middle, row, i, ha="center", va="center", size=8, color=colour)
+    busy = sum(end - start for start, end, *_ in spans) / (len(free) * run.clock or 1)
+    axis.set_yticks(range(len(free)), range(1, len(free) + 1))
+    axis.set(
+        xlabel=f"{unit}, downtime excluded; numbers are trials",
+        ylabel="worker",
+        xlim=(0, run.clock / seconds or 1),
+    )
+    axis.set_title(f"the workers trained {busy:.0%} of the time")
+    add_legend(figure, axis)
+    return figure
+
+
+def draw_run(run, belief):
+    """{name: figure} of a run in which a trial has started."""
+    figures = {"history": draw_history(run), "curves": draw_curves(run)}
+    names = [name for name, domain in domains(run.space).items() if domain.n_values > 1]
+    if belief.model:
+        shares = importance(run, belief)
+        names = [name for name in shares if name in names]
+    figures["parameters"] = draw_parameters(run, belief, names[:8]) if names else None
+    if belief.model:
+        shown = [*names[:20], "combinations"]
+        figures["importance"] = draw_importance({name: shares[name] for name in shown})
+        pairs = list(itertools.combinations(names[:3], 2))
+        figures["pairs"] = draw_pairs(run, belief, pairs) if pairs else None
+    figures["workers"] = draw_workers(run)
+    return {name: figure for name, figure in figures.items() if figure}
+
+
+# ---- Comparison of runs --------------------------------------------------------------------------
+def by_method(runs):
+    """{name: [Run]}: the arguments in which the runs differ, but for the seed."""
+    names = dict.fromkeys(name for run in runs for name in run.arguments if name != "seed")
+    texts = [{name: json.dumps(run.arguments.get(name)) for name in names} for run in runs]
+    names = [name for name in names if len({text[name] for text in texts}) > 1] or ["searcher"]
+    methods = {}
+    for run, text in zip(runs, texts):
+        method = ", ".join(f"{name}={text[name]}" for name in names).replace('"', "")
+        methods.setdefault(method, []).append(run)
+    return methods
+
+
+def on_one_axis(curves):
+    """x (n,) and table (runs, n) of step curves (x, y), from where all have begun to the first end.
+
+    Those without a finite y are left out.
+    """
+    curves = [(x[np.isfinite(y)], y[np.isfinite(y)]) for x, y in curves if np.isfinite(y).any()]
+    x = np.unique(np.concatenate([x for x, _ in curves] or [[]]))
+    for own, _ in curves:
+        x = x[(own[0] <= x) & (x <= own[-1])]
+    rows = [y[np.searchsorted(own, x, side="right") - 1] for own, y in curves]
+    return x, np.array(rows).reshape(-1, len(x))
+
+
+def draw_band(axis, x, table, name, colour):
+    """The median of table (runs, n) at x (n,), and its quartiles where there are several runs."""
+    low, middle, high = np.quantile(table, (0.25, 0.5, 0.75), axis=0)
+    name = name if len(table) == 1 else f"{name}: median and quartiles of {len(table)} runs"
+    axis.step(x, middle, where="post", color=colour, label=name)
+    axis.fill_between(x, low, high, step="post", color=colour, alpha=0.2, lw=0)
+
+
+def draw_comparison(methods):
+    runs = [run for own in methods.values() for run in own]
+    figure, axes = new_figure(11, 4.8, 1, 2, sharey=True)
+    unit, seconds = unit_of(max(run.clock for run in runs))
+    for axis, curve, scale in zip(axes, (Run.best_by_time, Run.best_by_trials), (seconds, 1)):
+        losses = []
+        for colour, (name, own) in zip(itertools.cycle(COLOURS), methods.items()):
+            x, table = on_one_axis([curve(run) for run in own])
+            losses += table.ravel().tolist()
+            if len(x):
+                draw_band(axis, x / scale, runs[0].sign * table, name, colour)
+        set_view(axis, runs[0], np.array(losses))
+    axes[0].set(xlabel=f"{unit}, downtime excluded", ylabel=f"best {runs[0].metric} so far")
+    axes[1].set(xlabel="trials that have ended", ylabel="")
+    add_legend(figure, axes[0], 1)
+    return figure
+
+
+def print_table(methods):
+    print("best: median [lowest, highest]; trials, failed and hours: mean")
+    for name, runs in methods.items():
+        values = [run.journal.to_metric(run.best.value) for run in runs if run.best] or [math.nan]
+        best = f"{np.median(values):.6g} [{min(values):.6g}, {max(values):.6g}]"
+        trials = np.mean([len(run.shown) for run in runs])
+        failed = np.mean([sum(t.status == "failed" for t in run.shown) for run in runs])
+        hours = np.mean([run.clock for run in runs]) / 3600
+        print(f"{name}: {len(runs)} runs, best {best}, {trials:.4g} trials,", end=" ")
+        print(f"{failed:.3g} failed, {hours:.2g} hours")
+
+
+# ---- Command line --------------------------------------------------------------------------------
 def main(arguments=None):
     parser = command.parser("plot", __doc__)
-    parser.add_argument("folder", metavar="DIR", type=pathlib.Path, help="the folder of a run")
-    parser.add_argument("picture", metavar="PICTURE.png", nargs="?", help="default DIR/run.png")
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="the folder of a run")
+    parser.add_argument("--format", choices=("png", "svg"), default="png")
+    parser.add_argument("--results", type=pathlib.Path, metavar="FOLDER", help="where to write")
     args = parser.parse_args(arguments)
-    picture = pathlib.Path(args.picture or args.folder / "run.png")
-    try:
-        with command.checking(parser):
-            if args.picture and (not picture.suffix or not picture.parent.is_dir()):
-                raise ValueError(f"{picture}: expected a picture to write, such as run.png")
-            plot(args.folder, picture)
-    except ImportError:
-        raise command.Failed("the picture needs matplotlib: pip install matplotlib") from None
-    print(picture)
+    with command.checking(parser), style():
+        runs = [Run(folder) for folder in args.folders]
+        for run in runs:
+            if not run.trials:
+                raise ValueError(f"{run.folder}: no trial has started, nothing to draw yet")
+            if (run.metric, run.sign) != (runs[0].metric, runs[0].sign):
+                raise ValueError(f"{run.folder}: expected {runs[0].metric}, got {run.metric}")
+        if len(runs) == 1:
+            folder, figures = runs[0].folder / "pictures", draw_run(runs[0], Belief(runs[0]))
+        else:
+            methods = by_method(runs)
+            print_table(methods)
+            folder, figures = (
+                pathlib.Path("results/compared"),
+                {"compared": draw_comparison(methods)},
+            )
+        folder = args.results or folder
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, figure in figures.items():
+            path = folder / f"{name}.{args.format}"
+            figure.savefig(path, dpi=120, metadata={"Date": None} if args.format == "svg" else {})
+            print(path)
 
 
 if __name__ == "__main__":
