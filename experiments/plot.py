@@ -16,6 +16,7 @@ import itertools
 import json
 import math
 import pathlib
+from collections import Counter
 
 import numpy as np
 
@@ -65,10 +66,7 @@ class Run:
                 loss = self.journal.to_loss(event["metrics"].get(self.metric))
                 points.append((event["at"], loss))
         times, losses = np.array([*points, (self.clock, math.nan)]).T
-        best = np.fmin.accumulate(losses)
-        is_new = np.append(True, best[1:] != best[:-1])
-        is_new[-1] = True
-        return times[is_new], best[is_new]
+        return times, np.fmin.accumulate(losses)
 
     def best_by_trials(self):
         """(number of trials, lowest loss so far) arrays, in the order in which they ended."""
@@ -81,8 +79,8 @@ class Run:
             if "start" in event:
                 running[event["start"]] = event["at"]
             elif "end" in event:
-                span = running.pop(event["end"]), event["at"], event["end"], event["status"]
-                spans.append(span)
+                start = running.pop(event["end"])
+                spans.append((start, event["at"], event["end"], event["status"]))
             elif "session" in event:  # the tuner was killed
                 at = event["session"]["at"]
                 spans += [(start, at, i, "interrupted") for i, start in running.items()]
@@ -120,8 +118,7 @@ class Belief:
         """
         parts = domains(self.space)
         ends = dict(zip(parts, itertools.accumulate(domain.n_dims for domain in parts.values())))
-        X = np.random.default_rng(0).random((n_others, max(ends.values())))
-        X = snap(self.space, X)
+        X = snap(self.space, np.random.default_rng(0).random((n_others, max(ends.values()))))
         for name in names:
             rows = grid(parts[name], n_grid)
             X = np.repeat(X[..., None, :], len(rows), axis=-2)  # (n_others, g, ..., d)
@@ -363,25 +360,22 @@ def draw_pairs(run, belief, pairs):
     figure, axes = new_figure(3.9 * len(pairs) + 0.8, 4.2, 1, len(pairs))
     maps = [run.sign * belief.effect(pair, 20, 50)[0] for pair in pairs]
     scale = {"vmin": np.min([m.min() for m in maps]), "vmax": np.max([m.max() for m in maps])}
-    scale |= {
-        "cmap": "cividis" if run.sign < 0 else "cividis_r",
-        "rasterized": True,
-    }  # bright: good
+    scale["cmap"] = "cividis" if run.sign < 0 else "cividis_r"  # bright is good
     failed = [trial for trial in run.shown if trial.status == "failed"]
     others = [trial for trial in run.shown if trial.status != "failed"]
     for axis, pair, values in zip(axes, pairs, maps):
         parts = [run.space[name] for name in pair]
         x, y = (places(domain, grid(domain, 20)) for domain in parts)
-        mesh = axis.pcolormesh(x, y, values.T, shading="nearest", **scale)
+        mesh = axis.pcolormesh(x, y, values.T, shading="nearest", rasterized=True, **scale)
         for letter, name, domain in zip("xy", pair, parts):
             label_axis(axis, letter, name, domain)
-        marks = (others, "o", "trials"), (failed, "x", "failed"), ([run.best], "*", "best")
-        for trials, marker, label in marks if failed else (marks[0], marks[2]):
+        for trials, marker, look in (
+            (others, "o", {"color": "white", "mec": "black", "label": "trials"}),
+            (failed, "x", {"color": "#D55E00", "label": "failed" if failed else None}),
+            ([run.best], "*", {"color": "#D55E00", "mec": "white", "label": "best", "ms": 15}),
+        ):
             x, y = (places_of(d, [t.config[n] for t in trials]) for n, d in zip(pair, parts))
-            look = {"ls": "", "color": "white", "mec": "black", **size_of(len(run.shown))}
-            look |= {"color": "#D55E00", "mec": "#D55E00"} if marker == "x" else {}
-            look |= {"color": "#D55E00", "mec": "white", "ms": 15} if marker == "*" else {}
-            axis.plot(x, y, marker, label=label, **look)
+            axis.plot(x, y, marker, **{**size_of(len(run.shown)), **look})
     figure.colorbar(mesh, ax=axes, label=f"{run.metric}, model's mean")
     add_legend(figure, axes[0])
     return figure
@@ -395,30 +389,20 @@ def draw_workers(run):
         rows.append(row)
     figure, (axis,) = new_figure(11, 1.6 + 0.35 * len(free))
     unit, seconds = unit_of(run.clock)
-    for status, (colour, _) in STATUSES.items():
-        own = [(row, *span) for row, span in zip(rows, spans) if span[3] == status]
-        if own:
-            row, start, end, *_ = zip(*own)
-            start, length = np.array(start) / seconds, np.subtract(end, start) / seconds
-            look = (
-                {"color": colour, "ec": "white", "lw": 0.5}
-                if len(spans) < MANY
-                else {"color": colour}
-            )
-            look |= {"rasterized": len(spans) > MANY, "label": f"{len(own)} {status}"}
-            axis.barh(row, length, left=start, **look)
-    for row, (start, end, i, status) in zip(rows, spans):
-        if end - start > 0.025 * run.clock:
-            colour = "white" if status in ("done", "failed") else "black"
-            middle = (start + end) / 2 / seconds
-            axis.text(middle, row, i, ha="center", va="center", size=8, color=colour)
-    busy = sum(end - start for start, end, *_ in spans) / (len(free) * run.clock or 1)
+    starts, ends, ids, statuses = zip(*spans)
+    starts, lengths = np.array(starts) / seconds, np.subtract(ends, starts) / seconds
+    look = {"color": [STATUSES[status][0] for status in statuses], "alpha": 0.75}
+    look |= {"rasterized": True} if len(spans) > MANY else {"ec": "white", "lw": 0.5}
+    axis.barh(rows, lengths, left=starts, **look)
+    for status, n in Counter(statuses).items():
+        axis.plot([], [], "s", ms=9, color=STATUSES[status][0], label=f"{n} {status}")
+    for row, start, length, i in zip(rows, starts, lengths, ids):
+        if length > 0.025 * run.clock / seconds:
+            axis.text(start + length / 2, row, i, ha="center", va="center", size=8)
+    busy = lengths.sum() * seconds / (len(free) * run.clock or 1)
     axis.set_yticks(range(len(free)), range(1, len(free) + 1))
-    axis.set(
-        xlabel=f"{unit}, downtime excluded; numbers are trials",
-        ylabel="worker",
-        xlim=(0, run.clock / seconds or 1),
-    )
+    axis.set(xlim=(0, run.clock / seconds or 1), ylabel="worker")
+    axis.set_xlabel(f"{unit}, downtime excluded; the numbers are trials")
     axis.set_title(f"the workers trained {busy:.0%} of the time")
     add_legend(figure, axis)
     return figure
@@ -494,15 +478,15 @@ def draw_comparison(methods):
 
 
 def print_table(methods):
-    print("best: median [lowest, highest]; trials, failed and hours: mean")
+    """best: median [lowest, highest] of the runs; trials, failed and hours: their means."""
+    print("runs           best [lowest, highest]  trials  failed   hours  method")
     for name, runs in methods.items():
         values = [run.journal.to_metric(run.best.value) for run in runs if run.best] or [math.nan]
         best = f"{np.median(values):.6g} [{min(values):.6g}, {max(values):.6g}]"
-        trials = np.mean([len(run.shown) for run in runs])
-        failed = np.mean([sum(t.status == "failed" for t in run.shown) for run in runs])
-        hours = np.mean([run.clock for run in runs]) / 3600
-        print(f"{name}: {len(runs)} runs, best {best}, {trials:.4g} trials,", end=" ")
-        print(f"{failed:.3g} failed, {hours:.2g} hours")
+        failed = [sum(trial.status == "failed" for trial in run.shown) for run in runs]
+        columns = [len(run.shown) for run in runs], failed, [run.clock / 3600 for run in runs]
+        numbers = " ".join(f"{np.mean(column):7.4g}" for column in columns)
+        print(f"{len(runs):4} {best:>32} {numbers}  {name}")
 
 
 # ---- Command line --------------------------------------------------------------------------------
@@ -524,10 +508,8 @@ def main(arguments=None):
         else:
             methods = by_method(runs)
             print_table(methods)
-            folder, figures = (
-                pathlib.Path("results/compared"),
-                {"compared": draw_comparison(methods)},
-            )
+            folder = pathlib.Path("results/compared")
+            figures = {"compared": draw_comparison(methods)}
         folder = args.results or folder
         folder.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():

@@ -31,92 +31,84 @@ table {{ font-size: 14px; border-collapse: collapse }}  tr {{ border-bottom: 1px
 {body}
 </body></html>
 """
-FLAGS = {"config_space": "space", "assignments": "set"}  # argument -> flag of run.py
 
 
 def command_line(run):
-    """The command of a run, for the files that are named FILE in it see its journal.jsonl."""
-    words = ["python", "run.py", run.arguments.get("objective") or ""]
+    """The command of a run. FILE: what was in it is in the run's journal.jsonl."""
+    words = ["python", "run.py", str(run.arguments.get("objective", ""))]
     for name, value in run.arguments.items():
-        if name != "objective" and value not in (None, []):
-            values = value if isinstance(value, list) and name == "assignments" else [value]
-            texts = ["FILE" if isinstance(v, (dict, list)) else str(v) for v in values]
-            words += [word for text in texts for word in (f"--{FLAGS.get(name, name)}", text)]
+        flag = {"config_space": "--space", "assignments": "--set"}.get(name, f"--{name}")
+        for one in value if name == "assignments" else [value]:
+            if name != "objective" and one is not None:
+                words += [flag, "FILE" if isinstance(one, (dict, list)) else str(one)]
     return shlex.join(words)
 
 
-def table(head, rows):
-    """An HTML table; texts are escaped here."""
-
-    def row(cells, tag):
-        texts = [f"{cell:.6g}" if isinstance(cell, float) else str(cell) for cell in cells]
-        return "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts)
-
-    lines = [row(head, "th"), *(row(cells, "td") for cells in rows)]
-    return "<div class=wide><table><tr>" + "</tr>\n<tr>".join(lines) + "</tr></table></div>"
-
-
-def section(head, *parts):
-    return f"<section><h2>{head}</h2>\n" + "\n".join(parts) + "</section>"
-
-
-def paragraph(text, tag="p"):
+def element(tag, text):
     return f"<{tag}>{html.escape(text)}</{tag}>"
+
+
+def table(head, rows):
+    """An HTML table; numbers are shortened, and texts escaped."""
+    lines = ["".join(element("th", name) for name in head)]
+    for row in rows:
+        texts = [f"{cell:.6g}" if isinstance(cell, float) else str(cell) for cell in row]
+        lines.append("".join(element("td", text) for text in texts))
+    return f"<div class=wide><table><tr>{'</tr><tr>'.join(lines)}</tr></table></div>"
 
 
 def best_trials(run, belief):
     """HTML: the best configuration, how sure it is, and the ten best in a table."""
     best = sorted((t for t in run.shown if t.value is not None), key=lambda t: t.value)[:10]
     if not best:
-        return [paragraph(f"No trial has reported {run.metric} so far.")]
-    expected = [("", "")] * len(best)
-    parts = [paragraph(json.dumps(best[0].config, ensure_ascii=False), "pre")]
-    text = f"Trial {best[0].id} reported {run.metric} {run.sign * best[0].value:.6g}"
-    text += f" at epoch {best[0].best_epoch}."
+        return element("p", f"No trial has reported {run.metric} so far.")
+    head = {"trial": [t.id for t in best], "status": [t.status for t in best]}
+    head |= {run.metric: [run.sign * t.value for t in best], "epoch": [t.best_epoch for t in best]}
+    text = f"Trial {best[0].id} reported {run.metric} {run.sign * best[0].value:.6g}. "
     if belief.model:
         loss, deviation = belief.predict(np.array([encode(run.space, t.config) for t in best]))
-        expected = [(f"{run.sign * m:.6g}", f"{d:.2g}") for m, d in zip(loss, deviation)]
-        text += " The best of many noisy values is a lucky one: a Gaussian process of all trials"
-        text += f" expects {expected[0][0]} ± {expected[0][1]} of it at the last epoch."
-    names = list(domains(run.space))
+        head |= {"expected": (run.sign * loss).tolist(), "±": [f"{d:.2g}" for d in deviation]}
+        text += "The best of many noisy values is a lucky one: the model of all trials expects "
+        text += f"{run.sign * loss[0]:.6g} ± {deviation[0]:.2g} of it at the last epoch."
     rows = [
-        (t.id, t.status, run.sign * t.value, t.best_epoch, *of_model, *(t.config[n] for n in names))
-        for t, of_model in zip(best, expected)
+        (*row, *(t.config[n] for n in domains(run.space))) for *row, t in zip(*head.values(), best)
     ]
-    head = ["trial", "status", run.metric, "epoch", "expected", "±", *names]
-    return [paragraph(text), *parts, table(head, rows)]
+    config = element("pre", json.dumps(best[0].config, ensure_ascii=False))
+    return element("p", text) + config + table([*head, *domains(run.space)], rows)
 
 
 def failures(run):
     """HTML: the reasons why trials failed, the most frequent first."""
-    failed = [trial for trial in run.shown if trial.status == "failed"]
-    counts = Counter(trial.error for trial in failed).most_common(30)
-    ids = {error: [trial.id for trial in failed if trial.error == error] for error, _ in counts}
-    rows = [(n, ", ".join(map(str, ids[error][:10])), error) for error, n in counts]
-    return table(["trials", "which", "reason"], rows) if rows else paragraph("No trial failed.")
+    ids = {}
+    for trial in run.trials:
+        if trial.status == "failed":
+            ids.setdefault(trial.error, []).append(trial.id)
+    rows = sorted(
+        ((len(own), str(own[:9])[1:-1], error) for error, own in ids.items()), reverse=True
+    )
+    return table(["trials", "the first", "reason"], rows[:30]) if rows else element("p", "None.")
 
 
 def write_page(folder, path):
     run = Run(folder)
-    belief, first = Belief(run), run.journal.run
-    counts = Counter(trial.status for trial in run.trials)
+    belief, first, counts = Belief(run), run.journal.run, Counter(t.status for t in run.trials)
     counts = ", ".join(f"{n} {status}" for status, n in counts.items()) or "no trial so far"
-    best = f": {run.metric} {run.sign * run.best.value:.6g}" if run.best else ""
+    began = f"{counts} after {run.clock / 60:.1f} minutes; begun {first.get('time', '')}"
+    sections = {"Best": best_trials(run, belief)}
     with style():
-        pictures = []
         for name, figure in (draw_run(run, belief) if run.trials else {}).items():
             figure.savefig(file := io.StringIO(), format="svg", metadata={"Date": None})
             svg = file.getvalue()
-            pictures.append(section(name, f"<div class=wide>{svg[svg.index('<svg') :]}</div>"))
+            sections[name.title()] = f"<div class=wide>{svg[svg.index('<svg') :]}</div>"
+    sections["Failures"] = failures(run)
     versions = ", ".join(f"{name} {text}" for name, text in first.get("versions", {}).items())
-    body = [
-        paragraph(f"{counts}; {run.clock / 60:.1f} minutes. Begun {first.get('time', '')}."),
-        paragraph(command_line(run), "pre"),
-        section("Best", *best_trials(run, belief)), *pictures, section("Failures", failures(run)),
-        section("Where", paragraph(f"{first.get('machine', '')}; {versions}")),
-    ]  # fmt: skip
+    sections["Machine and versions"] = element("p", f"{first.get('machine', '')}; {versions}")
+    body = element("p", began) + element("pre", command_line(run))
+    for name, content in sections.items():
+        body += f"\n<section><h2>{name}</h2>{content}</section>"
+    best = f": {run.metric} {run.sign * run.best.value:.6g}" if run.best else ""
     title = html.escape(f"{run.folder.resolve().name}{best}")
-    path.write_text(PAGE.format(title=title, body="\n".join(body)), encoding="utf-8")
+    path.write_text(PAGE.format(title=title, body=body), encoding="utf-8")
 
 
 def main(arguments=None):
