@@ -206,7 +206,7 @@ def new_figure(width, height, rows=1, columns=1, **options):
     return figure, figure.subplots(rows, columns, squeeze=False, **options).ravel()
 
 
-def add_legend(figure, axis, columns=5):
+def add_legend(figure, axis, columns=6):
     entries = axis.get_legend_handles_labels()
     figure.legend(*entries, loc="outside lower center", ncols=columns)
 
