@@ -123,8 +123,7 @@ def test_runs_that_differ_in_the_seed_are_one_method(tmp_path, capsys):
 
 
 def test_what_cannot_be_drawn_is_named(tmp_path, capsys):
-    (
-        for name in "idle", "min", "max":
+    for name in "idle", "min", "max":
         write_run(tmp_path / name, [DONE] * (name != "idle"), mode=name.replace("idle", "min"))
     for names, text in (
         (["none"], "expected the folder of a run"),
