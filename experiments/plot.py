@@ -137,15 +137,17 @@ class Belief:
 
 
 def importance(run, belief):
-    """{name: (share, 10% and 90% quantiles of the share over bootstraps)}, the largest first."""
-    rng, n, table = np.random.default_rng(0), len(belief.trials), []
+    """{name: (10% quantile, median, 90% quantile of its share)} over bootstraps, largest first.
+
+    A bootstrap has a third of the trials less, and so sees less: the median is what it can see.
+    """
+    rng, n, table = np.random.default_rng(0), len(belief.trials), [belief.shares()]
     for _ in range(N_BOOTSTRAPS):
         rows = np.sort(rng.integers(n, size=n))  # in order: the first trials set the model's scale
         again = Belief(run, [belief.trials[i] for i in rows])
         table += [again.shares()] if again.model else []
-    shares = belief.shares()
-    rows = np.column_stack([shares, *np.quantile(table or [shares], (0.1, 0.9), axis=0)]).tolist()
-    ranked = sorted(zip(domains(run.space), rows), key=lambda row: -row[1][0])
+    rows = np.quantile(table, (0.1, 0.5, 0.9), axis=0).T.tolist()
+    ranked = sorted(zip(domains(run.space), rows), key=lambda row: -row[1][1])
     return dict(ranked) | {"combinations": rows[-1]}
 
 
@@ -183,7 +185,7 @@ def label_axis(axis, letter, name, domain):
         values = [1 - value for value in values] if is_reverse else values
     texts = [f"{v:.6g}" if isinstance(v, float) else f"{v}" for v in values]
     texts = [text if len(text) <= 12 else text[:10] + ".." for text in texts]
-    turned = {"rotation": 25, "ha": "right"} if letter == "x" and sum(map(len, texts)) > 20 else {}
+    turned = {"rotation": 25, "ha": "right"} if letter == "x" and sum(map(len, texts)) > 24 else {}
     axis.set(**{f"{letter}label": name, f"{letter}lim": (-0.04, 1.04)})
     set_ticks = axis.set_xticks if letter == "x" else axis.set_yticks
     set_ticks(places_of(domain, values), texts, **turned)
@@ -249,7 +251,8 @@ def draw_trials(axis, run, x, losses, worst=-math.inf):
     if n_poor + n_none:
         middle = run.sign * worst + (edge - run.sign * worst) / 2
         axis.axhspan(middle, 2 * last_edge - edge, color="#eeeeee", zorder=0, lw=0)
-        axis.set_yticks([t for t in axis.get_yticks() if run.sign * (t - middle) < 0])
+        low, high = sorted((middle, axis.get_ylim()[run.sign < 0]))
+        axis.set_yticks([tick for tick in axis.get_yticks() if low <= tick <= high])
     if n_poor:
         label = f"{n_poor} of them worse than {run.sign * worst:.4g}, at the edge"
         axis.plot([], [], triangle, color="grey", label=label)
@@ -346,13 +349,13 @@ def draw_parameters(run, belief, names):
 
 def draw_importance(shares):
     figure, (axis,) = new_figure(11, 1.2 + 0.3 * len(shares))
-    share, low, high = np.transpose(list(shares.values()))
+    low, share, high = np.transpose(list(shares.values()))
     y = -np.arange(len(shares))
     axis.barh(y, share, color=[COLOURS[0]] * (len(shares) - 1) + ["#999999"])
     axis.hlines(y, low, high, color="black")
     axis.set_yticks(y, list(shares))
     axis.set(xlabel="share of the model's variance over the space", xlim=(0, None))
-    axis.set_title(f"line: 10% to 90% of {N_BOOTSTRAPS} bootstraps of the trials")
+    axis.set_title(f"median, and 10% to 90%, of {N_BOOTSTRAPS} bootstraps of the trials")
     return figure
 
 
@@ -514,7 +517,7 @@ def main(arguments=None):
         folder.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
             path = folder / f"{name}.{args.format}"
-            figure.savefig(path, dpi=120, metadata={"Date": None} if args.format == "svg" else {})
+            figure.savefig(path, dpi=100, metadata={"Date": None} if args.format == "svg" else {})
             print(path)
 
 
