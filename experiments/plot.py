@@ -169,6 +169,10 @@ def places_of(domain, values):
     return places(domain, X.reshape(-1, domain.n_dims))
 
 
+def shorten(text, n):
+    return text if len(text) <= n else f"{text[: n - 2]}.."
+
+
 def label_axis(axis, letter, name, domain):
     """The x or y axis of a hyperparameter: the searcher's scale, with the user's values."""
     from matplotlib.ticker import LogLocator, MaxNLocator
@@ -179,14 +183,14 @@ def label_axis(axis, letter, name, domain):
     else:
         low, high = (1 - domain.high, 1 - domain.low) if is_reverse else (domain.low, domain.high)
         locator = MaxNLocator(4, integer=domain.half > 0)
-        if is_reverse or domain.kind.startswith("log"):
+        if (is_reverse or domain.kind.startswith("log")) and high > 10 * low:
             locator = LogLocator(subs=[1] if high > 100 * low else [1, 2, 5], numticks=5)
         values = [value for value in locator.tick_values(low, high) if low <= value <= high]
         values = [1 - value for value in values] if is_reverse else values
     texts = [f"{v:.6g}" if isinstance(v, float) else f"{v}" for v in values]
-    texts = [text if len(text) <= 12 else text[:10] + ".." for text in texts]
-    turned = {"rotation": 25, "ha": "right"} if letter == "x" and sum(map(len, texts)) > 24 else {}
-    axis.set(**{f"{letter}label": name, f"{letter}lim": (-0.04, 1.04)})
+    texts = [shorten(text, 12) for text in texts]
+    turned = {"rotation": 25, "ha": "right"} if letter == "x" and sum(map(len, texts)) > 22 else {}
+    axis.set(**{f"{letter}label": shorten(name, 30), f"{letter}lim": (-0.04, 1.04)})
     set_ticks = axis.set_xticks if letter == "x" else axis.set_yticks
     set_ticks(places_of(domain, values), texts, **turned)
 
@@ -353,7 +357,7 @@ def draw_importance(shares):
     y = -np.arange(len(shares))
     axis.barh(y, share, color=[COLOURS[0]] * (len(shares) - 1) + ["#999999"])
     axis.hlines(y, low, high, color="black")
-    axis.set_yticks(y, list(shares))
+    axis.set_yticks(y, [shorten(name, 30) for name in shares])
     axis.set(xlabel="share of the model's variance over the space", xlim=(0, None))
     axis.set_title(f"median, and 10% to 90%, of {N_BOOTSTRAPS} bootstraps of the trials")
     return figure
