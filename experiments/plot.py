@@ -3,13 +3,13 @@
     python -m experiments.plot results/DIR [--format svg]     DIR/pictures/history.png, ...
     python -m experiments.plot results/A results/B ...        results/compared/compared.png
 
-history: every trial and the best so far. curves: dotted lines are the rungs of the stopping rule.
-parameters: the metric against each hyperparameter, on the searcher's scale. Above it, what a
-Gaussian process of the trials expects and how unsure it is, as means over random values of the
-other hyperparameters. importance: the share of that process's variance over the space that one
-hyperparameter explains alone. pairs: the most important ones against each other, with the same mean
-as a map. workers: who trained what, and who waited. Several runs: those that differ in the seed
-alone are one method, with its median and quartiles.
+history: every trial and the best so far. curves: dotted lines are rungs, grey curves of attempts
+that were interrupted. parameters: the metric against each hyperparameter, on the searcher's scale.
+Above it, what a Gaussian process of the trials expects and how unsure it is, as means over random
+values of the other hyperparameters. importance: the share of that process's variance over the space
+that one hyperparameter explains alone. pairs: the most important ones against each other, with the
+same mean as a map. workers: who trained what, and who waited. Several runs: those that differ in
+the seed alone are one method, with its median and quartiles.
 """
 
 import itertools
@@ -23,7 +23,7 @@ import numpy as np
 from experiments import command
 from hpo.journal import Journal, load_run, read_events
 from hpo.searchers import GPSearch
-from hpo.space import Choice, domains, snap
+from hpo.space import Choice, domains, n_dims, snap
 from hpo.tuner import last_epoch
 
 # Colours of Okabe and Ito (2008), which the colour-blind can tell apart
@@ -118,7 +118,7 @@ class Belief:
         """
         parts = domains(self.space)
         ends = dict(zip(parts, itertools.accumulate(domain.n_dims for domain in parts.values())))
-        X = snap(self.space, np.random.default_rng(0).random((n_others, max(ends.values()))))
+        X = snap(self.space, np.random.default_rng(0).random((n_others, n_dims(self.space))))
         for name in names:
             rows = grid(parts[name], n_grid)
             X = np.repeat(X[..., None, :], len(rows), axis=-2)  # (n_others, g, ..., d)
@@ -130,7 +130,7 @@ class Belief:
 
     def shares(self):
         """(p + 1,) parts of the loss's variance over the space: main effects, and the rest."""
-        X = np.random.default_rng(1).random((1000, len(self.searcher.groups)))
+        X = np.random.default_rng(1).random((1000, n_dims(self.space)))
         total = self.predict(snap(self.space, X))[0].var() or 1.0
         shares = [self.effect([name], 9, 50)[0].var() / total for name in domains(self.space)]
         return [*shares, max(0.0, 1 - sum(shares))]
@@ -222,25 +222,25 @@ def size_of(n):
     return {"ms": min(5, max(2, 100 / math.sqrt(n or 1))), "rasterized": n > MANY}
 
 
-def set_view(axis, run, losses, worst=-math.inf):
-    """Fits an axis to the better losses; returns the worst in view, and two places at the edge."""
+def set_view(axis, run, losses, include=-math.inf):
+    """Fits an axis to the better losses; returns the worst in view, and two places at the edge.
+
+    include: a loss that is to be in view, as long as the others keep a fourth of it.
+    """
     known = losses[np.isfinite(losses)]
     low, middle, high = np.quantile(known, (0, 0.4, 1)) if len(known) else (0, 0, 1)
     high = min(high, low + 3 * (middle - low)) if middle > low else high
     size = high - low or abs(low) / 10 or 1.0
-    high = max(high, min(worst, low + 4 * size))
+    high = max(high, min(include, low + 4 * size))
     size = max(size, high - low)
     axis.set_ylim(*sorted(run.sign * np.array([low - 0.05 * size, high + 0.25 * size])))
     axis.set_ylabel(run.metric)
     return high, run.sign * (high + 0.12 * size), run.sign * (high + 0.2 * size)
 
 
-def draw_trials(axis, run, x, losses, worst=-math.inf):
-    """Marks of run.shown at x (n,). Poor ones, and those without a loss (NaN), are at the edge.
-
-    worst: a loss that is to be in view, if possible.
-    """
-    worst, edge, last_edge = set_view(axis, run, losses, worst)
+def draw_trials(axis, run, x, losses, include=-math.inf):
+    """Marks of run.shown at x (n,). Poor ones, and those without a loss (NaN), are at the edge."""
+    worst, edge, last_edge = set_view(axis, run, losses, include)
     y = np.where(losses > worst, edge, np.where(np.isnan(losses), last_edge, run.sign * losses))
     look = {"ls": "", "alpha": 0.8, **size_of(len(x))}
     triangle = "v" if run.sign < 0 else "^"
@@ -280,7 +280,8 @@ def draw_history(run):
     axes[1].set(xlabel="trials, in the order of their ends", ylabel="")
     title = f"no {run.metric} so far"
     if run.best:
-        title = f"best {run.metric} {run.sign * run.best.value:.6g}, trial {run.best.id}"
+        value = run.journal.to_metric(run.best.value)
+        title = f"best {run.metric} {value:.6g}, trial {run.best.id}"
     figure.suptitle(f"{title}; {len(run.trials)} trials")
     add_legend(figure, axes[0])
     return figure
@@ -293,13 +294,13 @@ def draw_curves(run):
     curves = [(trial.curve, trial.status) for trial in run.shown]
     curves += [(curve, "interrupted") for trial in run.trials for curve in trial.earlier]
     epochs = [epoch for curve, _ in curves for epoch, _ in curve]
-    if max(epochs, default=1) == 1:
+    if all(len(curve) < 2 for curve, _ in curves):
         return None
     figure, (axis,) = new_figure(11, 5)
     ends = np.array([trial.curve[-1] if trial.curve else (1, math.nan) for trial in run.shown])
     good = sorted((t for t in run.shown if t.value is not None), key=lambda t: t.value)[:5]
-    worst = max((loss for trial in good for _, loss in trial.curve), default=0)
-    draw_trials(axis, run, *ends.T, worst)
+    include = max((loss for trial in good for _, loss in trial.curve), default=0)
+    draw_trials(axis, run, *ends.T, include)
     for status, (colour, _) in STATUSES.items():
         own = [curve for curve, of in curves if of == status and curve]
         lines = [np.array(curve) * (1, run.sign) for curve in own]
@@ -345,8 +346,8 @@ def draw_parameters(run, belief, names):
             top.sharey(axes[0, 0, 0]) if i else None
             top.set(visible=True, xticks=[], xlim=axis.get_xlim())
             top.set_ylabel("" if i % 4 else "model: mean\nover the others")
-        for of_name in (top, axis) if i % 4 else ():
-            of_name.tick_params(labelleft=False)
+        for panel in (top, axis) if i % 4 else ():
+            panel.tick_params(labelleft=False)
     add_legend(figure, axes[0, 1, 0])
     return figure
 

@@ -64,7 +64,7 @@ def best_trials(run, belief):
         return element("p", f"No trial has reported {run.metric} so far.")
     head = {"trial": [t.id for t in best], "status": [t.status for t in best]}
     head |= {run.metric: [run.sign * t.value for t in best], "epoch": [t.best_epoch for t in best]}
-    text = f"Trial {best[0].id} reported {run.metric} {run.sign * best[0].value:.6g}. "
+    text = f"Trial {best[0].id} reported {run.metric} {run.journal.to_metric(best[0].value):.6g}. "
     if belief.model:
         loss, deviation = belief.predict(np.array([encode(run.space, t.config) for t in best]))
         head |= {"expected": (run.sign * loss).tolist(), "±": [f"{d:.2g}" for d in deviation]}
@@ -106,7 +106,7 @@ def write_page(folder, path):
     body = element("p", began) + element("pre", command_line(run))
     for name, content in sections.items():
         body += f"\n<section><h2>{name}</h2>{content}</section>"
-    best = f": {run.metric} {run.sign * run.best.value:.6g}" if run.best else ""
+    best = f": {run.metric} {run.journal.to_metric(run.best.value):.6g}" if run.best else ""
     title = html.escape(f"{run.folder.resolve().name}{best}")
     path.write_text(PAGE.format(title=title, body=body), encoding="utf-8")
 
