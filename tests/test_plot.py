@@ -66,6 +66,7 @@ def test_pictures_of_each_state_of_a_run(tmp_path, trials, names, mode):
     assert {path.stem for path in paths} == {*names}
     for path in paths:
         assert "<script" not in xml.dom.minidom.parse(str(path)).toxml()
+    assert "$b$" in (tmp_path / "run" / "pictures" / "parameters.svg").read_text()  # no formula
     for axis in plot.draw_history(run).axes:  # a mark in view for each trial, failed ones too
         (low, high), marks = (
             axis.get_ylim(),
