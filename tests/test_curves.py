@@ -8,12 +8,12 @@ from functools import partial
 import numpy as np
 import pytest
 
-from experiments import command, curves, plot, replay
+from experiments import command, curves, replay
 from experiments.curves import Curve, Forest, Surrogate, pack, quality, rank_correlation, read
 from experiments.simulated import SimulatedBackend, SimulatedTuner
 from hpo.journal import Journal, load
 from hpo.searchers import RandomSearch
-from hpo.space import choice, domains, loguniform, sample, space_to_json, uniform
+from hpo.space import choice, domains, loguniform, space_to_json, uniform
 from train import mlp_fashion_mnist
 
 SPACE = {"x": uniform(0, 1), "rate": loguniform(1e-4, 1), "kind": choice(["a", "b"]), "epochs": 9}
@@ -238,21 +238,3 @@ def test_what_cannot_be_replayed_is_named(packed, tmp_path):
 
 
 # ---- Picture -------------------------------------------------------------------------------------
-def test_picture_of_a_run(tmp_path, capsys):
-    pytest.importorskip("matplotlib")
-    run = {"space": space_to_json(SPACE), "metric": "accuracy", "mode": "max", "arguments": {}}
-    journal = Journal.create(tmp_path / "run", run)
-    picture, config = tmp_path / "run" / "run.png", sample(SPACE, np.random.default_rng(0))
-    for i, attempt, status in (0, 1, "interrupted"), (0, 2, "done"), (1, 1, "failed"), (2, 1, None):
-        which = {"attempt": attempt, "at": 60.0 * (i + attempt)}
-        journal.append({"start": i, **which, "config": config, "origin": "random"})
-        journal.append({"report": i, **which, "epoch": 1 + i, "metrics": {"accuracy": 0.1 * i}})
-        if status:
-            journal.append({"end": i, **which, "status": status, "error": ""})
-    journal.close()
-    plot.main([str(tmp_path / "run")])
-    assert capsys.readouterr().out == f"{picture}\n" and picture.stat().st_size > 5000
-    for words, text in ([], "expected the folder of a run"), (["nofile"], "expected a picture"):
-        with pytest.raises(SystemExit) as leave:
-            plot.main([str(tmp_path), *words])
-        assert leave.value.code == 2 and text in capsys.readouterr().err
