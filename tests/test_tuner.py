@@ -493,9 +493,9 @@ class Mine(RandomSearch):
 
 
 def test_a_resumed_run_keeps_its_own_arguments(tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "resumed_mine.py").write_text(MINE)  # a name that no other test imports
     monkeypatch.syspath_prepend(tmp_path)
-    mine = importlib.import_module("mine").Mine  # the journal has it as FILE.py:NAME
+    mine = importlib.import_module("resumed_mine").Mine  # the journal has it as FILE.py:NAME
     options = {"metric": "loss", "mode": "min", "workers": 1, "searcher": mine, "seed": 7}
     options["results"] = tmp_path / "run"
     first = tune(quadratic, {"x": uniform(0, 1)}, trials=2, **options)
