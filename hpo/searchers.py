@@ -172,7 +172,7 @@ class Model:
     def inputs(self, X, progress=1.0):
         """Rows of the process for X (m, d) in [0, 1], by default at the last epoch."""
         has_epoch = self.losses.X.shape[1] > X.shape[1]
-        return np.column_stack([X, np.full(len(X), progress)]) if has_epoch else X
+        return add_epoch(X, progress if has_epoch else None)
 
     def predict(self, X, progress=1.0):
         """mu (m, f) and sigma (m, 1) at X (m, d), by default at the last epoch."""
@@ -268,22 +268,19 @@ class GPSearch:
         levels = [settings.clip if t.id in diverged else settings.failure for t in failed]
         trial_of, rung_of, y = trial_of[usable], rung_of[usable], y[usable]
 
-        def inputs(X, rung_of=-1):
-            """(n, d) rows of the process from configurations X, by default at the last epoch."""
-            return np.column_stack([X, np.full(len(X), progress[rung_of])]) if is_cut else X
-
-        progress = np.log(self.rungs) / math.log(last) if is_cut else None  # from 0 to 1
+        progress = (np.log(self.rungs) / math.log(last))[rung_of] if is_cut else None
+        at_last = 1.0 if is_cut else None
         kept, fit = (best_and_random(y, n, rng) for n in (settings.n_rows, settings.n_fit))
         X = self.encode(observed)
-        rows = inputs(X[trial_of], rung_of)
+        rows = add_epoch(X[trial_of], progress)
         theta = self.process(rows[fit], y[fit], is_cut).fit()
-        failed = self.encode(failed)
+        failed_X = add_epoch(self.encode(failed), at_last)
         pending = self.encode([trial for trial in trials if trial.status == "running"])
         values = np.append(y[kept], levels)
-        process = self.process(np.concatenate([rows[kept], inputs(failed)]), values, is_cut)
+        process = self.process(np.concatenate([rows[kept], failed_X]), values, is_cut)
         extra_noise = np.repeat([0, settings.failure_noise], [len(kept), len(failed)])
         draws = rng.normal(size=(len(pending), settings.n_fantasies if len(pending) else 1))
-        losses = process.posterior(theta, extra_noise, inputs(pending), draws)
+        losses = process.posterior(theta, extra_noise, add_epoch(pending, at_last), draws)
         incumbents = np.concatenate([X[np.unique(trial_of[kept])], pending])
         return Model(losses, incumbents, centre, unit, self.costs(trials))
 
@@ -412,6 +409,11 @@ class GPSearch:
         mean = model.centre + model.unit * mu[i].mean()
         deviation = model.unit * np.hypot(sigma[i, 0], mu[i].std())
         return ended[i], epoch, float(mean), float(deviation)
+
+
+def add_epoch(X, progress):
+    """X (n, d) and, unless it is None, a column: progress = ln(epoch) / ln(last epoch)."""
+    return X if progress is None else np.column_stack([X, np.full(len(X), progress)])
 
 
 def has_failed(trial):

@@ -349,14 +349,14 @@ def tune(
         found = backend.describe(**known)
         space = space_from_json(found["space"])
         max_epochs = last_epoch(space, options["epochs_name"])
-        is_auto = options["stopping"] == "auto"
-        if rule and not max_epochs and not is_auto:
+        if rule and not max_epochs and options["stopping"] != "auto":
             raise ValueError(
                 f"--stopping {arguments['stopping']}: expected a constant `epochs` in the space, "
                 "the last epoch; name it with --epochs_name, or use --stopping none"
             )
-        rule = rule if max_epochs else None
-        rule = with_options(rule, first_rung=options["first_rung"], eta=options["eta"])
+        rule = with_options(
+            rule if max_epochs else None, first_rung=options["first_rung"], eta=options["eta"]
+        )
         try:
             searcher = searcher_class(space, seed, max_epochs)
         except Exception as error:  # whatever the user's class raises becomes one line
@@ -373,7 +373,7 @@ def tune(
             journal, searcher, backend, workers, options["hours"] * 3600,
             n_trials=options["trials"] or math.inf,
             trial_timeout=options["trial_timeout"] or math.inf, rule=rule,
-            needs_epoch=not is_auto, max_epochs=max_epochs, start=start,
+            needs_epoch=options["stopping"] != "auto", max_epochs=max_epochs, start=start,
             show=Status(journal, backend),
         )  # fmt: skip
         signals.tuner = tuner
