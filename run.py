@@ -21,7 +21,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def json_file(text):
-    """What a JSON file holds."""
+    """What a JSON file holds; of a folder its path."""
+    if os.path.isdir(text):
+        return os.path.abspath(text)
     try:
         return json.loads(pathlib.Path(text).read_text())
     except (OSError, ValueError, RecursionError) as error:
@@ -47,6 +49,7 @@ FLAGS = {  # group -> [(flag, type, metavar, help)]
         ("trials", int, "N", "stop after N trials; default: as many as the time allows"),
         ("workers", int, "N", "trials at a time, which share the cores; default 4"),
         ("trial_timeout", float, "SECONDS", "end a longer trial; default: never"),
+        ("trials_per_gpu", int, "N", "at most N trials at a time on each GPU; default: any number"),
     ],
     "search": [
         ("searcher", str, "NAME", ("gp (default), gp:SETTING=VALUE,..., random, or "
@@ -57,8 +60,10 @@ FLAGS = {  # group -> [(flag, type, metavar, help)]
         ("first_rung", int, "EPOCH", "epoch of the first decision to stop; default 1"),
         ("eta", int, "N", "asha and halving let one of N go on at each rung; default 3"),
         ("seed", int, "N", "same seed, same suggestions and weights; default 0"),
-        ("start", json_file, "FILE.json", ("a list of configurations to try first; default: one, "
-         "the middle of the space")),
+        ("start", json_file, "FILE|DIR", ("configurations to try first: a list in a JSON file, or "
+         "the five best of an earlier run; default: one, the middle of the space")),
+        ("learn_from", str, "DIR", ("an earlier run, whose trials the searcher knows from the "
+         "start; may be repeated")),
     ],
     "problem": [
         ("set", str, "NAME=VALUE", ("set a constant (epochs=27) or fix a hyperparameter "
@@ -96,7 +101,7 @@ def make_parser():
     for title, flags in FLAGS.items():
         group = parser.add_argument_group(title)
         for flag, kind, metavar, text in flags:
-            action = "append" if flag == "set" else "store"
+            action = "append" if "repeated" in text else "store"
             names = {"dest": OPTIONS.get(flag, flag), "metavar": metavar, "help": text}
             group.add_argument(f"--{flag}", type=kind, action=action, **names)
     return parser

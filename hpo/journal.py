@@ -55,6 +55,12 @@ class Journal:
         self.path = folder and self.folder / "journal.jsonl"
         self.space, self.metric, self.mode = run["space"], run["metric"], run["mode"]
         self.sign, self.trials, self.clock = SIGN[self.mode], [], 0.0
+        learned, self.learned = run.get("learned", []), []  # trials of earlier runs
+        for i, known in enumerate(learned):
+            trial = Trial(i - len(learned), cast_config(self.space, known["config"]), "learned")
+            trial.status, curve = known["status"], known["curve"]
+            trial.curve = [(epoch, self.to_loss(value)) for epoch, value in curve]
+            self.learned.append(trial)
         self.synced = -math.inf  # when
         self.columns = {}  # of the CSVs; {} where they must be written anew
 
@@ -77,6 +83,8 @@ class Journal:
             case {"report": i, "epoch": int(epoch), "metrics": metrics}:
                 trial = self._running(i, event["attempt"])
                 if math.isfinite(loss := self.to_loss(metrics.get(self.metric))):
+                    if trial.earlier and not trial.curve:  # it may go on from a checkpoint
+                        trial.curve = [point for point in trial.earlier[-1] if point[0] < epoch]
                     trial.curve.append((epoch, loss))
             case {"end": i, "status": status, "error": error} if status in STATUSES:
                 trial = self._running(i, event["attempt"])
@@ -155,13 +163,14 @@ class Journal:
             return self.apply(event)
         try:
             self._write(event)
+            n_reports = len(self.trials[event["report"]].curve) if "report" in event else 0
             trial = self.apply(event)
+            if event.get("attempt", 1) > 1 and not n_reports:
+                self.columns = {}  # the CSVs have rows of the attempt before
             if "report" in event:
                 self._add_row("reports", report_row(event))
             elif "end" in event:
                 self._add_row("trials", trial_row(self, trial))
-            elif event.get("attempt", 1) > 1:
-                self.columns = {}  # the CSVs have rows of the attempt before
         except OSError as error:
             raise WriteError(f"{self.folder}: cannot write: {error}") from error
         return trial
@@ -220,11 +229,14 @@ def now():
 
 # ---- Reading -------------------------------------------------------------------------------------
 def load(folder, before=None):
-    """The trials of a run, sorted by id. before: as they were when that trial was suggested."""
+    """The trials of a run, sorted by id.
+
+    before: what the searcher knew when it suggested that trial, --learn_from included.
+    """
     journal = Journal(load_run(folder))
     for _ in read_events(folder, journal, before):
         pass
-    return journal.trials
+    return journal.trials if before is None else journal.learned + journal.trials
 
 
 def load_run(folder):
@@ -271,14 +283,20 @@ def read_events(folder, journal=None, before=None):
 def write_tables(folder):
     """Writes the two CSVs of a run anew; returns {name: its columns}.
 
-    They have the last attempt of each trial; the journal has all.
+    They have the last attempt of each trial, and the epochs of the attempt before that it has not
+    repeated, as it went on from a checkpoint. The journal has all.
     """
     journal = Journal(load_run(folder))
     events = list(read_events(folder, journal))
     order = {event["end"]: n for n, event in enumerate(events) if "end" in event}
-    events = [event for event in events if "report" in event]
-    last = [trial.attempt for trial in journal.trials]
-    reports = [report_row(event) for event in events if event["attempt"] == last[event["report"]]]
+    kept = {}  # trial -> [(number, event)] of its reports
+    for n, event in enumerate(events):
+        if "report" in event:
+            found = kept.setdefault(event["report"], [])
+            if found and found[-1][1]["attempt"] < event["attempt"]:
+                found[:] = [(m, e) for m, e in found if e["epoch"] < event["epoch"]]
+            found.append((n, event))
+    in_order = sorted(pair for found in kept.values() for pair in found)
     ended = [trial for trial in journal.trials if trial.ended is not None]
     # many may end in a millisecond
     ended.sort(key=lambda trial: (trial.ended, order.get(trial.id, math.inf)))
@@ -286,7 +304,7 @@ def write_tables(folder):
     sample_trial = Trial(0, middle(journal.space), "", ended=0.0)  # a table may have no rows yet
     sample = {"report": 0, "epoch": 0, "at": 0, "metrics": {journal.metric: 0}}
     trials.insert(0, trial_row(journal, sample_trial))
-    reports.insert(0, report_row(sample))
+    reports = [report_row(event) for event in [sample, *(event for _, event in in_order)]]
     columns = {}
     for table, rows in ("trials", trials), ("reports", reports):
         names = columns[table] = list(dict.fromkeys(name for row in rows for name in row))

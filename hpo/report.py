@@ -11,6 +11,7 @@ is printed, as by Syne Tune's reporter: [tune-metric]: {"epoch": 1, "accuracy": 
 
 import json
 import os
+import pathlib
 import threading
 
 MAX_BYTES = 50_000  # of one report as JSON: metrics, not data
@@ -29,6 +30,15 @@ class StopTrial(BaseException):
 class Reporter:
     def __init__(self):
         self.n_reports = 0
+
+    @property
+    def checkpoint_path(self):
+        """A folder of the trial's own that a resumed run finds again; None outside of a trial."""
+        if "TRIAL_CHECKPOINTS" not in os.environ:
+            return None
+        path = pathlib.Path(os.environ["TRIAL_CHECKPOINTS"])
+        path.mkdir(parents=True, exist_ok=True)
+        return path
 
     def __call__(self, /, **metrics):
         """Reports metrics, JSON scalars by name; raises StopTrial when the trial is to stop.

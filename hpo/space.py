@@ -89,6 +89,15 @@ class Domain:
                 return own
         raise ValueError(f"expected a value of {self!r}, got {value!r}")
 
+    def nearest(self, value):
+        """The value nearest to a number; for anything else the one in the middle."""
+        if type(value) in NUMBERS and not self.positions:
+            number = round(value) if self.half else value
+            return type(self.low)(min(max(number, self.low), self.high))
+        if type(value) in NUMBERS and self.equals:
+            return min(self.equals, key=lambda own: abs(own - value))
+        return self.decode(np.full(self.n_dims, 0.5))
+
     def to_json(self):
         return {self.kind: self.arguments[0] if self.kind in LISTED else list(self.arguments)}
 
@@ -254,6 +263,27 @@ def cast_config(space, config):
         elif config_key(value) != config_key(space[name]):
             raise ValueError(f"{name}: is the constant {space[name]!r} here, got {value!r}")
     return complete
+
+
+def nearest_config(space, config):
+    """(configuration, changes): one of another space as one of this space; changes is a list.
+
+    A name that is new takes the middle of its range, a value outside a range its nearest end, and
+    constants are this space's. Names that are gone are left out.
+    """
+    complete = middle(space)
+    changes = [f"{name} is new" for name in domains(space) if name not in config]
+    for name, value in config.items():
+        if name not in space:
+            changes.append(f"{name} is gone")
+        elif isinstance(space[name], Domain):
+            try:
+                complete[name] = space[name].cast(value)
+            except ValueError:
+                complete[name] = space[name].nearest(value)
+        if name in space and config_key(complete[name]) != config_key(value):
+            changes.append(f"{name}={value} becomes {complete[name]}")
+    return complete, changes
 
 
 def cast_value(name, domain, value):

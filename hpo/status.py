@@ -4,6 +4,7 @@ import collections
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import sys
 
@@ -29,6 +30,7 @@ class Status:
         self.arguments, self.live = journal.run["arguments"], sys.stdout.isatty()
         self.seconds = 1.0 if self.live else PLAIN_SECONDS  # between two ticks, at most
         self.last_tick = self.began = backend.now()
+        self.has_warned = False
         self.best = best_of(journal.trials)  # of the ended trials: there may be 10,000
 
     def begin(self, tuner):
@@ -71,16 +73,28 @@ class Status:
             f"{counts}, {n['failed']} failed",
             f"{rate:.0f} trials/h",
         ]
+        if tuner.max_epochs:
+            epochs = [str(trial.n_epochs) for trial in tuner.running.values()]
+            parts.append(f"now at epoch {' '.join(epochs)} of {tuner.max_epochs}")
         return " | ".join(["NOTE ABOVE", *parts] if self.note else parts)
 
     def ended(self, trial):
         self.best = best_of([trial], self.best)
-        parts = [f"trial {trial.id:4d} {trial.status:8}"]
-        if trial.value is not None:
-            parts.append(f"{self.value(trial.value)} at epoch {trial.best_epoch}")
-        parts.append(f"{trial.n_epochs} epochs, {trial.ended - trial.started:.0f} s")
+        parts, seconds = [f"trial {trial.id:4d} {trial.status:8}"], trial.ended - trial.started
+        epochs = f" at epoch {trial.best_epoch} of {trial.n_epochs}" if trial.n_epochs > 1 else ""
+        value = "" if trial.value is None else f"{self.value(trial.value)}{epochs}, "
+        parts += [f"{value}{seconds:.0f} s", self.shortened(trial.config)]
         parts += [trial.error[:200]] if trial.error else []
         say(" | ".join(parts))
+        if trial.curve and trial.curve[0][0] == 0 and not self.has_warned:
+            self.has_warned = True
+            say("warning: epochs are counted from 0; the last one is expected to be `epochs`")
+
+    def shortened(self, config):
+        """The tuned values of a configuration."""
+        values = [(name, config[name]) for name in domains(self.journal.space)]
+        texts = [f"{v:.3g}" if isinstance(v, float) else str(v)[:12] for _, v in values]
+        return " ".join(f"{name}={text}" for (name, _), text in zip(values, texts))[:160]
 
     def summary(self, tuner):
         now, trials = self.backend.now(), tuner.trials
@@ -88,31 +102,43 @@ class Status:
         counts = ", ".join(f"{n} {status}" for status, n in counts.items()) or "none"
         say(f"\nended ({tuner.reason}) after {clock(now)}: {len(trials)} trials, {counts}")
         if best := best_of(trials):
-            say(f"best {self.value(best[0])} (trial {best[2].id}, epoch {best[1]})")
-            self.say_config(best[2])
-            model = tuner.searcher
-            if not isinstance(model, GPSearch):
-                model = GPSearch(self.journal.space, self.arguments["seed"], tuner.max_epochs)
-            if expected := model.recommend(trials):  # the best of many noisy values is lucky
-                trial, epoch, mu, sigma = expected
-                at = f"trial {trial.id}" + (f", epoch {epoch}" if epoch else "")
-                say(f"best by posterior mean {self.value(mu)} +- {sigma:.2g} ({at})")
-                if trial is not best[2]:
-                    self.say_config(trial)
+            at_epoch = f", epoch {best[1]}" if best[2].n_epochs > 1 else ""
+            say(f"best {self.value(best[0])} (trial {best[2].id}{at_epoch})")
+            self.say_choice(best[2], tuner)
         else:
             say(f"no trial has reported {self.journal.metric}")
         spans = [((t.ended or now) - max(t.started, self.began)) for t in trials]
         share = sum(max(0, span) for span in spans) / (tuner.n_workers * (now - self.began))
         say(f"the workers were busy {100 * share:.1f}% of the time")
         say(f"{self.journal.folder / 'trials.csv'}\n{self.journal.folder / 'reports.csv'}")
+        if tuner.reason not in ("trials", "exhausted", "deadline"):
+            again = [trial for trial in trials if trial.status == "interrupted"]
+            seconds = sum(trial.ended - trial.started for trial in again)
+            say(f"{len(again)} trials, cut off after {seconds:.0f} s of training, start again with")
+            folder = str(self.journal.folder)
+            command = f"python run.py --resume {shlex.quote(folder)}"
+            is_function = ".py:" in self.arguments["objective"]
+            say(f"  {f'hpo.tune(FUNCTION, resume={folder!r})' if is_function else command}")
         self.say_note()
 
-    def say_config(self, trial):
-        say(json.dumps(trial.config))
+    def say_choice(self, best, tuner):
+        """Which configuration to take home, and how to train it again."""
+        model = tuner.searcher
+        if not isinstance(model, GPSearch):
+            model = GPSearch(self.journal.space, self.arguments["seed"], tuner.max_epochs)
+        if expected := model.recommend(tuner.trials):
+            trial, epoch, mu, sigma = expected
+            at = f"trial {trial.id}" + (f", epoch {epoch}" if best.n_epochs > 1 else "")
+            say(
+                f"expected if trained again: {self.value(mu)} +- {sigma:.2g} ({at}), as the best "
+                "of many noisy values is partly luck"
+            )
+            best = trial
+        say(f"take home trial {best.id}: {json.dumps(best.config)}")
         path = self.arguments["objective"]
         if path.endswith(".py") and self.arguments["config_space"] is None:
-            seed, n_threads = trial_seed(self.backend.seed, trial.id), self.backend.n_threads
-            say(f"train it again with\n  {command_line(path, trial.config, seed, n_threads)}")
+            seed, n_threads = trial_seed(self.backend.seed, best.id), self.backend.n_threads
+            say(f"train it again with\n  {command_line(path, best.config, seed, n_threads)}")
 
     def say_note(self):
         if self.note:

@@ -6,6 +6,9 @@ waits for a report, the end of a trial, or the next deadline.
 
 import collections
 import contextlib
+import csv
+import html
+import importlib
 import json
 import math
 import os
@@ -15,14 +18,24 @@ import sys
 import threading
 import time
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from hpo.journal import Journal, check_new
+from hpo.journal import SIGN, Journal, check_new, load, load_run
 from hpo.objective import Program, import_error, is_program, load_module, one_line
 from hpo.searchers import find_searcher
-from hpo.space import Domain, cast_config, domains, middle, space_from_json, space_to_json
+from hpo.space import (
+    Domain,
+    cast_config,
+    config_key,
+    constants,
+    domains,
+    middle,
+    nearest_config,
+    space_from_json,
+    space_to_json,
+)
 from hpo.status import Status, best_of, say
 from hpo.stopping import find_rule, with_options
 from hpo.trial import ENDING, LINUX, SERVER_DIED, LocalBackend, Report
@@ -116,7 +129,8 @@ class Tuner:
         if len(self.trials) < len(self.start):
             suggestion = self.start[len(self.trials)], "start"
         else:
-            suggestion = suggest(self.searcher, self.journal.space, self.trials)
+            known = self.journal.learned + self.trials
+            suggestion = suggest(self.searcher, self.journal.space, known)
         if suggestion is None:
             self.exhausted = True
             return False
@@ -270,15 +284,16 @@ def call(name, function, *arguments):
 
 
 # ---- A run ---------------------------------------------------------------------------------------
-LEAST = {"hours": 1e-9, "trials": 1, "workers": 1, "trial_timeout": 1e-9, "first_rung": 1}
-LEAST |= {"eta": 2, "seed": 0}
+LEAST = {"hours": 1e-9, "trials": 1, "workers": 1, "trial_timeout": 1e-9, "trials_per_gpu": 1}
+LEAST |= {"first_rung": 1, "eta": 2, "seed": 0}
 DEFAULTS = {
     "config_space": None, "metric": None, "mode": None, "assignments": [], "epochs_name": "epochs",
-    "hours": 3.0, "trials": None, "workers": 4, "trial_timeout": None, "searcher": "gp",
-    "stopping": "auto", "first_rung": 1, "eta": 3, "seed": 0, "start": None, "pass_json": None,
-    "checkpoint_flag": None,
+    "hours": 3.0, "trials": None, "workers": 4, "trial_timeout": None, "trials_per_gpu": None,
+    "searcher": "gp", "stopping": "auto", "first_rung": 1, "eta": 3, "seed": 0, "start": None,
+    "learn_from": [], "pass_json": None, "checkpoint_flag": None,
 }  # fmt: skip
-BUDGET = ("hours", "trials", "workers", "trial_timeout")  # what a resumed run may change
+BUDGET = ("hours", "trials", "workers", "trial_timeout", "trials_per_gpu")  # may change on resume
+N_START = 5  # of --start DIR
 
 
 @dataclass(frozen=True)
@@ -286,7 +301,7 @@ class Run:
     """What `tune` returns. reason: why it ended. signal: the number of the one that ended it."""
 
     folder: pathlib.Path
-    trials: list
+    trials: list = field(repr=False)
     reason: str
     signal: int | None = None
 
@@ -296,19 +311,40 @@ class Run:
         found = best_of(self.trials)
         return found and found[2]
 
+    def to_frame(self):
+        """trials.csv as a DataFrame, the best trial first; this alone needs pandas."""
+        frame = importlib.import_module("pandas").read_csv(self.folder / "trials.csv")
+        is_max = load_run(self.folder)["mode"] == "max"
+        return frame.sort_values("value", ascending=not is_max, ignore_index=True)
+
+    def _repr_html_(self):
+        """The ten best trials, as a notebook shows them."""
+        run = load_run(self.folder)
+        names = ["trial", "status", "value", "n_epochs", "seconds"]
+        names += [f"config_{name}" for name in domains(run["space"])]
+        with open(self.folder / "trials.csv", newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if row["value"]]
+        rows.sort(key=lambda row: SIGN[run["mode"]] * float(row["value"]))
+        table = ""
+        for line in [names, *([row[name] for name in names] for row in rows[:10])]:
+            table += "".join(["<tr>", *(f"<td>{html.escape(text)}</td>" for text in line), "</tr>"])
+        title = html.escape(f"{len(self.trials)} trials, {self.reason}, {self.folder}")
+        return f"<p>{title}</p><table>{table}</table>"
+
 
 def tune(
     objective=None, config_space=None, *, metric=None, mode=None, assignments=None,
-    epochs_name=None, hours=None, trials=None, workers=None, trial_timeout=None, searcher=None,
-    stopping=None, first_rung=None, eta=None, seed=None, start=None, pass_json=None,
-    checkpoint_flag=None, results=None, resume=None,
+    epochs_name=None, hours=None, trials=None, workers=None, trial_timeout=None,
+    trials_per_gpu=None, searcher=None, stopping=None, first_rung=None, eta=None, seed=None,
+    start=None, learn_from=None, pass_json=None, checkpoint_flag=None, results=None, resume=None,
 ):  # fmt: skip
     """Tunes an objective and prints its progress; returns a Run. The command line calls this.
 
     objective: the path of an objective file; or a function, or the path of any program, with
     config_space, metric and mode, which otherwise replace the file's own. assignments: as of --set.
     searcher, stopping: names as on the command line, or a class and a function. start:
-    configurations to try first. pass_json, checkpoint_flag: of a hpo.objective.Program.
+    configurations to try first, or the folder of a run that has them. learn_from: folders of runs.
+    pass_json, checkpoint_flag: of a hpo.objective.Program.
     results: a new folder. resume: the folder of a run that is to go on.
     None stands for the default that `python run.py --help` tells; of a resumed run for what it had,
     and only the BUDGET may differ. A run of a function needs the function again.
@@ -318,6 +354,9 @@ def tune(
     for name in ("objective", "searcher", "stopping"):
         if isinstance(text := given.get(name), str) and (name == "objective" or ".py:" in text):
             given[name] = os.path.abspath(text)
+    if learn_from is not None:
+        folders = [learn_from] if isinstance(learn_from, (str, os.PathLike)) else learn_from
+        given["learn_from"] = [os.path.abspath(folder) for folder in folders]
     if config_space is not None:
         given["config_space"] = space_to_json(config_space)  # or a ValueError
     if results and resume is not None:
@@ -328,8 +367,7 @@ def tune(
         signals = stack.enter_context(ending_signals())
         journal, own = None, DEFAULTS
         if resume is not None:
-            journal = Journal.open(resume)
-            stack.callback(journal.close)
+            journal = stack.enter_context(contextlib.closing(Journal.open(resume)))
             own = DEFAULTS | journal.run["arguments"]
             check_same(resume, own, as_json(given))
         options = own | given
@@ -349,25 +387,22 @@ def tune(
         found = backend.describe(**known)
         space = space_from_json(found["space"])
         max_epochs = last_epoch(space, options["epochs_name"])
-        if rule and not max_epochs and options["stopping"] != "auto":
-            raise ValueError(
-                f"--stopping {arguments['stopping']}: expected a constant `epochs` in the space, "
-                "the last epoch; name it with --epochs_name, or use --stopping none"
-            )
-        rule = with_options(
-            rule if max_epochs else None, first_rung=options["first_rung"], eta=options["eta"]
-        )
+        rule = usable_rule(rule, max_epochs, arguments)
         try:
             searcher = searcher_class(space, seed, max_epochs)
         except Exception as error:  # whatever the user's class raises becomes one line
             raise ValueError(f"--searcher {arguments['searcher']}: {one_line(error)}") from error
-        start = checked_start(space, options["start"])
+        start = arguments["start"] = first_configs(space, options["start"])
         if journal:
             journal.begin_session({name: arguments[name] for name in BUDGET})
         else:
+            warn_of_mistakes(space, workers)
             arguments |= {"metric": found["metric"], "mode": found["mode"]}
-            journal = create(results, {**found, "arguments": arguments})
-            stack.callback(journal.close)
+            learned = learn(options["learn_from"], space, found["metric"], found["mode"])
+            journal = create(results, {**found, "arguments": arguments, "learned": learned})
+            stack.enter_context(contextlib.closing(journal))
+        if options["trials_per_gpu"] and backend.gpus:
+            workers = min(workers, options["trials_per_gpu"] * len(backend.gpus))
         backend.begin(journal.folder / "logs", journal.clock)
         tuner = Tuner(
             journal, searcher, backend, workers, options["hours"] * 3600,
@@ -385,6 +420,26 @@ def tune(
         return Run(journal.folder, journal.trials, reason, signals.first)
 
 
+def usable_rule(rule, max_epochs, arguments):
+    """A stopping rule with its options; None without one, or where "auto" has no last epoch."""
+    if rule and not max_epochs and arguments["stopping"] != "auto":
+        raise ValueError(
+            f"--stopping {arguments['stopping']}: expected a constant `epochs` in the space, the "
+            "last epoch; name it with --epochs_name, or use --stopping none"
+        )
+    options = {name: arguments[name] for name in ("first_rung", "eta")}
+    return with_options(rule if max_epochs else None, **options)
+
+
+def warn_of_mistakes(space, workers):
+    """Warns of what is allowed, but seldom meant."""
+    for name, value in constants(space).items():
+        if isinstance(value, list):
+            say(f"warning: {name} is the constant {value!r:.60}; to tune it, use choice(...)")
+    if workers > 4 * (os.cpu_count() or 1):
+        say(f"warning: {workers} workers share the {os.cpu_count()} cores of this machine")
+
+
 def check_numbers(arguments):
     """ValueError when an argument is no number, or is too small."""
     for name, least in LEAST.items():
@@ -394,14 +449,54 @@ def check_numbers(arguments):
             raise ValueError(f"--{name}: expected {what}, got {value!r}")
 
 
-def checked_start(space, start):
-    """The configurations to try first, completed; None stays None, the middle of the space."""
-    if start is not None and not isinstance(start, (list, tuple)):
-        raise ValueError(f"--start: expected a list of configurations, got {start!r:.200}")
+def first_configs(space, start):
+    """The configurations to try first, completed; None stays None, the middle of the space.
+
+    start: a list of configurations, or the folder of a run: its best ones, brought to this space.
+    """
     try:
+        if isinstance(start, str):
+            trials = [trial for trial in load(start) if trial.value is not None]
+            found, changes = {}, {}  # key -> configuration; the changes are the keys of a dict
+            for trial in sorted(trials, key=lambda trial: trial.value):
+                config, changed = nearest_config(space, trial.config)
+                if len(found) < N_START and config_key(config) not in found:
+                    found[config_key(config)] = config
+                    changes |= dict.fromkeys(changed)
+            say("; ".join([f"--start: the {len(found)} best trials of {start}", *changes])[:500])
+            return [*found.values()] or None
+        if start is not None and not isinstance(start, (list, tuple)):
+            raise ValueError(f"expected a list of configurations, got {start!r:.200}")
         return start and [cast_config(space, config) for config in start]
     except ValueError as error:
         raise ValueError(f"--start: {error}") from None
+
+
+def learn(folders, space, metric, mode):
+    """Trials of earlier runs for the searcher, as the journal keeps them: those of this space."""
+    learned = []
+    for folder in folders:
+        run, trials, n_before, reason = load_run(folder), load(folder), len(learned), ""
+        if (run["metric"], run["mode"]) != (metric, mode):
+            own = f"{mode}imises {metric}"
+            raise ValueError(
+                f"--learn_from {folder}: {run['mode']}imises {run['metric']}; this run {own}"
+            )
+        for trial in trials:
+            try:
+                if missing := [name for name in domains(space) if name not in trial.config]:
+                    raise ValueError(f"{missing[0]}: is missing")
+                config = cast_config(space, trial.config)
+            except ValueError as error:
+                reason = f"; others do not fit: {error}"
+                continue
+            if trial.curve or trial.status == "failed":
+                status = "interrupted" if trial.status == "running" else trial.status
+                curve = [(epoch, SIGN[mode] * loss) for epoch, loss in trial.curve]
+                learned.append({"config": config, "status": status, "curve": curve})
+        n = len(learned) - n_before
+        say(f"--learn_from: {n} of {len(trials)} trials of {folder}{reason}"[:500])
+    return learned
 
 
 def create(results, run):
