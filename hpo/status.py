@@ -112,14 +112,16 @@ class Status:
         say(f"the workers were busy {100 * share:.1f}% of the time")
         say(f"{self.journal.folder / 'trials.csv'}\n{self.journal.folder / 'reports.csv'}")
         if tuner.reason not in ("trials", "exhausted", "deadline"):
-            again = [trial for trial in trials if trial.status == "interrupted"]
-            seconds = sum(trial.ended - trial.started for trial in again)
-            say(f"{len(again)} trials, cut off after {seconds:.0f} s of training, start again with")
-            folder = str(self.journal.folder)
-            command = f"python run.py --resume {shlex.quote(folder)}"
-            is_function = ".py:" in self.arguments["objective"]
-            say(f"  {f'hpo.tune(FUNCTION, resume={folder!r})' if is_function else command}")
+            self.say_how_to_go_on([trial for trial in trials if trial.status == "interrupted"])
         self.say_note()
+
+    def say_how_to_go_on(self, again):
+        seconds, folder = sum(t.ended - t.started for t in again), str(self.journal.folder)
+        command = f"python run.py --resume {shlex.quote(folder)}"
+        if not os.path.isfile(self.arguments["objective"]):
+            command = f"hpo.tune(FUNCTION, resume={folder!r})"
+        cut_off = f", {len(again)} trials of {seconds:.0f} s start again" if again else ""
+        say(f"go on with{cut_off}\n  {command}")
 
     def say_choice(self, best, tuner):
         """Which configuration to take home, and how to train it again."""
