@@ -36,7 +36,8 @@ def asha(trial, trials, max_epochs, first_rung=1, eta=3):
     """Asynchronous successive halving (Li et al. 2018, arXiv 1810.05934), its stopping variant.
 
     Decides at rungs, the epochs first_rung * (1, eta, eta^2, ...). A trial goes on if its best loss
-    is at most the (1/eta)-quantile of all that have come there; fewer than eta all go on.
+    is at most the (1/eta)-quantile of all that have come there. Of two, the worse one ends, so that
+    two workers do not train poor trials to the end.
     """
     rung = last_rung(trial.curve[-1][0], first_rung, eta)
     is_first_there = all(epoch < rung for epoch, _ in trial.curve[:-1])
@@ -56,7 +57,7 @@ def halving(trial, trials, max_epochs, first_rung=1, eta=3):
     others = [other for other in trials[-RECENT:] if other.id != trial.id]
     found = [loss_at_rung(other, rung, first_rung, eta) for other in others]
     losses = [loss for loss in found if loss is not None]
-    return len(losses) + 1 >= eta and sum(loss < own for loss in losses) > len(losses) / eta
+    return sum(loss < own for loss in losses) > len(losses) / eta
 
 
 def last_rung(epoch, first_rung, eta):

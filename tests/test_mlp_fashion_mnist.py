@@ -1,11 +1,14 @@
 """The training function, compared with the plain pipeline of experiments/train_speed.py."""
 
+import contextlib
 import copy
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import FashionMNIST
 
 from experiments.train_speed import Images, plain_epoch
+from hpo.report import StopTrial
 from train import fashion_mnist, mlp_fashion_mnist
 from train.mlp_fashion_mnist import Adam, mask, objective, prepare, train, validate
 
@@ -118,6 +122,36 @@ def test_objective_repeats_itself_with_the_same_seed(folder, monkeypatch, capsys
     torch.set_flush_denormal(False)
     assert curves[0] == curves[1] != curves[2]
     assert [report["epoch"] for report in curves[0]] == [1, 2] and curves[3] == curves[0][1:]
+
+
+def test_objective_goes_on_where_it_was_killed(folder, tmp_path, monkeypatch):
+    images, labels = fashion_mnist.load("synthetic", folder)[:2]
+    monkeypatch.setattr(fashion_mnist, "load", lambda dataset, path: [images[:700], labels[:700]])
+    monkeypatch.setattr(mlp_fashion_mnist, "N_TRAIN", 500)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    state, kept = tmp_path / "state.pt", tmp_path / "kept"
+
+    def curve_of(seed, stop_at=9, **attributes):
+        curve = []
+
+        def report(epoch, accuracy):
+            curve.append((epoch, accuracy))
+            if epoch == stop_at:  # the state that a killed process would leave
+                shutil.copy(state, kept)
+                raise StopTrial
+
+        reporter = mock.Mock(side_effect=report, **attributes)
+        monkeypatch.setattr(mlp_fashion_mnist, "Reporter", lambda: reporter)
+        torch.manual_seed(seed)
+        with contextlib.suppress(StopTrial):
+            objective({**CONFIG, "epochs": 5})
+        torch.set_flush_denormal(False)
+        return curve
+
+    whole = curve_of(0, checkpoint_path=None)
+    assert curve_of(0, stop_at=3, checkpoint_path=tmp_path) == whole[:3] and not state.exists()
+    shutil.copy(kept, state)
+    assert curve_of(1, checkpoint_path=tmp_path) == whole[2:] and not state.exists()
 
 
 def test_stand_in_accuracy_depends_on_the_hyperparameters(folder):

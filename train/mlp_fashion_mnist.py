@@ -3,7 +3,8 @@
     python run.py                                                           tunes it
     python -m train.mlp_fashion_mnist --n_units_1 512 --n_units_2 128 ...   trains one configuration
 
-`objective` reads like any PyTorch script, and the two lines with `report` make it tunable. What it
+`objective` reads like any PyTorch script, and the two lines with `report` make it tunable. It saves
+its state after each epoch, so that a trial that was cut off goes on in a resumed run. What it
 calls is written for speed (measured by experiments/train_speed.py): the images stay in memory as
 bytes, and the gradient of this one network is spelled out. Weights, batches and dropout come from
 torch's generator, which the caller seeds.
@@ -58,11 +59,14 @@ def objective(config):
     model = build(config).to(device)
     optimizer = Adam(model.parameters(), config["learning_rate"], config["weight_decay"])
     report = Reporter()
-    for epoch in range(1, config["epochs"] + 1):
-        train(model, optimizer, images[:N_TRAIN], labels[:N_TRAIN], config["batch_size"])
-        if config["report"] == "epoch" or epoch == config["epochs"]:
-            accuracy = validate(model, images[N_TRAIN:], labels[N_TRAIN:])
-            report(epoch=epoch, accuracy=accuracy)
+    checkpoint = Checkpoint(report.checkpoint_path, model, optimizer)
+    with checkpoint:
+        for epoch in range(checkpoint.load() + 1, config["epochs"] + 1):
+            train(model, optimizer, images[:N_TRAIN], labels[:N_TRAIN], config["batch_size"])
+            if config["report"] == "epoch" or epoch == config["epochs"]:
+                accuracy = validate(model, images[N_TRAIN:], labels[N_TRAIN:])
+                report(epoch=epoch, accuracy=accuracy)
+            checkpoint.save(epoch)
 
 
 def build(config):
@@ -136,10 +140,50 @@ class Adam:
         self.settings = {"lr": learning_rate, "weight_decay": weight_decay}
         self.settings |= {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "amsgrad": False}
 
+    def state(self):
+        return [*self.means, *self.squares, *self.n_steps]
+
     def step(self):
         gradients = [p.grad for p in self.parameters]
         state = gradients, self.means, self.squares, [], self.n_steps
         adam(self.parameters, *state, **self.settings, fused=True, maximize=False)
+
+
+class Checkpoint:
+    """The state of a training in a folder; None: nowhere. As a context, it removes it at the end.
+
+    A process that is killed does not come to the end of the context, and so leaves its state.
+    """
+
+    def __init__(self, folder, model, optimizer):
+        self.path = folder and folder / "state.pt"
+        self.tensors = [t for part in (model.parameters(), optimizer.state()) for t in part]
+
+    def load(self):
+        """The last epoch that was saved, whose state is taken over; 0 if there is none."""
+        if not self.path or not self.path.exists():
+            return 0
+        epoch, saved, generators = torch.load(self.path)
+        with torch.no_grad():
+            for tensor, values in zip(self.tensors, saved, strict=True):
+                tensor.copy_(values)
+        torch.set_rng_state(generators[0])
+        torch.cuda.set_rng_state_all(generators[1:])
+        return epoch
+
+    def save(self, epoch):
+        if self.path:
+            generators = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+            partial = self.path.with_suffix(".partial")
+            torch.save((epoch, self.tensors, generators), partial)
+            partial.replace(self.path)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.path:
+            self.path.unlink(missing_ok=True)
 
 
 @torch.no_grad()
