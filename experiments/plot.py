@@ -58,11 +58,11 @@ class Run:
         self.best = min(valued, key=lambda trial: trial.value, default=None)
 
     def best_by_time(self):
-        """(seconds, lowest loss so far) arrays, after each report of a last attempt, and now."""
+        """(seconds, lowest loss so far) arrays, after each report, and now."""
         points = []
         for event in self.events:
             trial = self.trials[event["report"]] if "report" in event else None
-            if trial and trial.status != "failed" and event["attempt"] == trial.attempt:
+            if trial and (trial.status != "failed" or event["attempt"] < trial.attempt):
                 loss = self.journal.to_loss(event["metrics"].get(self.metric))
                 points.append((event["at"], loss))
         times, losses = np.array([*points, (self.clock, math.nan)]).T

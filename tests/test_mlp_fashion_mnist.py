@@ -129,7 +129,9 @@ def test_objective_goes_on_where_it_was_killed(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(fashion_mnist, "load", lambda dataset, path: [images[:700], labels[:700]])
     monkeypatch.setattr(mlp_fashion_mnist, "N_TRAIN", 500)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    state, kept = tmp_path / "state.pt", tmp_path / "kept"
+    folder, kept = tmp_path / "0000", tmp_path / "kept"
+    state = folder / "state.pt"
+    folder.mkdir()
 
     def curve_of(seed, stop_at=9, **attributes):
         curve = []
@@ -149,9 +151,10 @@ def test_objective_goes_on_where_it_was_killed(folder, tmp_path, monkeypatch):
         return curve
 
     whole = curve_of(0, checkpoint_path=None)
-    assert curve_of(0, stop_at=3, checkpoint_path=tmp_path) == whole[:3] and not state.exists()
+    assert curve_of(0, stop_at=3, checkpoint_path=folder) == whole[:3] and not folder.exists()
+    folder.mkdir()
     shutil.copy(kept, state)
-    assert curve_of(1, checkpoint_path=tmp_path) == whole[2:] and not state.exists()
+    assert curve_of(1, checkpoint_path=folder) == whole[2:] and not folder.exists()
 
 
 def test_stand_in_accuracy_depends_on_the_hyperparameters(folder):

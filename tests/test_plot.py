@@ -94,8 +94,8 @@ def test_attempts_that_were_killed_resumed_and_are_running(tmp_path):
     assert [status for *_, status in run.spans()] == ["done", "interrupted", "running"]
     assert [span[:3] for span in run.spans()] == [(0, 99, 0), (100, 150, 1), (160, 200, 1)]
     assert "resumed" in plot.draw_history(run).axes[0].get_legend_handles_labels()[1]
-    times, losses = run.best_by_time()  # what the killed attempt had reported is no result
-    assert times.tolist() == [0, 200, 200] and losses.tolist() == [2, 0.5, 0.5]
+    times, losses = run.best_by_time()  # what the killed attempt had reported was real
+    assert times.tolist() == [0, 100, 200, 200] and losses.tolist() == [2, 1, 0.5, 0.5]
 
 
 def test_importance_and_effects_find_what_matters(tmp_path):

@@ -10,6 +10,8 @@ bytes, and the gradient of this one network is spelled out. Weights, batches and
 torch's generator, which the caller seeds.
 """
 
+import shutil
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -156,7 +158,7 @@ class Checkpoint:
     """
 
     def __init__(self, folder, model, optimizer):
-        self.path = folder and folder / "state.pt"
+        self.folder, self.path = folder, folder and folder / "state.pt"
         self.tensors = [t for part in (model.parameters(), optimizer.state()) for t in part]
 
     def load(self):
@@ -182,8 +184,8 @@ class Checkpoint:
         return self
 
     def __exit__(self, *_):
-        if self.path:
-            self.path.unlink(missing_ok=True)
+        if self.folder:
+            shutil.rmtree(self.folder)
 
 
 @torch.no_grad()

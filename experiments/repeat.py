@@ -1,0 +1,107 @@
+"""Compares methods on an objective of your own: runs of hpo.tune, one after the other.
+
+    python -m experiments.repeat my_objective.py --searcher gp --searcher random --trials 40
+    python -m experiments.repeat --searcher gp --stopping halving --stopping none --hours 0.5
+
+A method is a searcher and a stopping rule. All other flags are those of run.py. Each run has a
+folder RESULTS/<method>/<seed>; the same command goes on where it was interrupted. At the end there
+are a picture (experiments.plot) and a table: the lowest loss after parts of the budget, its mean
+over the seeds with a 95% bootstrap interval, and the differences to the first method, paired by
+seed. Where more is better, a loss is the metric with its sign turned.
+"""
+
+import itertools
+import pathlib
+
+import numpy as np
+
+import run as command_line
+from experiments import command, compare_searchers, plot
+from hpo.journal import WriteError
+from hpo.tuner import DEFAULTS, RunFailed, tune
+
+PARTS = (0.25, 0.5, 1.0)  # of the budget
+
+
+def parse(arguments):
+    parser = command.parser("repeat", __doc__)
+    several = {"action": "append", "metavar": "NAME", "help": "as in run.py; again for more"}
+    parser.add_argument("--searcher", **several)
+    parser.add_argument("--stopping", **several)
+    parser.add_argument("--seeds", type=command.positive_int, default=5, help="default 5")
+    parser.add_argument("--results", type=pathlib.Path, default=pathlib.Path("results/repeat"))
+    args, others = parser.parse_known_args(arguments)
+    options = vars(command_line.make_parser().parse_args(others))
+    if taken := {"seed", "resume"} & options.keys():
+        parser.error(f"--{taken.pop()}: each method has the seeds 0, 1, ... of --seeds")
+    options.setdefault("objective", str(command_line.DEFAULT_OBJECTIVE))
+    return parser, args, options
+
+
+def run_all(args, options):
+    """{method: [plot.Run]}, in the order of the seeds."""
+    methods = itertools.product(args.searcher or ["gp", "random"], args.stopping or ["auto"])
+    methods = {" ".join(method).replace("/", "_"): method for method in methods}
+    runs = {name: [] for name in methods}
+    for seed, (name, (searcher, stopping)) in itertools.product(range(args.seeds), methods.items()):
+        folder = args.results / name / str(seed)
+        print(f"\n---- {name}, seed {seed}: {folder}", flush=True)
+        own = {**options, "searcher": searcher, "stopping": stopping, "seed": seed}
+        if not (folder / "journal.jsonl").exists():
+            ended = tune(**own, results=folder)
+        elif not is_over(folder, own):
+            ended = tune(**own, resume=folder)
+        else:
+            ended = None
+        if ended and ended.signal:
+            raise KeyboardInterrupt
+        runs[name].append(plot.Run(folder))
+    return runs
+
+
+def is_over(folder, options):
+    """Whether a run has spent the budget."""
+    run, budget = plot.Run(folder), DEFAULTS | options
+    seconds, n_trials = 3600 * budget["hours"], budget["trials"]
+    has_ended = all(trial.status not in ("running", "interrupted") for trial in run.trials)
+    return run.clock >= seconds or (has_ended and len(run.trials) >= (n_trials or np.inf))
+
+
+def report(runs, options):
+    """Prints the table."""
+    all_runs = list(itertools.chain(*runs.values()))
+    if "trials" in options:
+        curve, budget, unit = plot.Run.best_by_trials, options["trials"], "trials"
+    else:
+        curve, budget, unit = plot.Run.best_by_time, max(run.clock for run in all_runs), "s"
+    heads = {part: f"{part * budget:.0f} {unit}" for part in PARTS}
+    rows = {name: {} for name in runs}
+    for name, own in runs.items():
+        for seed, run in enumerate(own):
+            x, losses = curve(run)
+            row = {part: losses[x <= part * budget] for part in PARTS}
+            if all(found.size and np.isfinite(found[-1]) for found in row.values()):
+                rows[name][0, seed] = {part: found[-1] for part, found in row.items()}
+            else:
+                print(f"{name}, seed {seed}: no result after {heads[PARTS[0]]}, left out")
+    rows = {name: mine for name, mine in rows.items() if mine}
+    print(f"\nlowest loss of {all_runs[0].metric} so far")
+    print(*compare_searchers.table(rows, heads, {}) if rows else ["nothing to compare"], sep="\n")
+
+
+def main(arguments=None):
+    parser, args, options = parse(arguments)
+    with command.checking(parser):
+        try:
+            runs = run_all(args, options)
+        except (RunFailed, WriteError) as error:
+            raise command.Failed(error) from error
+    with plot.style():
+        path = args.results / "compared.png"
+        plot.draw_comparison(runs).savefig(path, dpi=100)
+    report(runs, options)
+    print(path)
+
+
+if __name__ == "__main__":
+    command.run("repeat", "the same command goes on with the runs that it has begun")
