@@ -76,6 +76,9 @@ FLAGS = {  # group -> [(flag, type, metavar, help)]
         ("pass_json", str, "FLAG", "a program takes all values in a JSON file, by --FLAG FILE"),
         ("checkpoint_flag", str, "FLAG", "a program keeps a trial's state in a folder, --FLAG DIR"),
     ],
+    "places": [
+        ("dask", str, "ADDRESS", "of a Dask scheduler, tcp://HOST:8786, whose workers train"),
+    ],
     "results": [
         ("results", str, "DIR", "a new folder for the run; default results/<timestamp>"),
         ("resume", str, "DIR", ("go on with the run in this folder: all else comes from there, and "

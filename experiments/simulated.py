@@ -37,6 +37,9 @@ class SimulatedBackend:
         self.running[trial.id] = [trial, iter(self.objective(trial.config, rng)), 0]
         self._advance(trial)
 
+    def begun_at(self, trial):
+        return trial.started
+
     def wait(self, timeout=None):
         """The events at the earliest time at which there are any, if it is within `timeout`."""
         until = self.clock + (np.inf if timeout is None else timeout)

@@ -127,7 +127,9 @@ class LocalBackend:
     def describe(self, **options):
         """What hpo.objective.describe(objective, **options) returns in a process of its own."""
         self.start(Trial(-1, options, "describe"))
-        (end,) = self.wait()  # it reports nothing
+        while not (ends := self.wait()):
+            pass  # on a cluster it may wait for its turn; it reports nothing
+        end = ends[0]
         if end.outcome == "lost":
             raise OSError(end.error)
         if not end.found:
@@ -160,6 +162,10 @@ class LocalBackend:
             self._tell("start", trial, job)
         except (OSError, EOFError) as error:
             self.events.append(End(trial.id, trial.attempt, "lost", one_line(error)))
+
+    def begun_at(self, trial):
+        """Seconds on the run's clock since which the trial has had a process."""
+        return trial.started
 
     def wait(self, timeout=None):
         """Waits for an event, at most `timeout` seconds; returns all Reports and Ends there are."""

@@ -234,7 +234,8 @@ class Tuner:
             until = min(until, self.not_before)
         elif not self.running:
             return 0.0  # nothing can come: the searcher has just said that it has nothing new
-        until = min([until, *(t.started + self.trial_timeout for t in self._not_ending())])
+        ends = (self.backend.begun_at(t) + self.trial_timeout for t in self._not_ending())
+        until = min([until, *ends])
         wait = min(max(0.0, until - now), self.show.seconds if self.show else math.inf)
         return None if math.isinf(wait) else wait
 
@@ -247,7 +248,7 @@ class Tuner:
             if self.reason:
                 status = "timeout" if self.reason == "deadline" else "interrupted"
                 self._end(trial, status, self.reason)
-            elif self.backend.now() >= trial.started + self.trial_timeout:
+            elif self.backend.now() >= self.backend.begun_at(trial) + self.trial_timeout:
                 self._end(trial, "timeout", f"--trial_timeout {self.trial_timeout:g}")
 
     def _end(self, trial, status, error):
@@ -290,9 +291,10 @@ DEFAULTS = {
     "config_space": None, "metric": None, "mode": None, "assignments": [], "epochs_name": "epochs",
     "hours": 3.0, "trials": None, "workers": 4, "trial_timeout": None, "trials_per_gpu": None,
     "searcher": "gp", "stopping": "auto", "first_rung": 1, "eta": 3, "seed": 0, "start": None,
-    "learn_from": [], "pass_json": None, "checkpoint_flag": None,
+    "learn_from": [], "pass_json": None, "checkpoint_flag": None, "dask": None,
 }  # fmt: skip
-BUDGET = ("hours", "trials", "workers", "trial_timeout", "trials_per_gpu")  # may change on resume
+# what may change when a run is resumed
+BUDGET = ("hours", "trials", "workers", "trial_timeout", "trials_per_gpu", "dask")
 N_START = 5  # of --start DIR
 
 
@@ -336,7 +338,8 @@ def tune(
     objective=None, config_space=None, *, metric=None, mode=None, assignments=None,
     epochs_name=None, hours=None, trials=None, workers=None, trial_timeout=None,
     trials_per_gpu=None, searcher=None, stopping=None, first_rung=None, eta=None, seed=None,
-    start=None, learn_from=None, pass_json=None, checkpoint_flag=None, results=None, resume=None,
+    start=None, learn_from=None, pass_json=None, checkpoint_flag=None, dask=None, results=None,
+    resume=None,
 ):  # fmt: skip
     """Tunes an objective and prints its progress; returns a Run. The command line calls this.
 
@@ -344,7 +347,7 @@ def tune(
     config_space, metric and mode, which otherwise replace the file's own. assignments: as of --set.
     searcher, stopping: names as on the command line, or a class and a function. start:
     configurations to try first, or the folder of a run that has them. learn_from: folders of runs.
-    pass_json, checkpoint_flag: of a hpo.objective.Program.
+    pass_json, checkpoint_flag: of a hpo.objective.Program. dask: the address of a scheduler.
     results: a new folder. resume: the folder of a run that is to go on.
     None stands for the default that `python run.py --help` tells; of a resumed run for what it had,
     and only the BUDGET may differ. A run of a function needs the function again.
@@ -376,7 +379,7 @@ def tune(
         seed, workers = options["seed"], options["workers"]
         searcher_class = find("searcher", options["searcher"])
         rule = find("stopping", options["stopping"])
-        backend = LocalBackend(find_objective(options), seed, workers)
+        backend = find_backend(options)
         stack.callback(backend.close)
         say(f"loading {arguments['objective']}")
         known = {"metric": arguments["metric"], "mode": arguments["mode"]}
@@ -418,6 +421,18 @@ def tune(
         finally:
             tuner.show.summary(tuner)
         return Run(journal.folder, journal.trials, reason, signals.first)
+
+
+def find_backend(options):
+    """Where the trials run: on this machine, or on the Dask cluster of --dask."""
+    objective, address = find_objective(options), options["dask"]
+    if address is None:
+        return LocalBackend(objective, options["seed"], options["workers"])
+    try:
+        from hpo.dask_backend import DaskBackend
+    except ImportError as error:
+        raise ValueError(f"--dask: needs `pip install distributed`: {error}") from None
+    return DaskBackend(address, objective, options["seed"])
 
 
 def usable_rule(rule, max_epochs, arguments):

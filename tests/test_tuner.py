@@ -54,6 +54,9 @@ class Backend:
         self.started, self.answers, self.waits = [], [], []
         self.on_wait = lambda n: None  # of a test: is called in the n-th wait, may return events
 
+    def begun_at(self, trial):
+        return trial.started
+
     def now(self):
         return self.time
 
