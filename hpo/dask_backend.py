@@ -102,6 +102,8 @@ class DaskBackend(LocalBackend):
 
     def kill(self, trial):
         self._tell((trial.id, trial.attempt), "kill")
+        if trial.id not in self.begun:  # it waits for a worker, perhaps for ever
+            self._lose((trial.id, trial.attempt), "no Dask worker has begun it")
 
     def wake(self):
         self.arrived.put(None)
@@ -128,7 +130,8 @@ class DaskBackend(LocalBackend):
             return [Report(i, attempt, **json.loads(text))]
         if kind == "end":
             del self.running[i]
-            self.futures.pop(i, None)
+            if i in self.futures:
+                self.futures.pop(i).release()
             if log is not None:
                 os.makedirs(self.log_folder, exist_ok=True)
                 self._log(Trial(i, {}, "")).write_bytes(log)

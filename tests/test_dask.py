@@ -1,0 +1,102 @@
+"""hpo/dask_backend.py, with a real scheduler and real workers on this machine."""
+
+import os
+import signal
+import socket
+import sys
+import time
+
+import pytest
+
+from hpo import load, tune
+
+OBJECTIVE = """
+import time
+from hpo import Reporter, uniform
+
+config_space = {"x": uniform(0, 1), "epochs": 6}
+metric, mode = "loss", "min"
+
+
+def objective(config):
+    print("x is", config["x"])
+    report = Reporter()
+    for epoch in range(1, config["epochs"] + 1):
+        time.sleep(0.1)
+        report(epoch=epoch, loss=config["x"] / epoch)
+    if config["x"] > 0.9:
+        raise ValueError("too high")
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    pytest.importorskip("distributed")
+    from experiments.dask_check import Cluster
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    cluster = Cluster(2, tmp_path_factory.mktemp("cluster"), port)
+    yield cluster
+    cluster.end()
+
+
+@pytest.fixture
+def objective(tmp_path):
+    (tmp_path / "objective.py").write_text(OBJECTIVE)
+    return str(tmp_path / "objective.py")
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+def test_run_on_a_cluster_survives_a_killed_worker(cluster, objective, tmp_path):
+    from experiments.dask_check import children_of
+
+    is_first = []
+
+    def rule(trial, trials, max_epochs):
+        if trial.id == 3 and not is_first:
+            is_first.append(True)
+            for worker in cluster.workers:  # and with it its trial; the nanny starts another
+                os.kill(children_of(worker.pid)[-1], signal.SIGKILL)
+        return trial.id == 2 and trial.n_epochs >= 2
+
+    options = {"dask": cluster.address, "trials": 6, "workers": 2, "searcher": "random"}
+    start = [{"x": 0.5}, {"x": 0.95}, {"x": 0.25}]
+    run = tune(objective, results=tmp_path / "run", stopping=rule, start=start, **options)
+    assert [t.status for t in run.trials[:3]] == ["done", "failed", "stopped"]
+    assert run.trials[1].error == "ValueError: too high" and run.reason == "trials"
+    assert all(t.status in ("done", "failed") for t in run.trials[3:]) and is_first
+    assert run.trials[0].curve == [(e, 0.5 / e) for e in range(1, 7)]
+    assert load(run.folder) == run.trials
+    assert (run.folder / "logs/0000.log").read_text() == "x is 0.5\n"
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+def test_log_comes_home_from_a_worker_that_shares_no_folder(cluster, objective, tmp_path):
+    from hpo.dask_backend import DaskBackend
+    from hpo.trial import End, Trial
+
+    backend = DaskBackend(cluster.address, objective)
+    try:
+        assert backend.describe(space=None, metric=None, mode=None)["metric"] == "loss"
+        backend.begin(tmp_path / "only here" / "logs", 0)
+        trial, events = Trial(0, {"x": 0.25, "epochs": 2}, "random"), []
+        backend.start(trial)
+        until = time.monotonic() + 30
+        while not events or not isinstance(events[-1], End):
+            assert time.monotonic() < until
+            for event in backend.wait(1):
+                events.append(event)
+                if not isinstance(event, End):
+                    backend.answer(trial, True)
+    finally:
+        backend.close()
+    assert [event.metrics["epoch"] for event in events[:-1]] == [1, 2]
+    assert events[-1].outcome == "finished"
+    assert (tmp_path / "only here/logs/0000.log").read_text() == "x is 0.25\n"
+
+
+def test_without_dask_the_error_says_what_to_install(objective, monkeypatch):
+    monkeypatch.setitem(sys.modules, "hpo.dask_backend", None)
+    with pytest.raises(ValueError, match="pip install distributed"):
+        tune(objective, dask="tcp://127.0.0.1:1")
