@@ -55,7 +55,8 @@ class DaskBackend(LocalBackend):
             raise ValueError(f"--dask {address}: no scheduler answers: {error}") from None
         self.run, self.arrived = f"hpo-{uuid.uuid4().hex}", queue.SimpleQueue()
         self.inbox, self.beat = Queue(self.run, self.client), Variable(self.run, self.client)
-        self.futures, self.begun, self.heard = {}, {}, {}  # trial id -> task, and two times
+        self.futures, self.outboxes = {}, {}  # trial id -> task; (trial id, attempt) -> queue
+        self.begun, self.heard = {}, {}  # trial id -> time
         self.is_over = threading.Event()
         for target in (self._listen, self._show_life):
             threading.Thread(target=target, daemon=True).start()
@@ -69,7 +70,8 @@ class DaskBackend(LocalBackend):
         job["seconds"] = PERIOD, SILENCE
         job |= {"objective": packed(self.objective), "logs": os.path.abspath(self.log_folder)}
         try:
-            outbox(self.run, key, self.client).put("begin", timeout=PERIOD)
+            self.outboxes[key] = outbox(self.run, key, self.client)
+            self.outboxes[key].put("begin", timeout=PERIOD)
             # A lambda is sent whole, and the job as bytes, so that the scheduler needs no hpo.
             data = pickle.dumps(functools.partial(relay, job))
             task = lambda data: __import__("pickle").loads(data)()
@@ -130,6 +132,7 @@ class DaskBackend(LocalBackend):
             return [Report(i, attempt, **json.loads(text))]
         if kind == "end":
             del self.running[i]
+            self.outboxes.pop((i, attempt), None)
             if i in self.futures:
                 self.futures.pop(i).release()
             if log is not None:
@@ -143,7 +146,7 @@ class DaskBackend(LocalBackend):
 
     def _tell(self, key, word):
         with contextlib.suppress(Exception):  # there is no scheduler, as silence will show
-            outbox(self.run, key, self.client).put(word, timeout=PERIOD)
+            (self.outboxes.get(key) or outbox(self.run, key, self.client)).put(word, timeout=PERIOD)
 
     def _listen(self):
         with contextlib.suppress(Exception):  # the scheduler has gone, or this run is over
