@@ -66,7 +66,7 @@ def explain(folder, run, searcher_class, trial_id):
 
 def show_model(run, searcher, before, trial):
     """Prints what the model says of a trial's configuration, in the metric's own units."""
-    model = searcher.model(before, np.random.default_rng([searcher.seed, trial.id]))
+    model = searcher.model(before, np.random.default_rng([searcher.seed, len(before)]))
     losses, process = model.losses, model.losses.process
     names, columns = list(domains(run["space"])), []  # columns: of an encoded configuration
     for name, domain in domains(run["space"]).items():
@@ -100,12 +100,13 @@ def show_model(run, searcher, before, trial):
 
     points = model.inputs(np.concatenate([x, searcher.encode(before)]))
     correlation = process.shape(losses.theta, points[:1], points[1:])[0][0]
-    order = sorted(before, key=lambda other: -correlation[other.id])
+    nearness = {other.id: value for other, value in zip(before, correlation)}
+    order = sorted(before, key=lambda other: -nearness[other.id])
     nearest = [other for other in order if other.status != "running"][:5]
     print("\nthe nearest ended trials, and all pending ones:")
     for other in [*nearest, *(other for other in order if other.status == "running")]:
         value = "" if other.value is None else f"{sign * other.value:.5g}"
-        about = f"correlation {correlation[other.id]:.3f}  {other.status:<11} {value:<10}"
+        about = f"correlation {nearness[other.id]:.3f}  {other.status:<11} {value:<10}"
         values = [(name, other.config[name]) for name in names]
         values = [f"{n}={v:.3g}" if isinstance(v, float) else f"{n}={v}" for n, v in values]
         print(f"  trial {other.id:<4} {about} {', '.join(values)}")

@@ -178,6 +178,11 @@ class Model:
         """mu (m, f) and sigma (m, 1) at X (m, d), by default at the last epoch."""
         return self.losses.predict(self.inputs(X, progress))
 
+    def sample(self, X, rng):
+        """One joint draw (m,) of the loss without noise at X (m, d), at the last epoch."""
+        mu, covariance = self.losses.joint(self.inputs(X))
+        return mu[:, 0] + robust_cholesky(covariance) @ rng.normal(size=len(X))
+
 
 # ---- Bayesian optimisation: the algorithm --------------------------------------------------------
 class GPSearch:
@@ -187,6 +192,7 @@ class GPSearch:
 
     def __init__(self, space, seed=0, max_epochs=None):
         check_arguments(space, seed, max_epochs)
+        check_correlation(self.correlation)
         self.space, self.seed = space, seed
         rungs = [3**k for k in range(40) if max_epochs and 3**k < max_epochs]
         self.rungs = [*rungs, max_epochs]  # epochs at which curves are compared
@@ -682,12 +688,21 @@ class Posterior:
     def predict(self, X_new):
         """mu (m, f) and sigma (m, 1) of the function without noise (R&W Alg. 2.1)."""
         process = self.process
-        A = process.kernel(self.theta, X_new, self.X) @ self.L_inv.T
-        mu = process.mean(X_new)[:, None] + A @ self.b
+        mu, A = self.mean(X_new)
         prior_variance = math.exp(self.theta[-2])
         prior_variance += process.basis(X_new) ** 2 @ process.coefficients_sd**2
         variance = prior_variance - np.einsum("ij,ij->i", A, A)
         return mu, np.sqrt(np.maximum(variance, 1e-12))[:, None]
+
+    def joint(self, X_new):
+        """mu (m, f) and the covariance (m, m) of the function without noise."""
+        mu, A = self.mean(X_new)
+        return mu, self.process.kernel(self.theta, X_new, X_new) - A @ A.T
+
+    def mean(self, X_new):
+        """mu (m, f), and A (m, n): what is known reduces the prior covariance by A A^T."""
+        A = self.process.kernel(self.theta, X_new, self.X) @ self.L_inv.T
+        return self.process.mean(X_new)[:, None] + A @ self.b, A
 
 
 def distances(A, B):
@@ -701,6 +716,15 @@ def matern52(a):
     decay = np.exp(-a)
     slope = (1 + a) * decay / 3
     return 3 * slope + a * a * decay / 3, slope
+
+
+def check_correlation(correlation):
+    """ValueError where a kernel's second value is not -m'(a) / a, by finite differences."""
+    a, step = np.array([0.1, 0.5, 1.0, 2.0, 5.0]), 1e-4
+    slope = correlation(a)[1]
+    expected = (correlation(a - step)[0] - correlation(a + step)[0]) / (2 * step * a)
+    if not np.allclose(slope, expected, rtol=1e-3, atol=1e-6):
+        raise ValueError(f"correlation: expected -m'(a) / a = {expected} at a = {a}, got {slope}")
 
 
 def robust_cholesky(K):

@@ -151,6 +151,37 @@ def test_fantasies_condition_on_a_draw_of_what_the_pending_rows_will_observe():
     assert left.max() < 0.01 < sigma.min()  # little is left to learn there
 
 
+def test_joint_draws_have_the_posterior_of_the_marginals():
+    gp, rng = process()
+    posterior = gp.posterior(gp.prior_mean, np.zeros(25), *NONE)
+    X = rng.random((6, 4))
+    mu, covariance = posterior.joint(X)
+    marginal_mu, sigma = posterior.predict(X)
+    assert mu == pytest.approx(marginal_mu) and covariance == pytest.approx(covariance.T)
+    assert np.diag(covariance) == pytest.approx(sigma[:, 0] ** 2, abs=1e-9)
+    trials = on_line(np.linspace(0, 1, 9), np.linspace(0, 1, 9) ** 2)
+    model = GPSearch(LINE).model(trials, rng)
+    X = np.array([[0.3], [0.31], [0.9]])
+    draws = np.array([model.sample(X, rng) for _ in range(2000)])
+    mu, covariance = model.losses.joint(X)
+    assert draws.mean(axis=0) == pytest.approx(mu[:, 0], abs=5 * sigma.max() / 2000**0.5)
+    assert np.cov(draws.T) == pytest.approx(covariance, rel=0.2, abs=3e-5)
+
+
+def test_wrong_gradient_of_a_kernel_is_named():
+    class Wrong(GPSearch):
+        def correlation(self, a):
+            return np.exp(-a * a / 2), a * np.exp(-a * a / 2)  # -m'(a), not divided by a
+
+    class Gaussian(GPSearch):
+        def correlation(self, a):
+            return np.exp(-a * a / 2), np.exp(-a * a / 2)
+
+    with pytest.raises(ValueError, match="correlation: expected"):
+        Wrong(LINE)
+    assert Gaussian(LINE).suggest(on_line([0.1, 0.3, 0.5, 0.7, 0.9], [3, 1, 2, 3, 4]))[1] == "model"
+
+
 def test_inverse_by_halves_matches_numpy():
     for n in (1, 5, 97, 300):
         L = np.tril(np.random.default_rng(n).random((n, n))) + n * np.eye(n)
