@@ -124,7 +124,7 @@ class Settings:
     n_rows: int = 500  # trials in the posterior: O(n^3)
     lengthscale: tuple = (math.log(0.5), 0.7)  # logarithm; a range has length 1
     choice_lengthscale: tuple = (math.log(2.8), 0.7)  # longer: two categories are sqrt(2) apart
-    epoch_lengthscale: tuple = (math.log(2.0), 0.7)  # early epochs predict the last well
+    epoch_lengthscale: tuple = (math.log(2.0), 0.3)  # early epochs predict the last well
     ridge: tuple = (0.0, 1.5)  # of each weight
     signal_variance: tuple = (0.0, 1.0)  # logarithm
     noise_variance: tuple = (math.log(0.01), 2.0)  # logarithm
@@ -280,7 +280,9 @@ class GPSearch:
         X = self.encode(observed)
         rows = add_epoch(X[trial_of], progress)
         theta = self.process(rows[fit], y[fit], is_cut).fit()
-        failed_X = add_epoch(self.encode(failed), at_last)
+        # Failed trials count at the first rung, where all trials are. At the last one, to which few
+        # have come, they would be all that is known, and good trials would promise as little.
+        failed_X = add_epoch(self.encode(failed), 0.0 if is_cut else None)
         pending = self.encode([trial for trial in trials if trial.status == "running"])
         values = np.append(y[kept], levels)
         process = self.process(np.concatenate([rows[kept], failed_X]), values, is_cut)
