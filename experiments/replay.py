@@ -14,14 +14,14 @@ better. A run without a result yet counts as the worst of all. By default: rando
 Gaussian process, with and without successive halving, as in Syne Tune's tutorial.
 """
 
+import itertools
 import math
 import pathlib
 import sys
-import textwrap
 
 import numpy as np
 
-from experiments import command
+from experiments import command, plot
 from experiments.compare_searchers import EACH, table
 from experiments.curves import Surrogate, quality, read
 from experiments.simulated import Milestones, simulate
@@ -104,28 +104,19 @@ def report(runs, seconds):
     return table(rows, heads, {"epochs": "epochs", "trials": "trials"})
 
 
-def plot(runs, seconds, path, title):
+def draw(runs, seconds, path):
     """Median and quartiles of the error over time; needs matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no picture: pip install matplotlib", file=sys.stderr)
-        return
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(7, 4.5))
-    tops = []
-    for name, of_method in runs.items():
-        low, middle, high = np.quantile(errors(of_method), (0.25, 0.5, 0.75), axis=0)
-        (line,) = axis.plot(times(seconds) / 60, middle, label=name)
-        axis.fill_between(times(seconds) / 60, low, high, color=line.get_color(), alpha=0.15, lw=0)
-        tops.append(high[3])  # what comes before a twentieth of the time would hide the rest
-    axis.set(xlabel="minutes, simulated", ylabel="lowest error so far: median, quartiles")
-    axis.set(xlim=(0, seconds / 60), ylim=(None, np.nanmax(tops)), title=textwrap.fill(title, 90))
-    axis.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    with plot.style():
+        figure, (axis,) = plot.new_figure(7, 4.5)
+        tops = []
+        for colour, (name, of_method) in zip(itertools.cycle(plot.COLOURS), runs.items()):
+            table = np.array(errors(of_method))
+            plot.draw_band(axis, times(seconds) / 60, table, name, colour)
+            tops.append(np.quantile(table[:, 3], 0.75))  # what comes before would hide the rest
+        axis.set(xlabel="minutes, simulated", ylabel="lowest error so far", xlim=(0, seconds / 60))
+        axis.set_ylim(None, np.nanmax(tops))
+        plot.add_legend(figure, axis, 1)
+        figure.savefig(path, dpi=100)
     print(path)
 
 
@@ -175,7 +166,10 @@ def main(arguments=None):
             rows = [(name, i, *pair) for pair in zip(times(3600 * args.hours), of_run)]
             command.append_rows(args.results / "runs.csv", COLUMNS, rows)
     print(f"\n{args.results / 'runs.csv'}")
-    plot(runs, 3600 * args.hours, args.results / "replay.png", title)
+    try:
+        draw(runs, 3600 * args.hours, args.results / "replay.png")
+    except command.Failed as error:  # there is no matplotlib
+        print(error, file=sys.stderr)
 
 
 if __name__ == "__main__":
