@@ -35,6 +35,7 @@ from hpo.trial import End, LocalBackend, Report, Trial
 PERIOD, SILENCE = 5.0, 60.0  # seconds
 MAX_LOG = 2**20  # bytes of a log that come home, its last ones
 GONE = "the Dask worker is gone"
+WAKE = (-1, 0, "wake", "", None)  # a message of no trial
 
 
 # ---- The tuner's side ----------------------------------------------------------------------------
@@ -84,20 +85,14 @@ class DaskBackend(LocalBackend):
         return self.begun.get(trial.id, self.now())
 
     def wait(self, timeout=None):
-        until, events = time.monotonic() + (3600 if timeout is None else timeout), []
-        while not events:
-            left = until - time.monotonic()
-            with contextlib.suppress(queue.Empty):
-                message = self.arrived.get(timeout=max(0.001, min(left, PERIOD)))
-                if message is None:  # by `wake`
-                    break
-                events += self._events(*message)
+        until = math.inf if timeout is None else time.monotonic() + timeout
+        while True:
+            left = max(0.0, until - time.monotonic())
+            messages = self._arrived(min(left, PERIOD))
             self._notice_silence()
-            if left <= 0 and timeout is not None:
-                break
-        while not self.arrived.empty():
-            events += self._events(*self.arrived.get() or (-1, 0, "", "", None))
-        return events
+            events = [event for message in messages if (event := self._event(*message))]
+            if events or WAKE in messages or not left:
+                return events
 
     def answer(self, trial, go_on):
         self._tell((trial.id, trial.attempt), "go" if go_on else "stop")
@@ -108,7 +103,7 @@ class DaskBackend(LocalBackend):
             self._lose((trial.id, trial.attempt), "no Dask worker has begun it")
 
     def wake(self):
-        self.arrived.put(None)
+        self.arrived.put(WAKE)
 
     def close(self):
         for i, (attempt, _) in self.running.items():
@@ -119,27 +114,36 @@ class DaskBackend(LocalBackend):
             self.beat.delete()
         self.client.close(timeout=PERIOD)
 
-    def _events(self, i, attempt, kind, text, log):
-        """The Report or the End in a message, if it is one; its log is written."""
+    def _arrived(self, seconds):
+        """All messages there are; waits so long for the first."""
+        messages = []
+        with contextlib.suppress(queue.Empty):
+            messages.append(self.arrived.get(timeout=seconds))
+            while True:
+                messages.append(self.arrived.get_nowait())
+        return messages
+
+    def _event(self, i, attempt, kind, text, log):
+        """The Report or the End in a message, or None; its log is written."""
         if self.running.get(i, (None,))[0] != attempt:
-            if kind in ("begun", "alive", "report"):  # it was lost, and has started again
+            if kind in ("begun", "alive", "report"):  # the trial was lost, and has started again
                 self._tell((i, attempt), "kill")
-            return []
+            return None
         self.heard[i] = time.monotonic()
         if kind == "begun":
             self.begun[i] = self.now()
         if kind == "report":
-            return [Report(i, attempt, **json.loads(text))]
-        if kind == "end":
-            del self.running[i]
-            self.outboxes.pop((i, attempt), None)
-            if i in self.futures:
-                self.futures.pop(i).release()
-            if log is not None:
-                os.makedirs(self.log_folder, exist_ok=True)
-                self._log(Trial(i, {}, "")).write_bytes(log)
-            return [End(i, attempt, **json.loads(text))]
-        return []
+            return Report(i, attempt, **json.loads(text))
+        if kind != "end":
+            return None
+        del self.running[i]
+        self.outboxes.pop((i, attempt), None)
+        if i in self.futures:
+            self.futures.pop(i).release()
+        if log is not None:
+            os.makedirs(self.log_folder, exist_ok=True)
+            self._log(Trial(i, {}, "")).write_bytes(log)
+        return End(i, attempt, **json.loads(text))
 
     def _lose(self, key, error):
         self.arrived.put((*key, "end", json.dumps({"outcome": "lost", "error": error}), None))
