@@ -1,4 +1,4 @@
-"""What a run takes from earlier ones: --start DIR, --learn_from DIR; and how a Run shows itself."""
+"""Earlier runs (--start DIR, --learn_from DIR), how a Run shows itself, and --trials_per_gpu."""
 
 import json
 
@@ -8,6 +8,7 @@ from experiments import explain
 from hpo import choice, load, randint, tune, uniform
 from hpo.journal import Journal, load_run
 from hpo.space import space_to_json
+from hpo.trial import LocalBackend
 
 SPACE = {"x": uniform(0, 1), "n": randint(1, 8), "kind": choice(["a", "b"]), "epochs": 3}
 
@@ -84,3 +85,17 @@ def test_run_shows_its_best_trials(tmp_path):
     assert frame["value"].is_monotonic_increasing and len(frame) == 12
     config = json.loads(frame.loc[0, [f"config_{name}" for name in space]].to_json())
     assert config == {f"config_{name}": run.best.config[name] for name in space}
+
+
+def test_trials_per_gpu_limits_the_workers(tmp_path, monkeypatch, capsys):
+    describe = LocalBackend.describe
+
+    def with_gpus(backend, **options):
+        found = describe(backend, **options)
+        backend.gpus = ["0", "1"]
+        return found
+
+    monkeypatch.setattr(LocalBackend, "describe", with_gpus)
+    options = {"metric": "loss", "mode": "min", "workers": 8, "trials": 2, "trials_per_gpu": 2}
+    tune(train, SPACE, results=tmp_path / "run", **options)
+    assert "4 workers with" in capsys.readouterr().out

@@ -114,6 +114,7 @@ def test_run_writes_its_folder_and_a_summary(quick, tmp_path):
     assert config["x"] == float(best["config_x"]) and config["list"] == [1, None]
     assert f"best loss={float(best['value']):.6g} (trial {best['trial']}, epoch 3)" in out
     assert re.search(r"^expected if trained again: loss=\S+ \+- \S+ \(trial \d", out, re.MULTILINE)
+    assert "warning: list is the constant [1, None]; to tune it, use choice(...)" in out
     assert "6 trials, 6 done" in out and "minimise loss over 4 hyperparameters" in out
     assert f"{folder / 'trials.csv'}\n{folder / 'reports.csv'}\n" in out and "% of the time" in out
     again = [{name: str(value) for name, value in report.items()} for report in train_again(out)]

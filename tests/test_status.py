@@ -44,6 +44,16 @@ def test_line_counts_the_trials_and_names_the_best(make):
     assert "best accuracy=0.875 (trial 4)" in line and "1 stopped, 1 timed out, 1 failed" in line
 
 
+def test_epochs_from_0_are_warned_of_once(make, capsys):
+    status = make()
+    for i in range(2):
+        one = trial(i, "done", -0.5, -0.75)
+        one.curve = [(0, -0.5), (1, -0.75)]
+        status.ended(one)
+    out = capsys.readouterr().out
+    assert out.count("warning: epochs are counted from 0") == 1
+
+
 def test_line_rewrites_itself_on_a_terminal_within_its_width(make, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     status, tuner = (
