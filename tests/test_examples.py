@@ -20,6 +20,7 @@ EXAMPLES = ROOT / "experiments" / "examples"
         ("forest.py", ["--set", "n_estimators=10"], 1),
         ("spiral.py", ["--set", "epochs=3"], 3),
         ("anneal.sh", [], 9),
+        ("circle.js", [], 1),
         ("script.py", [], 9),
         ("script.py", ["--set", "report_each_epoch=0"], 1),
     ],
@@ -27,9 +28,11 @@ EXAMPLES = ROOT / "experiments" / "examples"
 def test_example_is_tuned_by_its_command(tmp_path, name, changes, n_reports):
     if name == "forest.py":
         pytest.importorskip("sklearn")
-    if name == "anneal.sh" and not shutil.which("awk"):
-        pytest.skip("no awk")
-    text = (EXAMPLES / name).read_text().replace("# ", "").replace("\\\n", "")
+    needs = {"anneal.sh": "awk", "circle.js": "node"}
+    if name in needs and not shutil.which(needs[name]):
+        pytest.skip(f"no {needs[name]}")
+    text = (EXAMPLES / name).read_text()
+    text = re.sub(r"(?m)^(# |//) ?", "", text).replace("\\\n", "")
     (command,) = re.findall(r"^python (run\.py .*)", text, re.MULTILINE)
     words = [*command.split(), "--trials", "3", "--hours", "1", "--stopping", "none", *changes]
     words += ["--results", str(tmp_path / "run")]
@@ -42,5 +45,5 @@ def test_example_is_tuned_by_its_command(tmp_path, name, changes, n_reports):
 
 
 def test_all_examples_are_tested():
-    names = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".sh")}
-    assert names == {"forest.py", "spiral.py", "anneal.sh", "script.py"}
+    names = {path.name for path in EXAMPLES.iterdir() if path.suffix != ".json"}
+    assert names == {"forest.py", "spiral.py", "anneal.sh", "circle.js", "script.py"}
