@@ -124,7 +124,7 @@ class Settings:
     n_rows: int = 500  # trials in the posterior: O(n^3)
     lengthscale: tuple = (math.log(0.5), 0.7)  # logarithm; a range has length 1
     choice_lengthscale: tuple = (math.log(2.8), 0.7)  # longer: two categories are sqrt(2) apart
-    epoch_lengthscale: tuple = (math.log(2.0), 0.3)  # early epochs predict the last well
+    epoch_lengthscale: tuple = (math.log(2.0), 0.7)  # early epochs predict the last well
     ridge: tuple = (0.0, 1.5)  # of each weight
     signal_variance: tuple = (0.0, 1.0)  # logarithm
     noise_variance: tuple = (math.log(0.01), 2.0)  # logarithm
@@ -266,7 +266,8 @@ class GPSearch:
         curves = [losses_at(self.rungs, t) if is_cut else [t.value] for t in observed]
         trial_of = np.repeat(np.arange(len(curves)), [len(curve) for curve in curves])
         rung_of = np.concatenate([np.arange(len(curve)) for curve in curves])
-        y, centre, unit = standardise(np.concatenate(curves), trial_of, rung_of, settings)
+        losses = np.concatenate(curves)
+        y, centre, unit = standardise(losses, trial_of, rung_of, settings, is_cut)
         usable = np.isfinite(y)  # the others, of diverged trainings, count as failed
         diverged = {observed[i].id for i in trial_of[~usable] if observed[i].status != "running"}
         failed = [trial for trial in trials if has_failed(trial) or trial.id in diverged]
@@ -352,7 +353,9 @@ class GPSearch:
     def score(self, model, X, best):
         """ln of expected improvement per second^cost_power, (m,) at the points X (m, d)."""
         mu, sigma = model.predict(X)
-        noise = math.exp(model.losses.theta[-1] / 2)
+        # Where curves are cut off, noise is small beside what later epochs may bring.
+        is_cut = model.losses.X.shape[1] > X.shape[1]
+        noise = 0.0 if is_cut else math.exp(model.losses.theta[-1] / 2)
         scores = self.acquisition(mu, sigma, best, noise)
         scores = np.logaddexp.reduce(scores, axis=1) - math.log(mu.shape[1])
         if model.costs is not None:
@@ -454,7 +457,7 @@ def losses_at(rungs, trial):
     return losses + [best] * (len(rungs) - len(losses)) if trial.status == "done" else losses
 
 
-def standardise(losses, trial_of, rung_of, settings):
+def standardise(losses, trial_of, rung_of, settings, is_cut):
     """y (n,), and (centre, unit): loss = centre + unit y at the highest rung; inf is an outlier.
 
     trial_of, rung_of (n,): the trial and the rung of each loss. Each later rung is mapped such that
@@ -463,7 +466,7 @@ def standardise(losses, trial_of, rung_of, settings):
     """
     losses = np.array(losses, float) / 4  # differences of 1e308 would overflow
     y = np.full(len(losses), math.inf)
-    before, unit = standardise_first(losses[rung_of == 0], settings)  # of each trial
+    before, unit = standardise_first(losses[rung_of == 0], settings, is_cut)  # of each trial
     y[rung_of == 0] = before
     for rung in range(1, rung_of.max() + 1):
         here = (rung_of == rung) & np.isfinite(before[trial_of])
@@ -473,7 +476,7 @@ def standardise(losses, trial_of, rung_of, settings):
             unit = max(unit, np.abs(now - np.median(now)).max() / 2)
             if len(now) >= 5 and spread(now) and spread(then):
                 unit = min(unit, spread(now) / spread(then))
-            y[here] = squash(np.median(then) + (now - np.median(now)) / unit, settings.clip)
+            y[here] = squash(np.median(then) + (now - np.median(now)) / unit, settings.clip, is_cut)
             before[trial_of[here]] = y[here]
     highest = np.isfinite(y) & (rung_of == rung_of[np.isfinite(y)].max())
     better = highest & (losses <= np.median(losses[highest]))  # they are not squashed
@@ -481,7 +484,7 @@ def standardise(losses, trial_of, rung_of, settings):
     return y, 4 * (losses[better].mean() - unit * y[better].mean()), 4 * unit
 
 
-def standardise_first(losses, settings):
+def standardise_first(losses, settings, is_cut):
     """y (n,) of which the first have mean 0 and variance 1, and their unit; inf: an outlier.
 
     Half of a space may diverge, and report any numbers: so the scale is that of two quantiles of
@@ -495,15 +498,21 @@ def standardise_first(losses, settings):
         z = (losses - middle) / unit
     limit = -settings.outlier * z[first].min()  # the better half may all but tie
     is_outlier = (z > limit) & (z > settings.outlier) & (len(z) >= 8)  # few may be close by chance
-    z = squash(z, settings.clip)
+    is_outlier &= not is_cut  # a training that has not learnt anything yet is none
+    z = squash(z, settings.clip, is_cut)
     scaled = z[first][~is_outlier[first]]
     deviation = scaled.std() or 1.0
     return np.where(is_outlier, math.inf, (z - scaled.mean()) / deviation), unit * deviation
 
 
-def squash(z, clip):
-    """z up to clip, and from there to clip + 1: how bad a bad trial is matters little."""
-    above = 1 - np.exp(-np.maximum(z - clip, 0))
+def squash(z, clip, is_cut):
+    """z up to clip, and from there to clip + 1: how bad a bad trial is matters little.
+
+    Where curves are cut off, to clip + 4, as improvement is sought per second: the worst trials are
+    often the fastest, and must not look as if they were near.
+    """
+    above = np.maximum(z - clip, 0)
+    above = np.log1p(np.minimum(above, 50)) if is_cut else 1 - np.exp(-above)
     return np.maximum(np.minimum(z, clip) + above, -1000.0)
 
 

@@ -390,12 +390,12 @@ def test_random_fallback_says_so(caplog, monkeypatch):
 
 
 # ---- Learning curves -----------------------------------------------------------------------------
-def standardised(losses, trial_of=None):
+def standardised(losses, trial_of=None, is_cut=False):
     """y and (centre, unit); the second report of a trial is of the second rung."""
     losses = np.array(losses, float)
     trial_of = np.arange(len(losses)) if trial_of is None else np.array(trial_of)
     rung_of = np.array([list(trial_of[:i]).count(t) for i, t in enumerate(trial_of)])
-    y, *line = searchers.standardise(losses, trial_of, rung_of, Settings())
+    y, *line = searchers.standardise(losses, trial_of, rung_of, Settings(), is_cut)
     return y, line
 
 
@@ -435,6 +435,13 @@ def test_the_unit_is_that_of_the_first_losses_and_of_usable_ones():
     ties = np.array([-1.0] * 20 + list(np.linspace(-0.9, 0, 10)))  # an accuracy of 1
     assert 0.02 < searchers.spread(ties) < 0.1
     assert searchers.spread(rng.normal(size=9999)) == pytest.approx(1, abs=0.05)
+
+
+def test_where_curves_are_cut_off_a_trial_that_has_not_learnt_is_far_from_good_ones():
+    losses = [0.120, 0.121, 0.123, 0.125, 0.128, 0.130, 0.135, 0.14, 0.2, 0.9, 0.9]
+    whole, cut = standardised(losses)[0], standardised(losses, is_cut=True)[0]
+    assert np.isinf(whole[-2:]).all() and np.isfinite(cut).all()
+    assert (np.diff(cut[:-1]) > 0).all() and cut[-1] - cut[-3] > 0.5  # the order is kept
 
 
 def stopped_run(n, max_epochs, threshold=0.05):
