@@ -58,7 +58,7 @@ class DaskBackend(LocalBackend):
         self.inbox, self.beat = Queue(self.run, self.client), Variable(self.run, self.client)
         self.futures, self.outboxes = {}, {}  # trial id -> task; (trial id, attempt) -> queue
         self.begun, self.heard = {}, {}  # trial id -> time
-        self.is_over = threading.Event()
+        self.is_over, self.is_deaf = threading.Event(), False
         for target in (self._listen, self._show_life):
             threading.Thread(target=target, daemon=True).start()
 
@@ -156,6 +156,7 @@ class DaskBackend(LocalBackend):
         with contextlib.suppress(Exception):  # the scheduler has gone, or this run is over
             while True:
                 self.arrived.put(self.inbox.get())
+        self.is_deaf = True  # for good: another scheduler does not know this run
 
     def _show_life(self):
         n = 0
@@ -174,7 +175,7 @@ class DaskBackend(LocalBackend):
     def _notice_silence(self):
         for i, (attempt, _) in self.running.items():
             is_silent = self.heard.get(i, math.inf) + SILENCE < time.monotonic()
-            if is_silent or self.client.status != "running":
+            if is_silent or self.is_deaf or self.client.status != "running":
                 self._lose((i, attempt), GONE)
 
 
