@@ -31,7 +31,9 @@ def parse(arguments):
     parser.add_argument("--seeds", type=command.positive_int, default=5, help="default 5")
     parser.add_argument("--results", type=pathlib.Path, default=pathlib.Path("results/repeat"))
     args, others = parser.parse_known_args(arguments)
-    options = vars(command_line.make_parser().parse_args(others))
+    of_runs = command_line.make_parser()
+    of_runs.prog = parser.prog
+    options = vars(of_runs.parse_args(others))
     if taken := {"seed", "resume"} & options.keys():
         parser.error(f"--{taken.pop()}: each method has the seeds 0, 1, ... of --seeds")
     options.setdefault("objective", str(command_line.DEFAULT_OBJECTIVE))
