@@ -158,6 +158,7 @@ def test_readme_with_pandas(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
     text = pathlib.Path(plot.__file__).with_name("README.md").read_text(encoding="utf-8")
+    text = text[text.index("    import pandas") :]
     lines = re.findall(r"^    (import pandas|trials.*\))$", text, re.MULTILINE)[:3]
     (tmp_path / "example.py").write_text("\n".join(lines))
     runpy.run_path("example.py")

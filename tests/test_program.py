@@ -183,7 +183,7 @@ def test_end_of_a_program(start, write, text, n_reports, error):
 
 
 GROUP = """(trap 'echo child saved; exit' TERM; while true; do sleep 0.02; done) &
-trap 'wait; echo saved; exit' TERM; echo $! $$
+trap 'wait; echo saved; exit' TERM; sleep 0.3; echo $! $$
 """
 
 
