@@ -193,8 +193,8 @@ def validate(model, images, labels):
     """Share of the images that the model classifies correctly."""
     model.eval()
     batches = zip(images.split(500), labels.split(500), strict=True)
-    n_correct = sum((model(scale(x)).argmax(1) == y).sum().item() for x, y in batches)
-    return n_correct / len(images)
+    n_correct = sum((model(scale(x)).argmax(1) == y).sum() for x, y in batches)
+    return n_correct.item() / len(images)  # the one wait for the GPU
 
 
 def scale(images):
