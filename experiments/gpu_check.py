@@ -154,6 +154,8 @@ def sharing(args):
                 process.start()
             for process in processes:
                 process.join()
+            if any(process.exitcode for process in processes):
+                raise command.Failed(f"{sizes}, {n} on one {device}: a process has failed")
             say(f"{sizes}, {n} on one {device}: {sum(rates):.3f} epochs a second")
 
 
@@ -162,7 +164,7 @@ def train_for(sizes, device, barrier, rates):
     torch.set_num_threads(1)
     epoch = trainer(sizes, device, n_train=N_TRAIN // 10)
     epoch()
-    barrier.wait()
+    barrier.wait(120)  # seconds: if another one has died, all fail
     begun, n = time.monotonic(), 0
     while time.monotonic() < begun + 4:
         epoch()
