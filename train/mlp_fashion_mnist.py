@@ -165,12 +165,13 @@ class Checkpoint:
         """The last epoch that was saved, whose state is taken over; 0 if there is none."""
         if not self.path or not self.path.exists():
             return 0
-        epoch, saved, generators = torch.load(self.path)
+        epoch, saved, generators = torch.load(self.path, map_location="cpu")
         with torch.no_grad():
             for tensor, values in zip(self.tensors, saved, strict=True):
                 tensor.copy_(values)
         torch.set_rng_state(generators[0])
-        torch.cuda.set_rng_state_all(generators[1:])
+        if torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(generators[1:])
         return epoch
 
     def save(self, epoch):
