@@ -82,7 +82,7 @@ FLAGS = {  # group -> [(flag, type, metavar, help)]
     "results": [
         ("results", str, "DIR", "a new folder for the run; default results/<timestamp>"),
         ("resume", str, "DIR", ("go on with the run in this folder: all else comes from there, and "
-         "--hours, --trials, --workers and --trial_timeout may be changed")),
+         "--hours, --trials, --workers, --trial_timeout, --trials_per_gpu and --dask may change")),
     ],
 }  # fmt: skip
 OPTIONS = {"space": "config_space", "set": "assignments"}  # flag -> argument of hpo.tune
@@ -104,7 +104,7 @@ def make_parser():
     for title, flags in FLAGS.items():
         group = parser.add_argument_group(title)
         for flag, kind, metavar, text in flags:
-            action = "append" if "repeated" in text else "store"
+            action = "append" if flag in ("set", "learn_from") else "store"
             names = {"dest": OPTIONS.get(flag, flag), "metavar": metavar, "help": text}
             group.add_argument(f"--{flag}", type=kind, action=action, **names)
     return parser

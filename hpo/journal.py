@@ -163,10 +163,11 @@ class Journal:
             return self.apply(event)
         try:
             self._write(event)
-            n_reports = len(self.trials[event["report"]].curve) if "report" in event else 0
+            # Another attempt takes the place of rows when it starts, and when it reports first.
+            is_first = "report" not in event or not self.trials[event["report"]].curve
             trial = self.apply(event)
-            if event.get("attempt", 1) > 1 and not n_reports:
-                self.columns = {}  # the CSVs have rows of the attempt before
+            if event.get("attempt", 1) > 1 and is_first:
+                self.columns = {}
             if "report" in event:
                 self._add_row("reports", report_row(event))
             elif "end" in event:
@@ -283,8 +284,8 @@ def read_events(folder, journal=None, before=None):
 def write_tables(folder):
     """Writes the two CSVs of a run anew; returns {name: its columns}.
 
-    They have the last attempt of each trial, and the epochs of the attempt before that it has not
-    repeated, as it went on from a checkpoint. The journal has all.
+    They have the last attempt of each trial. If it went on from a checkpoint, they also have the
+    epochs of the attempt before. The journal has everything.
     """
     journal = Journal(load_run(folder))
     events = list(read_events(folder, journal))

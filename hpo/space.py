@@ -273,16 +273,15 @@ def nearest_config(space, config):
     """
     complete = middle(space)
     changes = [f"{name} is new" for name in domains(space) if name not in config]
-    for name, value in config.items():
-        if name not in space:
-            changes.append(f"{name} is gone")
-        elif isinstance(space[name], Domain):
+    changes += [f"{name} is gone" for name in config if name not in space]
+    for name in [name for name in space if name in config]:
+        if isinstance(space[name], Domain):
             try:
-                complete[name] = space[name].cast(value)
+                complete[name] = space[name].cast(config[name])
             except ValueError:
-                complete[name] = space[name].nearest(value)
-        if name in space and config_key(complete[name]) != config_key(value):
-            changes.append(f"{name}={value} becomes {complete[name]}")
+                complete[name] = space[name].nearest(config[name])
+        if config_key(complete[name]) != config_key(config[name]):
+            changes.append(f"{name}={config[name]} becomes {complete[name]}")
     return complete, changes
 
 

@@ -88,7 +88,7 @@ class Status:
         say(" | ".join(parts))
         if trial.curve and trial.curve[0][0] == 0 and not self.has_warned:
             self.has_warned = True
-            say("warning: epochs are counted from 0; the last one is expected to be `epochs`")
+            say("warning: epochs are counted from 0; count from 1, as the last one is `epochs`")
 
     def shortened(self, config):
         """The tuned values of a configuration."""
@@ -112,16 +112,19 @@ class Status:
         say(f"the workers were busy {100 * share:.1f}% of the time")
         say(f"{self.journal.folder / 'trials.csv'}\n{self.journal.folder / 'reports.csv'}")
         if tuner.reason not in ("trials", "exhausted", "deadline"):
-            self.say_how_to_go_on([trial for trial in trials if trial.status == "interrupted"])
+            self.say_how_to_go_on(trials)
         self.say_note()
 
-    def say_how_to_go_on(self, again):
-        seconds, folder = sum(t.ended - t.started for t in again), str(self.journal.folder)
+    def say_how_to_go_on(self, trials):
+        folder = str(self.journal.folder)
+        again = [trial for trial in trials if trial.status == "interrupted"]
+        if again:
+            seconds = sum(trial.ended - trial.started for trial in again)
+            say(f"{len(again)} trials were cut off after {seconds:.0f} s of training in all")
         command = f"python run.py --resume {shlex.quote(folder)}"
         if not os.path.isfile(self.arguments["objective"]):
             command = f"hpo.tune(FUNCTION, resume={folder!r})"
-        cut_off = f", {len(again)} trials of {seconds:.0f} s start again" if again else ""
-        say(f"go on with{cut_off}\n  {command}")
+        say(f"{'they start again' if again else 'the run goes on'} with\n  {command}")
 
     def say_choice(self, best, tuner):
         """Which configuration to take home, and how to train it again."""

@@ -330,7 +330,7 @@ class Run:
         table = ""
         for line in [names, *([row[name] for name in names] for row in rows[:10])]:
             table += "".join(["<tr>", *(f"<td>{html.escape(text)}</td>" for text in line), "</tr>"])
-        title = html.escape(f"{len(self.trials)} trials, {self.reason}, {self.folder}")
+        title = html.escape(f"{self.folder}: {len(self.trials)} trials, ended by {self.reason}")
         return f"<p>{title}</p><table>{table}</table>"
 
 
@@ -354,14 +354,7 @@ def tune(
     Raises ValueError for bad input, and has written nothing then; RunFailed; WriteError.
     """
     given = {n: v for n, v in locals().items() if v is not None and n not in ("results", "resume")}
-    for name in ("objective", "searcher", "stopping"):
-        if isinstance(text := given.get(name), str) and (name == "objective" or ".py:" in text):
-            given[name] = os.path.abspath(text)
-    if learn_from is not None:
-        folders = [learn_from] if isinstance(learn_from, (str, os.PathLike)) else learn_from
-        given["learn_from"] = [os.path.abspath(folder) for folder in folders]
-    if config_space is not None:
-        given["config_space"] = space_to_json(config_space)  # or a ValueError
+    given |= portable(given)
     if results and resume is not None:
         raise ValueError("--results: a resumed run keeps its folder; leave it out")
     if results:
@@ -376,7 +369,7 @@ def tune(
         options = own | given
         arguments = as_json(options)
         check_numbers(arguments)
-        seed, workers = options["seed"], options["workers"]
+        workers = options["workers"]
         searcher_class = find("searcher", options["searcher"])
         rule = find("stopping", options["stopping"])
         backend = find_backend(options)
@@ -391,10 +384,7 @@ def tune(
         space = space_from_json(found["space"])
         max_epochs = last_epoch(space, options["epochs_name"])
         rule = usable_rule(rule, max_epochs, arguments)
-        try:
-            searcher = searcher_class(space, seed, max_epochs)
-        except Exception as error:  # whatever the user's class raises becomes one line
-            raise ValueError(f"--searcher {arguments['searcher']}: {one_line(error)}") from error
+        searcher = make_searcher(searcher_class, space, max_epochs, arguments)
         start = arguments["start"] = first_configs(space, options["start"])
         if journal:
             journal.begin_session({name: arguments[name] for name in BUDGET})
@@ -406,6 +396,7 @@ def tune(
             stack.enter_context(contextlib.closing(journal))
         if options["trials_per_gpu"] and backend.gpus:
             workers = min(workers, options["trials_per_gpu"] * len(backend.gpus))
+            say(f"--trials_per_gpu: {workers} workers for {len(backend.gpus)} GPUs")
         backend.begin(journal.folder / "logs", journal.clock)
         tuner = Tuner(
             journal, searcher, backend, workers, options["hours"] * 3600,
@@ -421,6 +412,20 @@ def tune(
         finally:
             tuner.show.summary(tuner)
         return Run(journal.folder, journal.trials, reason, signals.first)
+
+
+def portable(given):
+    """Those arguments that the journal keeps in another form: paths whole, a space as JSON."""
+    changed = {}
+    for name in ("objective", "searcher", "stopping"):
+        if isinstance(text := given.get(name), str) and (name == "objective" or ".py:" in text):
+            changed[name] = os.path.abspath(text)
+    if (folders := given.get("learn_from")) is not None:
+        folders = [folders] if isinstance(folders, (str, os.PathLike)) else folders
+        changed["learn_from"] = [os.path.abspath(folder) for folder in folders]
+    if "config_space" in given:
+        changed["config_space"] = space_to_json(given["config_space"])  # or a ValueError
+    return changed
 
 
 def find_backend(options):
@@ -444,6 +449,13 @@ def usable_rule(rule, max_epochs, arguments):
         )
     options = {name: arguments[name] for name in ("first_rung", "eta")}
     return with_options(rule if max_epochs else None, **options)
+
+
+def make_searcher(searcher_class, space, max_epochs, arguments):
+    try:
+        return searcher_class(space, arguments["seed"], max_epochs)
+    except Exception as error:  # whatever the user's class raises becomes one line
+        raise ValueError(f"--searcher {arguments['searcher']}: {one_line(error)}") from error
 
 
 def warn_of_mistakes(space, workers):
@@ -470,7 +482,7 @@ def first_configs(space, start):
     start: a list of configurations, or the folder of a run: its best ones, brought to this space.
     """
     try:
-        if isinstance(start, str):
+        if isinstance(start, (str, os.PathLike)):
             trials = [trial for trial in load(start) if trial.value is not None]
             found, changes = {}, {}  # key -> configuration; the changes are the keys of a dict
             for trial in sorted(trials, key=lambda trial: trial.value):
