@@ -38,7 +38,7 @@ def command_line(run):
     words = ["python", "run.py", str(run.arguments.get("objective", ""))]
     for name, value in run.arguments.items():
         flag = {"config_space": "--space", "assignments": "--set"}.get(name, f"--{name}")
-        for one in value if name == "assignments" else [value]:
+        for one in value if name in ("assignments", "learn_from") else [value]:
             if name != "objective" and one is not None:
                 words += [flag, "FILE" if isinstance(one, (dict, list)) else str(one)]
     return shlex.join(words)

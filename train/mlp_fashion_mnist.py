@@ -186,7 +186,7 @@ class Checkpoint:
 
     def __exit__(self, *_):
         if self.folder:
-            shutil.rmtree(self.folder)
+            shutil.rmtree(self.folder, ignore_errors=True)  # it may be gone, with the run
 
 
 @torch.no_grad()
