@@ -2,6 +2,7 @@
 
     python -m experiments.speed --part loop        10,000 trials that report once; some minutes
     python -m experiments.speed --part reports     4 and 64 trials that report all the time
+    python -m experiments.speed --part training --workers 32 [--dask ADDRESS]     a minute
     python -m experiments.speed --part suggest     one thread; compare_searchers times peers
 
 Rates compare only when taken in turn: run the command in another checkout, here, and again. "ms of
@@ -34,13 +35,14 @@ import time
 import torch  # most objectives need it: the fork server imports it once
 from hpo import Reporter, uniform
 
-config_space = {"x": uniform(0, 1), "epochs": 1}
+config_space = {"x": uniform(0, 1), "epochs": 1, "sleep": 0.0}
 metric, mode = "y", "min"
 
 def objective(config):
     report, wait = Reporter(), 0.0
     for epoch in range(1, config["epochs"] + 1):
         before = time.perf_counter()
+        time.sleep(config["sleep"])
         report(epoch=epoch, y=config["x"] / epoch, wait=wait)
         wait = time.perf_counter() - before
 """
@@ -114,6 +116,18 @@ def reports(args):
         print(f"{n_workers:7} {rate:10.0f} {each:21.3f} {median:31.2f} {high:7.1f}")
 
 
+def training(args):
+    """Prints the share of their time that workers sleep in epochs, when all have begun."""
+    options = {"workers": args.workers, "dask": args.dask, "trials": 8 * args.workers}
+    options |= {"searcher": "random", "stopping": "none", "assignments": ["epochs=10", "sleep=0.5"]}
+    with tuned(**options) as run:
+        found = [event for event in read_events(run.folder) if "report" in event]
+    at = sorted(event["at"] for event in found)
+    first, last = at[len(at) // 4], at[3 * len(at) // 4]
+    share = 0.5 * (len(at) // 2) / ((last - first) * args.workers)
+    print(f"{args.workers} workers train {100 * share:.1f}% of the time, {len(run.trials)} trials")
+
+
 # ---- Suggestions ---------------------------------------------------------------------------------
 def suggest(args):
     """Prints a line for each number of trials; a searcher beyond the limit is asked for no more."""
@@ -162,13 +176,14 @@ def suggestion_seconds(name, n, n_suggestions, limit):
 
 # ---- Command line --------------------------------------------------------------------------------
 def main(arguments=None):
-    parts = {"loop": loop, "reports": reports, "suggest": suggest}
+    parts = {"loop": loop, "reports": reports, "training": training, "suggest": suggest}
     parser = command.parser("speed", __doc__)
     add, positive_int = parser.add_argument, command.positive_int
     add("--part", required=True, choices=parts)
     add("--workers", type=positive_int, default=4, help="loop, reports; default 4")
     add("--trials", type=positive_int, default=10_000, help="loop; default 10,000")
     add("--seconds", type=command.positive, default=8.0, help="reports: of each run; default 8")
+    add("--dask", metavar="ADDRESS", help="training: where; default this machine")
     add("--searcher", action="append", metavar="NAME", help="suggest; again for more; default all")
     add("--n", type=positive_int, nargs="+", default=(20, 100, 200, 1000, 5000), help="suggest")
     add("--suggestions", type=positive_int, default=20, help="suggest: that are timed; default 20")
