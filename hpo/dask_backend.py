@@ -1,14 +1,15 @@
 """Trials on a Dask cluster: python run.py --dask tcp://HOST:8786 --workers 32.
 
-A task on a Dask worker is a relay. It owns a LocalBackend with one trial, and passes the trial's
-reports to the tuner and the tuner's answers to the trial, all through Dask's own queues:
+A task on a Dask worker is a relay. It owns a LocalBackend with one trial. It passes the trial's
+reports to the tuner and the tuner's answers to the trial, by Dask's own means:
 
-    tuner  <-- queue of the run: [trial id, attempt, kind, JSON, log] ---  relays
-    tuner  --- queue of each attempt: "begin", "go", "stop", "kill" --->  its relay
+    tuner  <-- events: (trial id, attempt, kind, JSON) -------------------------  relays
+    tuner  <-- the task's result: the trial's End, and its log -----------------  relay
+    tuner  --- a queue for each attempt: "begin", "go", "stop", "kill", "alive" -->  its relay
 
-Both sides give a sign of life every PERIOD seconds. A relay that hears nothing of the tuner for
-SILENCE seconds kills its trial. A trial whose relay is silent as long is lost, and starts again.
-Dask runs the task of a dead worker again elsewhere; that relay finds no "begin", and refuses.
+A relay that hears nothing of the tuner for SILENCE seconds kills its trial. The scheduler notices
+when a worker is gone, and runs its task again elsewhere. That relay finds no "begin" in the queue
+and refuses, and the tuner starts the trial again.
 """
 
 import atexit
@@ -27,7 +28,7 @@ import time
 import uuid
 from multiprocessing import current_process
 
-from distributed import Client, Queue, Variable, get_client, get_worker
+from distributed import Client, Queue, get_client, get_worker
 
 from hpo.objective import Program, one_line
 from hpo.trial import End, LocalBackend, Report, Trial
@@ -35,7 +36,7 @@ from hpo.trial import End, LocalBackend, Report, Trial
 PERIOD, SILENCE = 5.0, 60.0  # seconds
 MAX_LOG = 2**20  # bytes of a log that come home, its last ones
 GONE = "the Dask worker is gone"
-WAKE = (-1, 0, "wake", "", None)  # a message of no trial
+WAKE = (-1, 0, "wake", None)  # a message of no trial
 
 
 # ---- The tuner's side ----------------------------------------------------------------------------
@@ -55,21 +56,20 @@ class DaskBackend(LocalBackend):
         except (OSError, ValueError) as error:
             raise ValueError(f"--dask {address}: no scheduler answers: {error}") from None
         self.run, self.arrived = f"hpo-{uuid.uuid4().hex}", queue.SimpleQueue()
-        self.inbox, self.beat = Queue(self.run, self.client), Variable(self.run, self.client)
+        self.client.subscribe_topic(self.run, lambda event: self.arrived.put(tuple(event[1])))
         self.futures, self.outboxes = {}, {}  # trial id -> task; (trial id, attempt) -> queue
-        self.begun, self.heard = {}, {}  # trial id -> time
-        self.is_over, self.is_deaf = threading.Event(), False
-        for target in (self._listen, self._show_life):
-            threading.Thread(target=target, daemon=True).start()
+        self.begun = {}  # trial id -> time
+        self.is_over = threading.Event()
+        self.is_deaf = False  # for good: another scheduler does not know this run
+        threading.Thread(target=self._show_life, daemon=True).start()
 
     def start(self, trial):
         key = trial.id, trial.attempt
         self.running[trial.id] = trial.attempt, None
         self.begun.pop(trial.id, None)
-        self.heard.pop(trial.id, None)
         job = {"run": self.run, "trial": trial, "metric": self.metric, "seed": self.seed}
-        job["seconds"] = PERIOD, SILENCE
         job |= {"objective": packed(self.objective), "logs": os.path.abspath(self.log_folder)}
+        job["seconds"] = PERIOD, SILENCE
         try:
             self.outboxes[key] = outbox(self.run, key, self.client)
             self.outboxes[key].put("begin", timeout=PERIOD)
@@ -89,7 +89,10 @@ class DaskBackend(LocalBackend):
         while True:
             left = max(0.0, until - time.monotonic())
             messages = self._arrived(min(left, PERIOD))
-            self._notice_silence()
+            if self.is_deaf or self.client.status != "running":
+                self.is_deaf = True
+                for i, (attempt, _) in self.running.items():
+                    self._lose((i, attempt), GONE)
             events = [event for message in messages if (event := self._event(*message))]
             if events or WAKE in messages or not left:
                 return events
@@ -109,9 +112,6 @@ class DaskBackend(LocalBackend):
         for i, (attempt, _) in self.running.items():
             self._tell((i, attempt), "kill")
         self.is_over.set()
-        with contextlib.suppress(Exception):  # the scheduler may be gone
-            self.inbox.close()
-            self.beat.delete()
         self.client.close(timeout=PERIOD)
 
     def _arrived(self, seconds):
@@ -123,60 +123,48 @@ class DaskBackend(LocalBackend):
                 messages.append(self.arrived.get_nowait())
         return messages
 
-    def _event(self, i, attempt, kind, text, log):
-        """The Report or the End in a message, or None; its log is written."""
+    def _event(self, i, attempt, kind, content):
+        """The Report or the End in a message, or None; the log of an End is written."""
         if self.running.get(i, (None,))[0] != attempt:
-            if kind in ("begun", "alive", "report"):  # the trial was lost, and has started again
+            if kind in ("begun", "report"):  # the trial was lost, and has started again
                 self._tell((i, attempt), "kill")
-            return None
-        self.heard[i] = time.monotonic()
-        if kind == "begun":
+        elif kind == "begun":
             self.begun[i] = self.now()
-        if kind == "report":
-            return Report(i, attempt, **json.loads(text))
-        if kind != "end":
-            return None
-        del self.running[i]
-        self.outboxes.pop((i, attempt), None)
-        if i in self.futures:
-            self.futures.pop(i).release()
-        if log is not None:
-            os.makedirs(self.log_folder, exist_ok=True)
-            self._log(Trial(i, {}, "")).write_bytes(log)
-        return End(i, attempt, **json.loads(text))
+        elif kind == "report":
+            return Report(i, attempt, **json.loads(content))
+        elif kind == "end":
+            end, log = content
+            del self.running[i]
+            self.outboxes.pop((i, attempt), None)
+            if i in self.futures:
+                self.futures.pop(i).release()
+            if log is not None:
+                os.makedirs(self.log_folder, exist_ok=True)
+                self._log(Trial(i, {}, "")).write_bytes(log)
+            return end
+        return None
 
     def _lose(self, key, error):
-        self.arrived.put((*key, "end", json.dumps({"outcome": "lost", "error": error}), None))
+        self.arrived.put((*key, "end", (End(*key, "lost", error), None)))
 
     def _tell(self, key, word):
-        with contextlib.suppress(Exception):  # there is no scheduler, as silence will show
+        with contextlib.suppress(Exception):  # there is no scheduler, as `wait` will notice
             (self.outboxes.get(key) or outbox(self.run, key, self.client)).put(word, timeout=PERIOD)
 
-    def _listen(self):
-        with contextlib.suppress(Exception):  # the scheduler has gone, or this run is over
-            while True:
-                self.arrived.put(self.inbox.get())
-        self.is_deaf = True  # for good: another scheduler does not know this run
-
     def _show_life(self):
-        n = 0
-        while not self.is_over.wait(PERIOD if n else 0):
-            n += 1
-            with contextlib.suppress(Exception):  # the relays will notice
-                self.beat.set(n, timeout=PERIOD)
+        while not self.is_over.wait(PERIOD):
+            for key in list(self.outboxes):
+                self._tell(key, "alive")
 
     def _notice_end(self, key, future):
-        if future.status != "finished":
-            error = future.exception() if future.status == "error" else future.status
-            self._lose(
-                key, f"a worker, with this repository on its PYTHONPATH?, failed: {error!r:.500}"
-            )
-
-    def _notice_silence(self):
-        for i, (attempt, _) in self.running.items():
-            is_silent = self.heard.get(i, math.inf) + SILENCE < time.monotonic()
-            if is_silent or self.is_deaf or self.client.status != "running":
-                self._lose((i, attempt), GONE)
+        """Passes the result of a task on, or that there is none."""
+        try:
+            self.arrived.put((*key, "end", future.result(timeout=SILENCE)))
+        except BaseException as error:  # of the worker, of Dask, or a CancelledError
+            is_current = self.running.get(key[0], (None,))[0] == key[1]  # and not released
+            self.is_deaf |= is_current and future.status == "cancelled"  # by another scheduler
+            reason = "a worker, with this repository on its PYTHONPATH?, failed"
+            self._lose(key, GONE if self.is_deaf else f"{reason}: {error!r:.500}")
 
 
 def packed(objective):
@@ -195,52 +183,42 @@ own = threading.local()  # run and backend of a worker's thread, which serves tr
 
 
 def relay(job):
-    """Trains one trial, or describes the objective, on the worker that runs this task."""
-    run, trial, client = job["run"], job["trial"], get_client()
+    """(End, log) of one trial, or of a description, on the worker that runs this task."""
+    trial, worker, (period, silence) = job["trial"], get_worker(), job["seconds"]
     key = trial.id, trial.attempt
-    inbox, home = outbox(run, key, client), Queue(run, client)
-
-    def send(kind, text="", log=None):
-        home.put((*key, kind, text, log), timeout=job["seconds"][1])
-
-    if not inbox.qsize() or inbox.get(timeout=PERIOD) != "begin":
-        send("end", json.dumps({"outcome": "lost", "error": GONE}))
-        return
+    inbox = outbox(job["run"], key, get_client())
+    if not inbox.qsize() or inbox.get(timeout=period) != "begin":
+        return End(*key, "lost", GONE), None
     with tempfile.TemporaryDirectory() as scratch:
         is_shared = trial.origin != "describe" and os.path.isdir(os.path.dirname(job["logs"]))
         logs = job["logs"] if is_shared else f"{scratch}/logs"
         backend = backend_of(job)
         backend.begin(logs, 0)
+        send = lambda kind, text="": worker.log_event(job["run"], [*key, kind, text])
         send("begun")
-        end = train(backend, trial, inbox, send, Variable(run, client), *job["seconds"])
+        end = train(backend, trial, inbox, send, worker, period, silence)
         log = pathlib.Path(logs, f"{trial.id:04d}.log")
         is_to_go_home = not is_shared and log.exists()
-        text = {"outcome": end.outcome, "error": end.error, "found": end.found}
-        send("end", json.dumps(text), log.read_bytes()[-MAX_LOG:] if is_to_go_home else None)
+        return end, log.read_bytes()[-MAX_LOG:] if is_to_go_home else None
 
 
-def train(backend, trial, inbox, send, beat, period, silence):
+def train(backend, trial, inbox, send, worker, period, silence):
     """Passes reports and answers until the trial has ended; returns its End."""
-    words, heard, worker = queue.SimpleQueue(), [time.monotonic()], get_worker()
-    is_over, is_open = threading.Event(), worker.status
+    words, is_open = queue.SimpleQueue(), worker.status
 
     def listen():
-        with contextlib.suppress(Exception):  # the scheduler is gone
-            while (word := inbox.get()) != "over":
-                words.put(word)
-                backend.wake()
+        word = None
+        while word not in ("kill", "over"):
+            try:
+                word = inbox.get(timeout=silence)
+            except Exception:  # the tuner is silent, or the scheduler gone
+                word = "kill"
+            words.put(word)
+            backend.wake()
+        with contextlib.suppress(Exception):  # as above
             inbox.close()
 
-    def watch():
-        last = None
-        while not is_over.wait(period):
-            with contextlib.suppress(Exception):  # the scheduler is gone, or there is no beat yet
-                send("alive")
-                if (n := beat.get(timeout=period)) != last:
-                    last, heard[0] = n, time.monotonic()
-
-    for target in (listen, watch):
-        threading.Thread(target=target, daemon=True).start()
+    threading.Thread(target=listen, daemon=True).start()
     backend.start(trial)
     try:
         while True:
@@ -250,14 +228,13 @@ def train(backend, trial, inbox, send, beat, period, silence):
                 send("report", json.dumps({"metrics": event.metrics, "counted": event.counted}))
             while not words.empty():
                 word = words.get()
-                if word == "kill":
-                    backend.kill(trial)
-                else:
+                if word in ("go", "stop"):
                     backend.answer(trial, word == "go")
-            if time.monotonic() > heard[0] + silence or worker.status != is_open:
+                elif word == "kill":
+                    backend.kill(trial)
+            if worker.status != is_open:
                 backend.kill(trial)
     finally:
-        is_over.set()
         with contextlib.suppress(Exception):  # the scheduler is gone
             inbox.put("over", timeout=period)
 

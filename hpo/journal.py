@@ -8,11 +8,11 @@ journal.jsonl has one JSON object a line, in the order in which things happened:
     {"end": 0, "attempt": 1, "status": "done", "error": "", "at": 90.2}
     {"session": {"arguments": {...}, "at": 90.2, "time": ...}}                  the run goes on
 
-The state of a run is a fold over these lines: `Journal.apply`, live and when a file is read. A line
-is one write, made before what it tells is acted upon, so that a killed run loses nothing. "at" is
-in seconds of the run's clock. trials.csv (a row for each ended trial) and reports.csv are for
-people and tools, and never read back. Values there are in the user's own sign; this module alone
-turns them into losses, of which lower is better.
+The state of a run is a fold over these lines. `Journal.apply` does it, both live and when a file is
+read. A line is one write, made before a report is answered, so a killed run loses nothing. "at" is
+in seconds of the run's clock. trials.csv (a row for each ended trial) and reports.csv are made for
+people and tools, and are never read back. The files have values in the user's own sign. Only this
+module turns them into losses, where lower is better.
 
     python -m hpo.journal results/DIR      writes the two CSVs anew
 """
@@ -35,7 +35,7 @@ from hpo.trial import Trial
 
 STATUSES = ("done", "stopped", "failed", "timeout", "interrupted")
 SIGN = {"max": -1.0, "min": 1.0}  # of a loss
-SYNC_SECONDS = 1.0  # between two fsyncs of reports: a power cut costs at most so much
+SYNC_SECONDS = 1.0  # between two fsyncs of reports: a power cut loses at most these seconds
 BAD = (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError)
 
 
@@ -44,10 +44,9 @@ class WriteError(Exception):
 
 
 class Journal:
-    """A run: its trials, sorted by id, as the events so far have made them, and its files.
+    """A run: its trials, sorted by id, as the events so far have made them; and its files.
 
-    run: the journal's first line, with domains in its space. folder: None for a run that is kept
-    in memory only.
+    run: the journal's first line, with domains in its space. folder: None for a run in memory.
     """
 
     def __init__(self, run, folder=None):
@@ -61,19 +60,19 @@ class Journal:
             trial.status, curve = known["status"], known["curve"]
             trial.curve = [(epoch, self.to_loss(value)) for epoch, value in curve]
             self.learned.append(trial)
-        self.synced = -math.inf  # when
-        self.columns = {}  # of the CSVs; {} where they must be written anew
+        self.synced = -math.inf  # the run's clock at the last fsync
+        self.columns = {}  # table -> its columns; {}: the tables must be written anew
 
     # ---- The fold ----
     def apply(self, event):
-        """Applies an event and returns its trial, None for a session; or ValueError.
+        """Applies an event and returns its trial, or None for a session. Raises ValueError.
 
-        The trials are changed in place, so that a reader of the list sees them as they are now.
+        It changes the list of trials in place, so whoever holds the list sees the current state.
         """
         at, trial = event.get("session", event)["at"], None
         match event:
             case {"start": i, "attempt": attempt, "config": config, "origin": origin}:
-                last = self.trials[i : i + 1]  # it, where this is another attempt
+                last = self.trials[i : i + 1]  # [the attempt before], or []
                 if not 0 <= i <= len(self.trials) or attempt != sum(t.attempt for t in last) + 1:
                     raise ValueError(f"trial {i}, attempt {attempt} is not the next to start")
                 trial = Trial(i, cast_config(self.space, config), origin, attempt, started=at)
@@ -83,7 +82,7 @@ class Journal:
             case {"report": i, "epoch": int(epoch), "metrics": metrics}:
                 trial = self._running(i, event["attempt"])
                 if math.isfinite(loss := self.to_loss(metrics.get(self.metric))):
-                    if trial.earlier and not trial.curve:  # it may go on from a checkpoint
+                    if trial.earlier and not trial.curve:  # it may continue from a checkpoint
                         trial.curve = [point for point in trial.earlier[-1] if point[0] < epoch]
                     trial.curve.append((epoch, loss))
             case {"end": i, "status": status, "error": error} if status in STATUSES:
@@ -95,7 +94,7 @@ class Journal:
                     cut_off.status, cut_off.ended = "interrupted", at  # the tuner was killed
             case _:
                 raise ValueError("is no start, report, end or session with all its fields")
-        self.clock = at + 0.0  # a TypeError where it is no number
+        self.clock = at + 0.0  # raises TypeError if it is no number
         return trial
 
     def _running(self, i, attempt):
@@ -105,24 +104,24 @@ class Journal:
         return trial
 
     def to_loss(self, value):
-        """Lower is better; NaN where a metric is no finite number."""
+        """The loss of a metric's value; NaN if it is no finite number."""
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         return self.sign * value if is_number and abs(value) <= sys.float_info.max else math.nan
 
     def to_metric(self, loss):
-        """The user's own sign of a loss; None stays None."""
+        """The value, in the user's own sign, of a loss; None stays None."""
         return None if loss is None else self.sign * loss + 0.0  # + 0.0: -0.0 becomes 0.0
 
     # ---- Files ----
     @classmethod
     def create(cls, folder, run):
-        """The journal of a new run in a new folder; ValueError when there can be no such folder."""
+        """The journal of a new run in a new folder; ValueError if the folder cannot be made."""
         journal = cls({**run, "space": space_from_json(run["space"])}, folder)
         existed = journal.folder.exists()
         try:
             journal.folder.mkdir(parents=True, exist_ok=True)
             journal._lock()
-            check_new(folder)  # another run may have begun in it meanwhile
+            check_new(folder)  # another run may have begun in it before the lock
             journal.path.touch()
             machine = f"{platform.platform()}, {os.cpu_count()} cores"
             journal._write({"run": {**run, "machine": machine, "time": now()}})
@@ -137,7 +136,7 @@ class Journal:
 
     @classmethod
     def open(cls, folder):
-        """The journal of a run that is to go on, locked; `begin_session` makes the first change."""
+        """The locked journal of a run that is to go on. Changes nothing before `begin_session`."""
         journal = cls(load_run(folder), folder)
         try:
             journal._lock()
@@ -148,22 +147,22 @@ class Journal:
         return journal
 
     def begin_session(self, arguments):
-        """Notes that the run goes on, with arguments that may have changed; or ValueError."""
+        """Notes that the run goes on, and arguments that have changed. Raises ValueError."""
         try:
             with open(self.path, "rb+", opener=no_link) as file:
-                file.truncate(file.read().rfind(b"\n") + 1)  # a crash may have torn the last line
+                file.truncate(file.read().rfind(b"\n") + 1)  # cuts off a torn last line
             self.append({"session": {"arguments": arguments, "at": self.clock, "time": now()}})
             self.columns = write_tables(self.folder)
         except (OSError, WriteError) as error:
             raise ValueError(f"{self.folder}: cannot go on in it: {error}") from None
 
     def append(self, event):
-        """Writes an event down and applies it; returns its trial. Raises WriteError."""
+        """Writes an event to the journal and applies it; returns its trial. Raises WriteError."""
         if self.folder is None:
             return self.apply(event)
         try:
             self._write(event)
-            # Another attempt takes the place of rows when it starts, and when it reports first.
+            # A new attempt replaces rows of the one before: at its start and at its first report.
             is_first = "report" not in event or not self.trials[event["report"]].curve
             trial = self.apply(event)
             if event.get("attempt", 1) > 1 and is_first:
@@ -187,13 +186,13 @@ class Journal:
             raise ValueError(f"{self.folder}: another run is using it") from None
 
     def _write(self, event):
-        """Appends a line to the journal, whole or not at all."""
+        """Appends a line to the journal: all of it or nothing."""
         data, at = json.dumps(event).encode() + b"\n", event.get("at", self.clock)
         with open(self.path, "ab", buffering=0, opener=no_link) as file:
             size = file.seek(0, os.SEEK_END)
             try:
                 if not os.fstat(file.fileno()).st_mode & os.stat(self.folder).st_mode & 0o222:
-                    raise OSError(f"{self.path} was made read-only")  # which root could still write
+                    raise OSError(f"{self.path} was made read-only")  # root could still write
                 if file.write(data) < len(data):
                     raise OSError(f"{self.path}: no space left for a line")
                 if "report" not in event or at - self.synced >= SYNC_SECONDS:
@@ -213,12 +212,12 @@ class Journal:
 
 
 def no_link(path, flags):
-    """Opens a file that is there; the folder may be somebody else's, who made links in it."""
+    """Opener of a file that exists and is no link: someone else may have made the folder."""
     return os.open(path, flags & ~os.O_CREAT | getattr(os, "O_NOFOLLOW", 0))
 
 
 def check_new(folder):
-    """ValueError when a new run cannot have this folder."""
+    """Raises ValueError if a new run cannot use this folder."""
     folder = pathlib.Path(folder)
     if folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - {".lock"}):
         raise ValueError(f"--results {folder}: expected a new folder, got one that holds something")
@@ -241,12 +240,12 @@ def load(folder, before=None):
 
 
 def load_run(folder):
-    """The first line of a run's journal as a dict, its space made of domains; or ValueError."""
+    """The first line of a run's journal, as a dict with domains in its space; or ValueError."""
     path = pathlib.Path(folder) / "journal.jsonl"
     try:
         with open(path, "rb") as file:
             line, end, _ = file.readline().partition(b"\n")
-            run = json.loads(line if end else b"")["run"]  # without its end it is torn
+            run = json.loads(line if end else b"")["run"]  # a torn line has no end
         run["arguments"].keys()
         return Journal({**run, "space": space_from_json(run["space"])}).run
     except OSError as error:
@@ -256,9 +255,9 @@ def load_run(folder):
 
 
 def read_events(folder, journal=None, before=None):
-    """Yields the events of a run, all or those before the start of a trial; or ValueError.
+    """Yields the events of a run, or only those before the start of trial `before`.
 
-    journal: applies each event first, and so checks it.
+    journal: None, or a Journal that applies each event first. Raises ValueError.
     """
     path = pathlib.Path(folder) / "journal.jsonl"
     with open(path, "rb") as file:
@@ -282,10 +281,10 @@ def read_events(folder, journal=None, before=None):
 
 # ---- Tables --------------------------------------------------------------------------------------
 def write_tables(folder):
-    """Writes the two CSVs of a run anew; returns {name: its columns}.
+    """Writes the two CSVs of a run anew; returns {table: its columns}.
 
-    They have the last attempt of each trial. If it went on from a checkpoint, they also have the
-    epochs of the attempt before. The journal has everything.
+    They hold the last attempt of each trial. If that continued from a checkpoint, they also hold
+    the epochs that the attempt before it had reported. The journal holds everything.
     """
     journal = Journal(load_run(folder))
     events = list(read_events(folder, journal))
@@ -299,7 +298,7 @@ def write_tables(folder):
             found.append((n, event))
     in_order = sorted(pair for found in kept.values() for pair in found)
     ended = [trial for trial in journal.trials if trial.ended is not None]
-    # many may end in a millisecond
+    # The order of the events decides between trials that ended in the same millisecond.
     ended.sort(key=lambda trial: (trial.ended, order.get(trial.id, math.inf)))
     trials = [trial_row(journal, trial) for trial in ended]
     sample_trial = Trial(0, middle(journal.space), "", ended=0.0)  # a table may have no rows yet
@@ -318,13 +317,13 @@ def write_tables(folder):
 
 
 def write_rows(file, columns, rows):
-    """Writes dicts as lines of a CSV; what a row does not have is empty."""
+    """Writes dicts as lines of a CSV. A cell is empty where a row lacks the column."""
     writer = csv.writer(file, lineterminator="\n")
     writer.writerows([to_cell(row.get(name)) for name in columns] for row in rows)
 
 
 def to_cell(value):
-    """NaN and Inf are spelt as pandas and R read them, lists as JSON; a text stays in its line."""
+    """The text of a cell: NaN and Inf as pandas and R read them, lists as JSON, no line breaks."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value).replace("nan", "NaN").replace("inf", "Inf")
     text = json.dumps(value) if isinstance(value, (list, dict)) else value
@@ -332,7 +331,7 @@ def to_cell(value):
 
 
 def printable(text):
-    """A text with its control characters as escapes, but for line ends."""
+    """A text with its control characters, but not its line ends, replaced by escapes."""
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 

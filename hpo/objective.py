@@ -1,9 +1,9 @@
 """The objective: loading it, describing it, running it as a program; any program as an objective.
 
 An objective file defines config_space, metric, mode ("max" or "min"), objective(config), and maybe
-prepare(constants) -> dict. Only processes of their own load it: the tuner's process stays free of
-torch, and of whatever else the file does. An objective is named by the path of such a file, or by
-the pair (module, name) of an importable function; or it is a function itself, or a Program.
+prepare(constants) -> dict. The tuner's process never loads it: that would import torch, and run
+whatever else the file does. In this package an objective is one of four things: the path of such a
+file, the pair (module, name) of an importable function, a function, or a Program.
 
     python -m hpo.objective train/mlp_fashion_mnist.py --learning_rate=0.001 ...   trains once
 """
@@ -37,9 +37,9 @@ TAG = "[tune-metric]:"  # begins a report on a program's output
 
 # ---- Loading -------------------------------------------------------------------------------------
 def load_module(objective, source=None):
-    """What has the attribute `objective`: the module of an objective, with all that it defines.
+    """An object with the attribute `objective`: for a file, its module.
 
-    source: what its file held when the run began, so that editing the file does not change a run.
+    source: the file's contents when the run began, so that editing the file changes no run.
     """
     if callable(objective) or isinstance(objective, Program):
         return types.SimpleNamespace(objective=getattr(objective, "run", objective))
@@ -62,11 +62,11 @@ def _spec(objective):
 
 
 def source_of(objective):
-    """(source, libraries): the text of the objective's file, and the modules that it imports.
+    """(source, libraries): the text of the objective's file, and the libraries that it imports.
 
-    These are imported once for all trials, but never the file itself nor its neighbours: they may
-    touch CUDA, which does not survive a fork. There are no such modules where the file mentions
-    the environment or sys.path, as it may want to set these before it imports.
+    The fork server imports the libraries once for all trials. It does not import the file or its
+    neighbours: they may use CUDA, which does not survive a fork. The list is empty if the file
+    mentions the environment or sys.path, as it may set these before it imports.
     """
     try:
         path = pathlib.Path(_spec(objective).origin)
@@ -85,7 +85,7 @@ def source_of(objective):
 
 
 def set_generators(seed, n_threads=None):
-    """Seeds the global random generators, and sets the threads, of the libraries in use."""
+    """Seeds the global random generators of the imported libraries, and sets their threads."""
     random.seed(seed)
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed(seed)
@@ -96,17 +96,17 @@ def set_generators(seed, n_threads=None):
 
 # ---- Describing ----------------------------------------------------------------------------------
 def describe(objective, source, *, space, metric, mode, assignments=(), prepared=None):
-    """A JSON-ready dict with space, metric, mode, prepared, note and gpus of an objective.
+    """A dict, ready for JSON, with space, metric, mode, prepared, note and gpus of an objective.
 
-    space: JSON of a space that replaces the file's own, or None. assignments: those of --set.
-    metric, mode: replace the file's, or None. prepared: what the file's `prepare` returned when the
-    run began, and then it does not run again; or None. ValueError says what is wrong.
+    space: None, or the JSON of a space that replaces the file's. metric, mode: None, or what
+    replaces the file's. assignments: those of --set. prepared: None, or what the file's `prepare`
+    returned when the run began; then `prepare` is not called again. ValueError says what is wrong.
     """
     from hpo.space import constants, set_value, space_from_json, space_to_json
 
     try:
         module = load_module(objective, source)
-    except BaseException as error:  # whatever the user's code raises becomes one line
+    except BaseException as error:  # the user's code may raise anything
         raise ValueError(import_error(error, objective)) from error
     metric, mode = metric or getattr(module, "metric", None), mode or getattr(module, "mode", None)
     if not callable(getattr(module, "objective", None)):
@@ -126,7 +126,7 @@ def describe(objective, source, *, space, metric, mode, assignments=(), prepared
             space = set_value(space, name.strip(), text)
         except ValueError as error:
             raise ValueError(f"--set {assignment}: {error}") from None
-    space_to_json(space)  # raises now rather than after `prepare`, which may take long
+    space_to_json(space)  # raises its errors now: `prepare` may take long
     if prepared is None:
         prepared = _prepare(module, constants(space))
     note, used = prepared.pop("note", ""), {"numpy", "torch", "torchvision"} & set(sys.modules)
@@ -151,7 +151,7 @@ def _prepare(module, given):
 
 
 def visible_gpus():
-    """The values of CUDA_VISIBLE_DEVICES that give one GPU each: as torch sees them, if in use."""
+    """For each GPU, the value of CUDA_VISIBLE_DEVICES that shows only this one."""
     torch, devices = sys.modules.get("torch"), pathlib.Path("/dev").glob("nvidia[0-9]*")
     n_gpus = torch.cuda.device_count() if torch else len(list(devices))
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -178,10 +178,10 @@ def one_line(error):
 
 # ---- As a program --------------------------------------------------------------------------------
 def run_as_program(objective, config_space, prepare=None, arguments=None):
-    """Calls objective(config) with the configuration on the command line; its reports are printed.
+    """Calls objective(config) with the configuration on the command line; prints its reports.
 
-    Every name of the space is a required flag, or all come from --config_json FILE. Unknown flags
-    are ignored: tuners add some of their own. --trial_seed N repeats the random numbers of a trial.
+    Each name of the space is a required flag, or --config_json FILE has them all. Unknown flags are
+    ignored, because tuners add their own. --trial_seed N repeats the random numbers of a trial.
     """
     from hpo.space import Domain, cast_value, constants, set_value
 
@@ -207,7 +207,7 @@ def run_as_program(objective, config_space, prepare=None, arguments=None):
             config |= prepare({name: config[name] for name in constants(config_space)}) or {}
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    config.pop("note", None)  # of `prepare`, for the tuner to show
+    config.pop("note", None)  # `prepare` returns it for the tuner to show
     if "trial_seed" in given:
         set_generators(given["trial_seed"])
     objective(config)
@@ -224,16 +224,18 @@ def command_line(path, config, trial_seed, n_threads):
 
 # ---- Any program ---------------------------------------------------------------------------------
 class ProgramFailed(Exception):
-    """The message is the whole reason; a traceback would say nothing more."""
+    """A program has failed. The message is the whole reason: a traceback would add nothing."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """Any program as an objective: takes `--name value`, prints [tune-metric]: {"accuracy": 0.9}.
+    """Any program as an objective. It takes `--name value`, and prints lines such as
 
-    pass_json: the flag of a JSON file with all values, instead of these arguments.
-    checkpoint_flag: the flag of a folder, the same for all attempts of a trial, to save its state.
-    TRIAL_SEED, the GPU and the number of threads are in its environment.
+        [tune-metric]: {"accuracy": 0.9}
+
+    pass_json: None, or the name of a flag: it gets all values in a JSON file, in place of `--name
+    value`. checkpoint_flag: None, or the name of a flag: it gets the folder of a trial, in which
+    the program may save its state. TRIAL_SEED, the GPU and the threads are in its environment.
     """
 
     path: str
@@ -245,23 +247,23 @@ class Program:
         return self.path
 
     def words(self, config):
-        """The program and its arguments: a list, so that no shell splits or expands them."""
+        """The program and its arguments, as a list: no shell splits or expands them."""
         folder = pathlib.Path(os.environ["TRIAL_CHECKPOINTS"])  # DIR/checkpoints/0000
         if self.pass_json:
             file = folder.parents[1] / "logs" / f"{folder.name}.json"
             file.write_text(json.dumps(config))
             config = {self.pass_json: str(file)}
         if self.checkpoint_flag:
-            folder.parent.mkdir(exist_ok=True)  # as in Syne Tune, the program makes the folder
+            folder.parent.mkdir(exist_ok=True)  # the program makes the folder, as with Syne Tune
             config = {**config, self.checkpoint_flag: str(folder)}
         words = [sys.executable, self.path] if self.path.endswith(".py") else [self.path]
         return words + [word for name, value in config.items() for word in argument(name, value)]
 
     def run(self, config):
-        """Trains a configuration: reports what the program reports, and logs what it prints.
+        """Trains a configuration: passes the program's reports on, and logs what it prints.
 
-        A stop or a kill of the trial sends SIGTERM to the process group of both. What is still
-        there at the backend's deadline gets SIGKILL from the fork server.
+        When the trial is stopped or killed, the process group gets SIGTERM. What is left of it at
+        the backend's deadline gets SIGKILL from the fork server.
         """
         signal.signal(signal.SIGTERM, _on_sigterm)
         report, wrong, last_error, tail = hpo.report.Reporter(), [], "", []
@@ -281,7 +283,7 @@ class Program:
         except BaseException:  # StopTrial, or ProgramFailed by SIGTERM
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             os.killpg(os.getpid(), signal.SIGTERM)  # this process leads its group
-            for _ in _lines(process):  # its last words go to the log
+            for _ in _lines(process):  # logs the last that it prints
                 pass
             process.wait()
             raise
@@ -298,7 +300,7 @@ class Program:
 
 
 def argument(name, value):
-    """The words `--name value`; argparse would take words like -1e-05 and -text for options."""
+    """[--name, value], in a form in which argparse takes no negative value for an option."""
     name, text = "--" + name.lstrip("-"), str(value)
     if isinstance(value, str) and value.startswith("-"):
         return [f"{name}={value}"]
@@ -308,8 +310,8 @@ def argument(name, value):
 
 
 def reported(text):
-    """The metrics of a printed report, but no lists, dicts, nor st_..., Syne Tune's own clock."""
-    metrics, _ = json.JSONDecoder().raw_decode(text.lstrip())  # whatever follows the JSON
+    """The metrics of a printed report, without lists, dicts and Syne Tune's own st_... entries."""
+    metrics, _ = json.JSONDecoder().raw_decode(text.lstrip())  # ignores what follows the JSON
     scalars = {n: value for n, value in metrics.items() if not isinstance(value, (list, dict))}
     return {name: value for name, value in scalars.items() if not name.startswith("st_")}
 
@@ -319,16 +321,16 @@ def _on_sigterm(number, frame):
 
 
 def _lines(process):
-    """Yields (is_error, line) of what a process prints, and copies all of it to the log at once.
+    """Yields (is_error, line) of what a process prints, and copies it to the log.
 
-    Ends with the process (on Linux): others that it has started may hold its output open for ever.
+    On Linux it ends when the process does: children of the process may keep its output open.
     """
-    streams = {process.stdout: b"", process.stderr: b""}  # with the beginning of a line
+    streams = {process.stdout: b"", process.stderr: b""}  # stream -> the part of a line so far
     exits = [os.pidfd_open(process.pid)] if sys.platform == "linux" else []
     while streams:
         ready = wait([*streams, *exits])
         if ready == exits and not (ready := wait([*streams], 0)):
-            break  # it has exited, and nothing has come meanwhile
+            break  # it has exited, and all that it printed has been read
         for stream in [s for s in (process.stdout, process.stderr) if s in ready]:
             data = os.read(stream.fileno(), 2**16)
             os.write(1, data)
@@ -349,9 +351,9 @@ def exit_reason(code):
 
 
 def is_program(path):
-    """Whether a file is run as a program, and not imported to call its function `objective`.
+    """Whether a file is run as a program. Otherwise it is imported, and its `objective` called.
 
-    A Python file without one is run, or with Syne Tune's Reporter, which prints.
+    A Python file is run if it defines no `objective`, or imports Syne Tune, whose Reporter prints.
     """
     if not path.endswith(".py"):
         return True

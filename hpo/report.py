@@ -24,7 +24,7 @@ lock = threading.Lock()
 
 
 class StopTrial(BaseException):
-    """The tuner has stopped the trial. No Exception: `except Exception` is not to swallow it."""
+    """The tuner has stopped the trial. Not an Exception, so `except Exception` does not catch it."""
 
 
 class Reporter:
@@ -33,7 +33,7 @@ class Reporter:
 
     @property
     def checkpoint_path(self):
-        """A folder of the trial's own that a resumed run finds again; None outside of a trial."""
+        """The trial's own folder, which is kept when it is started again; None outside a trial."""
         if "TRIAL_CHECKPOINTS" not in os.environ:
             return None
         path = pathlib.Path(os.environ["TRIAL_CHECKPOINTS"])
@@ -41,10 +41,10 @@ class Reporter:
         return path
 
     def __call__(self, /, **metrics):
-        """Reports metrics, JSON scalars by name; raises StopTrial when the trial is to stop.
+        """Reports metrics, JSON scalars by name. Raises StopTrial when the trial is to stop.
 
-        `epoch`, an integer >= 0, defaults to the number of this report, counted from 1; then the
-        trial is not stopped early by default. TypeError, ValueError: this cannot be reported.
+        `epoch` is an integer >= 0. By default it is the number of this report, counted from 1; such
+        a trial is not stopped early unless a rule was asked for. Raises TypeError, ValueError.
         """
         metrics = {name: scalar(name, value) for name, value in metrics.items()}
         counted = "epoch" not in metrics
@@ -82,7 +82,7 @@ def send(message):
 
 
 def scalar(name, value):
-    """The plain Python scalar of a value; numpy's and torch's are unwrapped, IntEnum is an int."""
+    """The plain Python scalar of a value, which may be numpy's or torch's."""
     plain = value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
     for kind in (bool, int, float, str):
         if isinstance(plain, kind):

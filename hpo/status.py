@@ -19,10 +19,9 @@ LIVE_SECONDS = 0.1  # on a terminal, at least: thousands of reports a second mus
 
 
 class Status:
-    """One line that rewrites itself on a terminal, or a plain one every minute elsewhere.
+    """On a terminal a line that rewrites itself; elsewhere a line each minute.
 
-    journal: its run has the arguments of hpo.tuner.tune, and the `note` that the objective's
-    `prepare` wants to be shown.
+    The objective's `prepare` may return a `note`, which is shown above all.
     """
 
     def __init__(self, journal, backend):
@@ -61,7 +60,7 @@ class Status:
                 say(line)
 
     def line(self, tuner, now):
-        """What matters least comes last: a narrow terminal cuts it off."""
+        """The status line, the most important first: a narrow terminal cuts the end off."""
         n = collections.Counter(trial.status for trial in tuner.trials)
         best = best_of(tuner.running.values(), self.best)
         timeouts = f", {n['timeout']} timed out" if n["timeout"] else ""
@@ -127,7 +126,7 @@ class Status:
         say(f"{'they start again' if again else 'the run goes on'} with\n  {command}")
 
     def say_choice(self, best, tuner):
-        """Which configuration to take home, and how to train it again."""
+        """Says which configuration to take home, and how to train it again."""
         model = tuner.searcher
         if not isinstance(model, GPSearch):
             model = GPSearch(self.journal.space, self.arguments["seed"], tuner.max_epochs)
@@ -154,7 +153,7 @@ class Status:
 
 
 def best_of(trials, best=None):
-    """The lowest (loss, epoch, trial), interrupted attempts included; None where there is none."""
+    """The lowest (loss, epoch, trial) of all attempts, or None."""
     for trial in trials:
         for curve in [*trial.earlier, [] if trial.status == "failed" else trial.curve]:
             for epoch, loss in curve:
@@ -164,12 +163,13 @@ def best_of(trials, best=None):
 
 
 def say(text, end="\n"):
-    """Prints, on a terminal over the status line. When nobody reads it, the run goes on."""
+    """Prints a text, on a terminal over the status line. It raises no error."""
     try:
         clear_line = "\r\x1b[K" if sys.stdout.isatty() else ""
         print(clear_line + printable(text), end=end, flush=True)
     except (OSError, ValueError):  # the reader has gone, or the disk is full
-        with contextlib.suppress(OSError, ValueError):  # else the interpreter's last flush fails
+        # The run goes on without output. The interpreter's last flush would raise the error again.
+        with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

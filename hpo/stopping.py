@@ -3,9 +3,10 @@
     rule(trial, trials, max_epochs) -> True to stop the trial
 
 A rule is a function, here or in a file of your own (`--stopping my_rule.py:my_rule`). The tuner
-asks it after each report before the last epoch. `trial` has just reported; `trials` are all so far,
-sorted by id. A rule reads id, config, status and curve [(epoch, loss)], lower is better, and keeps
-no state, so that each decision can be recomputed. first_rung and eta come from the command line.
+calls it after each report before the last epoch. `trial` has just reported; `trials` are all trials
+so far, sorted by id. A rule may read their id, config, status and curve [(epoch, loss)], where a
+lower loss is better. It keeps no state, so each decision can be recomputed. If it has the arguments
+first_rung and eta, they come from the command line.
 """
 
 import inspect
@@ -13,7 +14,7 @@ import math
 import statistics
 from functools import partial
 
-RECENT = 1000  # trials to compare with, so that a long run does not slow down
+RECENT = 1000  # trials to compare with: a long run must not slow down
 
 
 def median(trial, trials, max_epochs, first_rung=1, min_trials=5):
@@ -35,9 +36,9 @@ def median(trial, trials, max_epochs, first_rung=1, min_trials=5):
 def asha(trial, trials, max_epochs, first_rung=1, eta=3):
     """Asynchronous successive halving (Li et al. 2018, arXiv 1810.05934), its stopping variant.
 
-    Decides at rungs, the epochs first_rung * (1, eta, eta^2, ...). A trial goes on if its best loss
-    is at most the (1/eta)-quantile of all that have come there. Of two, the worse one ends, so that
-    two workers do not train poor trials to the end.
+    It decides at the rungs, the epochs first_rung * (1, eta, eta^2, ...). A trial continues if its
+    best loss is at most the (1/eta)-quantile of all trials that have reached the rung. If these are
+    two, the worse one ends. Otherwise two workers would train poor trials to the end.
     """
     rung = last_rung(trial.curve[-1][0], first_rung, eta)
     is_first_there = all(epoch < rung for epoch, _ in trial.curve[:-1])
@@ -45,9 +46,10 @@ def asha(trial, trials, max_epochs, first_rung=1, eta=3):
 
 
 def halving(trial, trials, max_epochs, first_rung=1, eta=3):
-    """As asha, but every report asks again whether the trial passes its last rung.
+    """As asha, but after every report it decides again about the last rung that the trial passed.
 
-    The first trials at a rung meet nobody there, and asha trains even poor ones to the end.
+    The first trials at a rung have nothing to be compared with. With asha, even poor ones are
+    trained up to the next rung.
     """
     epoch = trial.curve[-1][0]
     rung = last_rung(epoch, first_rung, eta)
@@ -69,14 +71,15 @@ def last_rung(epoch, first_rung, eta):
 
 
 def loss_at_rung(trial, rung, first_rung, eta):
-    """The best loss up to the report that reached the rung; None if the trial does not count."""
+    """The best loss up to the report that reached the rung; None if the trial is not compared."""
     best = math.inf
     for epoch, loss in trial.curve:
         if loss < best:  # noqa: PLR1730  min() is slower
             best = loss
-        if epoch >= rung:  # a report that passes several rungs counts at the highest
+        if epoch >= rung:  # a report that passes several rungs is compared at the highest
             return best if epoch < rung * eta else None
-    was_next = rung == first_rung or trial.n_epochs >= rung / eta  # then a failure is the worst
+    # A trial that failed on its way to this rung is the worst there.
+    was_next = rung == first_rung or trial.n_epochs >= rung / eta
     return math.inf if trial.status == "failed" and was_next else None
 
 
@@ -84,13 +87,13 @@ RULES = {"none": None, "median": median, "asha": asha, "halving": halving}
 
 
 def find_rule(name):
-    """The rule of a name, None for "none"; ValueError when there is none such."""
+    """The rule of a name, None for "none"; ValueError for an unknown name."""
     if name not in RULES and name != "auto":
         raise ValueError(f"expected auto, {', '.join(RULES)} or FILE.py:FUNCTION, got {name!r}")
     return RULES["halving" if name == "auto" else name]
 
 
 def with_options(rule, **options):
-    """The rule with those of the options that are its arguments; None, no rule, stays None."""
+    """The rule with the options that are among its arguments; None stays None."""
     names = inspect.signature(rule).parameters if rule else {}
     return rule and partial(rule, **{name: options[name] for name in options if name in names})

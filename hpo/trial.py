@@ -1,15 +1,15 @@
 """A trial, and the process that trains it.
 
 `LocalBackend` runs each trial in a process of its own, so that a crash, a leak or an out-of-memory
-kill costs that trial alone. One more process, the fork server, imports the objective's libraries
-once, starts the trials (by fork on Linux, in milliseconds; elsewhere by spawn), and kills them all
-when the tuner is gone, however it went.
+kill harms only that trial. One more process, the fork server, imports the objective's libraries
+once. It starts the trials (by fork on Linux, in milliseconds; elsewhere by spawn) and kills them
+all when the tuner has died, whatever killed it.
 
     tuner  -- starts, answers, kills -->  fork server  -- answers -->  trial
     tuner  <----- reports, ends --------  fork server  <-- reports --  trial
 
-A trial sends a line of JSON and waits for the answer. Nobody waits for the rest of a line, so that
-a trial that writes half a line, or something else, harms itself alone.
+A trial sends a line of JSON and waits for the answer. The fork server never waits for the rest of a
+line. So a trial that sends half a line, or something else, harms only itself.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ class Trial:
     """One configuration and what became of it. Losses: lower is better. Times: the run's seconds.
 
     status: running, done, stopped (by the rule), failed, timeout (deadline or --trial_timeout), or
-    interrupted (cut off by Ctrl-C, a crash or a failure of the run, which starts it again).
+    interrupted (by Ctrl-C, a crash or a failure of the run; it is started again on resume).
     """
 
     id: int
@@ -66,7 +66,7 @@ class Trial:
     started: float = 0.0
     ended: float | None = None
     suggest_seconds: float = 0.0
-    earlier: list = field(default_factory=list)  # the curves of its interrupted attempts
+    earlier: list = field(default_factory=list)  # the curves of interrupted attempts
 
     @property
     def value(self):
@@ -89,7 +89,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Report:
-    """Metrics of a trial, `epoch` among them. counted: it gave no epoch but counts its reports."""
+    """Metrics of a trial, `epoch` among them. counted: the epoch is the number of the report."""
 
     trial_id: int
     attempt: int
@@ -99,22 +99,22 @@ class Report:
 
 @dataclass(frozen=True)
 class End:
-    """A trial's process is gone. outcome: finished (the objective returned), failed, or lost (there
-    was no process to be had, or the fork server died, and the trial with it)."""
+    """A trial's process has ended. outcome: finished (the objective returned), failed, or lost (no
+    process could be started, or the fork server died and its trials with it)."""
 
     trial_id: int
     attempt: int
     outcome: str
-    error: str = ""  # why it has not finished, in a line
-    found: str = ""  # JSON of a description
+    error: str = ""  # one line: why it has not finished
+    found: str = ""  # JSON of what `describe` found
 
 
 # ---- The tuner's side ----------------------------------------------------------------------------
 class LocalBackend:
-    """Runs trials on this machine: first `describe`, then `begin`, then the trials.
+    """Runs trials on this machine. Call `describe`, then `begin`, then `start` for each trial.
 
-    objective: as in hpo/objective.py. A function runs in forks of this process; what is named, in
-    processes that share nothing with it.
+    objective: see hpo/objective.py. A function runs in forks of this process. An objective that is
+    given by name runs in new processes.
     """
 
     def __init__(self, objective, seed=0, n_workers=1):
@@ -130,7 +130,7 @@ class LocalBackend:
         for attempt in range(1, N_DESCRIBE + 1):
             self.start(Trial(-1, options, "describe", attempt))
             while not (ends := self.wait()):
-                pass  # on a cluster it may wait for its turn; it reports nothing
+                pass  # on a cluster it may have to wait for a worker
             if (end := ends[0]).outcome != "lost":
                 break
         else:
@@ -144,7 +144,7 @@ class LocalBackend:
         return found
 
     def begin(self, log_folder, clock):
-        """Sets where logs go, and the run's clock to the seconds that earlier sessions took."""
+        """Sets the folder of the logs, and the run's clock to `clock` seconds."""
         self.log_folder, self.zero = log_folder, time.monotonic() - clock
 
     def now(self):
@@ -167,11 +167,11 @@ class LocalBackend:
             self.events.append(End(trial.id, trial.attempt, "lost", one_line(error)))
 
     def begun_at(self, trial):
-        """Seconds on the run's clock since which the trial has had a process."""
+        """Seconds on the run's clock at which the trial got a process."""
         return trial.started
 
     def wait(self, timeout=None):
-        """Waits for an event, at most `timeout` seconds; returns all Reports and Ends there are."""
+        """Waits at most `timeout` seconds for an event; returns a list of Reports and Ends."""
         handles = [self.wake_reader, self.server] if self.server else [self.wake_reader]
         ready = wait(handles, 0 if self.events else timeout)
         if self.wake_reader in ready:
@@ -190,15 +190,15 @@ class LocalBackend:
         return events
 
     def answer(self, trial, go_on):
-        """Answers the report of a trial: go on, or stop, for which it has STOP_SECONDS."""
+        """Answers a trial's report: go on, or stop within STOP_SECONDS."""
         self._tell("go" if go_on else "stop", trial, math.inf if go_on else STOP_SECONDS)
 
     def kill(self, trial):
-        """Ends a trial: SIGTERM now, SIGKILL after TERM_SECONDS, then all that it has started."""
+        """Ends a trial and all that it has started: SIGTERM, after TERM_SECONDS SIGKILL."""
         self._tell("kill", trial, TERM_SECONDS)
 
     def log(self, trial):
-        """The end of what a trial has printed."""
+        """The last 4,000 characters that a trial has printed."""
         with contextlib.suppress(OSError):
             return self._log(trial).read_text(errors="replace")[-4000:].rstrip()
         return ""
@@ -222,12 +222,12 @@ class LocalBackend:
         return pathlib.Path(self.log_folder, f"{trial.id:04d}.log")
 
     def _tell(self, word, trial, value):
-        with contextlib.suppress(OSError):  # the server is dead, as `wait` will notice
+        with contextlib.suppress(OSError):  # the server has died; `wait` will notice
             if self.server:
                 self.server.send((word, (trial.id, trial.attempt), value))
 
     def _begin_server(self):
-        """Starts the fork server. It does not import our main module, and no signal ends it."""
+        """Starts the fork server. It does not import our main module, and it ignores signals."""
         ours, theirs = multiprocessing.Pipe()
         is_forked = callable(self.objective)
         arguments = ([ours] if is_forked else [], theirs, self.objective, self.n_threads)
@@ -235,8 +235,9 @@ class LocalBackend:
         self.process = context.Process(target=_serve, args=arguments)
         main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
         if POSIX:
-            multiprocessing.resource_tracker.ensure_running()  # starting it below would unblock
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # and it inherits this
+            # `start` starts this tracker where there is none yet, and then unblocks the signals.
+            multiprocessing.resource_tracker.ensure_running()
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # the server inherits it
         try:
             with theirs:
                 self.process.start()
@@ -248,32 +249,32 @@ class LocalBackend:
 
 
 def n_threads(n_workers):
-    """Threads of one trial: the usable cores, or a container's share of them, among the workers."""
+    """Threads of one trial: the usable cores, divided by the number of workers."""
     cores = len(os.sched_getaffinity(0)) if LINUX else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):  # there is no such limit, or it is "max"
+    with contextlib.suppress(OSError, ValueError):  # not in a container, or its limit is "max"
         microseconds, period = pathlib.Path("/sys/fs/cgroup/cpu.max").read_text().split()
         cores = min(cores, math.ceil(int(microseconds) / int(period)))
     return max(1, cores // n_workers)
 
 
 def trial_seed(seed, trial_id):
-    """Seed below 2**32 of a trial's random generators, from the run's seed and the trial's id."""
+    """Seed, below 2**32, of a trial's random generators."""
     return int.from_bytes(hashlib.sha256(f"{seed} {trial_id}".encode()).digest()[:4], "big")
 
 
 # ---- The fork server -----------------------------------------------------------------------------
 def _serve(inherited, connection, objective, n_threads):
-    """Starts, answers and kills trials as the tuner asks, and kills all when the tuner is gone."""
+    """Starts, answers and kills trials when the tuner asks; kills them all when the tuner dies."""
     _stand_alone(inherited)
     os.environ.update(dict.fromkeys(THREADS, str(n_threads)))  # before numpy is imported
     source, modules = source_of(objective)
     for name in ["hpo.space", *modules]:
         with contextlib.suppress(Exception, SystemExit):  # `describe` will say what is wrong
             importlib.import_module(name)
-    gc.freeze()  # else a trial's garbage collector would touch, and so copy, all that they share
+    gc.freeze()  # a trial's garbage collector would touch the shared memory, and so copy it
     children = {}  # (trial id, attempt) -> _Child
-    word = ""  # the tuner's last
-    with contextlib.suppress(EOFError, OSError):  # the tuner is gone
+    word = ""  # the last that the tuner said
+    with contextlib.suppress(EOFError, OSError):  # the tuner has died
         while word != "close":
             sockets = [c.socket for c in children.values() if c.socket.fileno() >= 0]
             sentinels = [c.sentinel for c in children.values()]
@@ -305,13 +306,13 @@ def _serve(inherited, connection, objective, n_threads):
 
 
 class _Child:
-    """A trial's process, as the fork server sees it; OSError when it cannot be started."""
+    """A trial's process as the fork server sees it. OSError when it cannot be started."""
 
     def __init__(self, job, objective, source, others):
         self.stop_seconds = job["stop_seconds"]
-        self.unread = b""  # the beginning of a line
-        self.end_told = None  # [outcome, error, found], by the process itself or instead of it
-        self.kill_at = math.inf  # time.monotonic() at which its session is to be killed
+        self.unread = b""  # the part of a line that has arrived
+        self.end_told = None  # [outcome, error, found], told by the process or known here
+        self.kill_at = math.inf  # time.monotonic() at which it is killed
         self.socket, theirs = socket.socketpair()
         self.socket.setblocking(False)
         context = multiprocessing.get_context("fork" if LINUX else "spawn")
@@ -320,26 +321,26 @@ class _Child:
         self.process = context.Process(target=_do_job, args=arguments)
         with theirs:
             self.process.start()
-        # A process's own sentinel is inherited by its children, and waits for them too.
+        # multiprocessing's sentinel would wait for the children of the process, too.
         self.sentinel = os.pidfd_open(self.process.pid) if LINUX else self.process.sentinel
 
     def kill_within(self, seconds):
         self.kill_at = min(self.kill_at, time.monotonic() + seconds)
 
     def obey(self, word, seconds):
-        """Passes the tuner's "go" or "stop" on, or kills the process; gives it so many seconds."""
+        """Passes "go" or "stop" on to the process, or terminates it. It has so many seconds."""
         self.kill_within(seconds)
         if word == "kill":
-            self.end_told = self.end_told or ["failed", "killed"]  # even if it leaves in order
+            self.end_told = self.end_told or ["failed", "killed"]  # whatever its exit code will be
             self.process.terminate()
         else:
-            with contextlib.suppress(OSError):  # it has died meanwhile
+            with contextlib.suppress(OSError):  # it has died in the meantime
                 self.socket.send(word.encode())
 
     def read(self):
-        """(metrics, counted) of the report that has arrived, if one has; never waits."""
+        """(metrics, counted) of the report that has arrived, or None. Does not wait."""
         data = b""
-        with contextlib.suppress(OSError):  # there is nothing, or it died before it read an answer
+        with contextlib.suppress(OSError):  # nothing has arrived, or the process has died
             data = self.socket.recv(2**20)
         if not data:
             self.socket.close()
@@ -357,16 +358,16 @@ class _Child:
             case {"end": [str(), str(), str()] as end}:
                 self.end_told = self.end_told or end
                 self.kill_within(self.stop_seconds)
-            case _:  # two lines, for instance: it has not waited for an answer
+            case _:  # two lines, for instance: it has not waited for the answer
                 self.end_told = "failed", f"sent the tuner what is no report: {line[:80]!r}"
                 self.kill_within(0)
                 self.socket.close()
 
     def end(self):
-        """[outcome, error, found] of the process; kills what is left of it and its group."""
+        """[outcome, error, found] of the process. Kills the process and its group."""
         self.process.kill()
         if POSIX:
-            with contextlib.suppress(ProcessLookupError, PermissionError):  # there is none left
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # the group is empty
                 os.killpg(self.process.pid, signal.SIGKILL)
         self.process.join()
         self.socket.close()
@@ -377,8 +378,8 @@ class _Child:
 
 
 def _stand_alone(inherited):
-    """Makes a new process lead a session, and inherit the processes that its children leave."""
-    for handle in inherited:  # by a fork
+    """Makes a new process the leader of a session, and the new parent of orphans in its tree."""
+    for handle in inherited:  # a fork has copied them
         handle.close()
     if POSIX:
         os.setsid()
@@ -387,7 +388,7 @@ def _stand_alone(inherited):
 
 
 def _kill_orphans(keep):
-    """Kills the children of this process but those to keep: ended trials have left them."""
+    """Kills the children of this process, which ended trials have left, but not those in `keep`."""
     with contextlib.suppress(OSError):  # not Linux
         path = pathlib.Path(f"/proc/self/task/{os.getpid()}/children")
         while orphans := set(map(int, path.read_text().split())) - set(keep):
@@ -398,15 +399,15 @@ def _kill_orphans(keep):
 
 # ---- The trial's side ----------------------------------------------------------------------------
 def _do_job(inherited, tuner, job, objective, source):
-    """What a new process does: it trains one configuration, or describes the objective."""
+    """The main function of a trial's process: trains a configuration or describes the objective."""
     _stand_alone(inherited)
     if LINUX:
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it dies with the server
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: dies with the fork server
     for number in ENDING:
         signal.signal(number, signal.SIG_DFL)
     if POSIX:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
-    multiprocessing.set_start_method(None, force=True)  # the user's processes start as ever
+    multiprocessing.set_start_method(None, force=True)  # the user's code finds the default
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     hpo.report.process_id = os.getpid()
@@ -416,14 +417,14 @@ def _do_job(inherited, tuner, job, objective, source):
             _train(tuner, job, objective, source)
         else:
             end[2] = json.dumps(describe(objective, source, **job["config"]))
-    except BaseException as error:  # whatever it is, it ends this process alone
+    except BaseException as error:  # it ends only this process
         if not isinstance(error, SystemExit) or error.code not in (None, 0):
             end = ["failed", one_line(error), ""]
             is_short = isinstance(error, hpo.objective.ProgramFailed) or hpo.report.stopped
             if is_trial and not is_short:
-                own = error.__traceback__.tb_next.tb_next  # without the frames of this file
+                own = error.__traceback__.tb_next.tb_next  # leaves out the frames of this file
                 text = "".join(traceback.format_exception(type(error), error, own))
-    if os.getpid() == hpo.report.process_id:  # and this is not a fork of it that came back here
+    if os.getpid() == hpo.report.process_id:  # else a fork by the user's code has returned here
         hpo.report.tuner = tuner
         with hpo.report.lock:
             hpo.report.send({"end": end})
@@ -433,7 +434,7 @@ def _do_job(inherited, tuner, job, objective, source):
 
 
 def _train(tuner, job, objective, source):
-    """Trains a configuration; all that this process prints goes to the trial's log."""
+    """Trains a configuration. What this process prints goes to the trial's log."""
     pathlib.Path(job["log"]).parent.mkdir(exist_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
     log = os.open(job["log"], flags, 0o666)
@@ -446,7 +447,7 @@ def _train(tuner, job, objective, source):
     os.environ["TRIAL_SEED"] = str(job["seed"])
     os.environ["TRIAL_CHECKPOINTS"] = job["checkpoints"]
     function = load_module(objective, source).objective
-    hpo.report.tuner = tuner  # from here on: what loading the file reports is printed
+    hpo.report.tuner = tuner  # now: reports that are made while the file is loaded are printed
     hpo.objective.set_generators(job["seed"], job["n_threads"])
     returned, metric = function(job["config"]), job["metric"]
     if not hpo.report.names and returned is not None:

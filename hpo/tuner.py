@@ -1,13 +1,12 @@
-"""The loop: asks the searcher, starts trials, answers their reports, ends them. And `tune`, a run.
+"""The loop of a run, and `tune`, which sets it up.
 
-One loop serves every backend (processes here, a simulation in experiments/). It never polls: it
-waits for a report, the end of a trial, or the next deadline.
+The loop asks the searcher, starts trials, answers their reports and ends them. It is the same for
+every backend: processes on this machine, a Dask cluster, a simulation in experiments/. It does not
+poll. It waits for a report, the end of a trial, or the next deadline.
 """
 
 import collections
 import contextlib
-import csv
-import html
 import importlib
 import json
 import math
@@ -40,9 +39,9 @@ from hpo.status import Status, best_of, say
 from hpo.stopping import find_rule, with_options
 from hpo.trial import ENDING, LINUX, SERVER_DIED, LocalBackend, Report
 
-N_FAILED = 3  # so many first trials that all fail end the run, or one for each worker
-N_DEATHS = 2  # so often a trial starts again after the fork server has died under it
-N_LOST = 6  # so often in a row processes may be lost; the pauses then double from a second on
+N_FAILED = 3  # the run ends when its first max(N_FAILED, n_workers) trials have all failed
+N_DEATHS = 2  # a trial is started again at most so often because its fork server died
+N_LOST = 6  # the run ends after so many pauses in a row because processes were lost
 
 
 class RunFailed(Exception):
@@ -53,13 +52,13 @@ class RunFailed(Exception):
 class Tuner:
     """One session of a run; `run()` returns when its budget is spent.
 
-    journal: the run so far; interrupted trials of it are started again before anything else.
-    searcher: has suggest(trials), see hpo/searchers.py. backend: as hpo.trial.LocalBackend.
-    seconds: the run's time. n_trials: how many to start at most. trial_timeout: seconds of a trial.
+    journal: the run so far. Its interrupted trials are started again first.
+    searcher: has suggest(trials), see hpo/searchers.py. backend: see hpo.trial.LocalBackend.
+    seconds: the run's time. n_trials: at most so many are started. trial_timeout: seconds, each.
     rule: function (trial, trials, max_epochs) -> True to stop it, or None; see hpo/stopping.py.
-    needs_epoch: a report without an epoch fails its trial; else the rule does not judge it.
-    start: configurations to try before the searcher's; None: the middle of the space.
-    show: is told of each tick(tuner) of the loop and each trial that has ended(trial); or None.
+    needs_epoch: a report without an epoch fails its trial. Otherwise the rule does not judge it.
+    start: configurations to try before the searcher's. None: the middle of the space.
+    show: None, or an object with tick(tuner), called in each turn, and ended(trial).
     """
 
     def __init__(
@@ -71,16 +70,17 @@ class Tuner:
         self.trial_timeout, self.max_epochs = trial_timeout, max_epochs
         self.rule, self.needs_epoch = rule, needs_epoch and rule is not None
         self.start = [middle(journal.space)] if start is None else start
-        self.trials = journal.trials  # shown to searcher and rule, who may not change them
+        self.trials = journal.trials  # the searcher and the rule may read it, but not change it
         self.again = [trial for trial in self.trials if trial.status == "interrupted"]
         self.running = {}  # trial id -> Trial
         self.ending = {}  # trial id -> (status, error) of a trial that has been told to end
-        self.n_lost, self.not_before = 0, 0.0  # losses since a report; none starts until then
-        self.deaths = collections.Counter()  # of the fork server, under each trial
+        self.n_lost = 0  # pauses since the last report
+        self.not_before = 0.0  # end of the pause: no trial starts before it
+        self.deaths = collections.Counter()  # trial id -> how often its fork server died
         self.works = any(t.curve and t.status != "failed" for t in self.trials)
-        self.failures = []  # the first trials of this session, while none has worked
+        self.failures = []  # the failed trials of this session
         self.reason = None  # why the run ends
-        self.exhausted = False  # the searcher has nothing new
+        self.exhausted = False  # the searcher has no new configuration
 
     def interrupt(self, reason):
         """Ends the run in order; safe in a signal handler."""
@@ -95,12 +95,13 @@ class Tuner:
                 self._end_overdue()
                 started = self.reason is None and self._start_one()
                 events += self.backend.wait(0 if started or events else self._seconds_to_wait())
-                while events:  # some are left where handling another has failed
+                while events:  # if one raises an error, the next turn handles the others
                     self._handle(events.popleft())
                 if self.show:
                     self.show.tick(self)
-            except Exception as error:  # of the searcher, say: first the running trials end
-                failure, self.reason = failure or error, self.reason or "the run failed"
+            except Exception as error:  # of the searcher, say. The running trials are ended first.
+                failure = failure or error
+                self.reason = self.reason or "the run failed"
         if failure:
             raise failure
         if self.reason in ("trials", "exhausted") and self.failures:
@@ -117,7 +118,7 @@ class Tuner:
 
     # ---- Starting ----
     def _start_one(self):
-        """True when a trial was started, so that there may be room for another."""
+        """Starts a trial if one can start now; returns whether it did."""
         if len(self.running) >= self.n_workers or self.backend.now() < self.not_before:
             return False
         if self.again:  # with the same id, and so the same seed
@@ -147,7 +148,7 @@ class Tuner:
     def _handle(self, event):
         trial = self.running.get(event.trial_id)
         if trial is None or trial.attempt != event.attempt:
-            return  # late news of an earlier attempt
+            return  # a late message of an earlier attempt
         if isinstance(event, Report):
             self._handle_report(trial, event)
         else:
@@ -171,7 +172,7 @@ class Tuner:
         self.backend.answer(trial, trial.id not in self.ending)
 
     def _is_to_stop(self, trial, report):
-        is_last = report.metrics["epoch"] >= (self.max_epochs or math.inf)  # nothing left to save
+        is_last = report.metrics["epoch"] >= (self.max_epochs or math.inf)
         if self.rule is None or is_last or report.counted:
             return False
         answer = call("the stopping rule", self.rule, trial, self.trials, self.max_epochs)
@@ -184,7 +185,7 @@ class Tuner:
         status, error = self.ending.pop(trial.id, ("", ""))
         if end.outcome == "finished" and trial.curve and status not in ("failed", "stopped"):
             status, error = "done", ""
-        elif not status and self.reason:  # the signal that ends the run was to all processes
+        elif not status and self.reason:  # the signal that ends the run may have killed it too
             status, error = "interrupted", self.reason
         elif not status and end.outcome == "lost" and self.deaths[trial.id] < N_DEATHS:
             self.deaths[trial.id] += end.error == SERVER_DIED
@@ -205,7 +206,7 @@ class Tuner:
                 self._fail_unless_it_works()
 
     def _pause(self, error):
-        """Starts no trial for some time, as processes were lost; gives up after so many pauses."""
+        """No trial starts for a while: processes were lost. Each pause is twice as long."""
         if self.backend.now() >= self.not_before:
             self.not_before = self.backend.now() + 2.0**self.n_lost
             self.n_lost += 1
@@ -213,7 +214,7 @@ class Tuner:
                 raise RunFailed(f"no trial can be trained: {error}")
 
     def _fail_unless_it_works(self):
-        """Ends a run that cannot work at once, not after three hours."""
+        """Ends a run in which no trial can work now, and not after three hours."""
         n, last = len(self.failures), self.failures[-1]
         if not self.works:
             which = f"all of the first {n} trials" if len(self.trials) > 1 else "the only trial"
@@ -233,7 +234,7 @@ class Tuner:
         if self.not_before > now:
             until = min(until, self.not_before)
         elif not self.running:
-            return 0.0  # nothing can come: the searcher has just said that it has nothing new
+            return 0.0  # the searcher has just said that it has nothing new: no event can come
         ends = (self.backend.begun_at(t) + self.trial_timeout for t in self._not_ending())
         until = min([until, *ends])
         wait = min(max(0.0, until - now), self.show.seconds if self.show else math.inf)
@@ -243,7 +244,7 @@ class Tuner:
         return [trial for trial in self.running.values() if trial.id not in self.ending]
 
     def _end_overdue(self):
-        """Ends the trials whose time is over, or all when the run's is."""
+        """Ends the trials whose time is over, and all of them when the run ends."""
         for trial in self._not_ending():
             if self.reason:
                 status = "timeout" if self.reason == "deadline" else "interrupted"
@@ -275,11 +276,11 @@ def suggest(searcher, space, trials):
 
 
 def call(name, function, *arguments):
-    """What a function of the user's returns; RunFailed when it raises, with its own traceback."""
+    """What a function of the user's returns; RunFailed, with its traceback, when it raises."""
     try:
         return function(*arguments)
     except (Exception, SystemExit) as error:
-        own = error.__traceback__.tb_next  # None: it could not be called with these arguments
+        own = error.__traceback__.tb_next  # None if it does not take these arguments
         cause = error.with_traceback(own) if own else None
         raise RunFailed(f"{name} raised {one_line(error)}") from cause
 
@@ -293,14 +294,14 @@ DEFAULTS = {
     "searcher": "gp", "stopping": "auto", "first_rung": 1, "eta": 3, "seed": 0, "start": None,
     "learn_from": [], "pass_json": None, "checkpoint_flag": None, "dask": None,
 }  # fmt: skip
-# what may change when a run is resumed
+# The arguments that may change when a run is resumed.
 BUDGET = ("hours", "trials", "workers", "trial_timeout", "trials_per_gpu", "dask")
 N_START = 5  # of --start DIR
 
 
 @dataclass(frozen=True)
 class Run:
-    """What `tune` returns. reason: why it ended. signal: the number of the one that ended it."""
+    """What `tune` returns. reason: why the run ended. signal: the signal that ended it, or None."""
 
     folder: pathlib.Path
     trials: list = field(repr=False)
@@ -316,22 +317,14 @@ class Run:
     def to_frame(self):
         """trials.csv as a DataFrame, the best trial first; this alone needs pandas."""
         frame = importlib.import_module("pandas").read_csv(self.folder / "trials.csv")
-        is_max = load_run(self.folder)["mode"] == "max"
-        return frame.sort_values("value", ascending=not is_max, ignore_index=True)
+        order = {"ascending": load_run(self.folder)["mode"] == "min", "kind": "stable"}
+        return frame.sort_values("trial").sort_values("value", **order, ignore_index=True)
 
     def _repr_html_(self):
-        """The ten best trials, as a notebook shows them."""
-        run = load_run(self.folder)
-        names = ["trial", "status", "value", "n_epochs", "seconds"]
-        names += [f"config_{name}" for name in domains(run["space"])]
-        with open(self.folder / "trials.csv", newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if row["value"]]
-        rows.sort(key=lambda row: SIGN[run["mode"]] * float(row["value"]))
-        table = ""
-        for line in [names, *([row[name] for name in names] for row in rows[:10])]:
-            table += "".join(["<tr>", *(f"<td>{html.escape(text)}</td>" for text in line), "</tr>"])
-        title = html.escape(f"{self.folder}: {len(self.trials)} trials, ended by {self.reason}")
-        return f"<p>{title}</p><table>{table}</table>"
+        """The ten best trials, as a notebook shows them; None, that is the repr, without pandas."""
+        with contextlib.suppress(ImportError):
+            columns = "^(trial|status|value|n_epochs|seconds)$|^config_"
+            return self.to_frame().head(10).filter(regex=columns).to_html()
 
 
 def tune(
@@ -343,15 +336,15 @@ def tune(
 ):  # fmt: skip
     """Tunes an objective and prints its progress; returns a Run. The command line calls this.
 
-    objective: the path of an objective file; or a function, or the path of any program, with
-    config_space, metric and mode, which otherwise replace the file's own. assignments: as of --set.
-    searcher, stopping: names as on the command line, or a class and a function. start:
-    configurations to try first, or the folder of a run that has them. learn_from: folders of runs.
-    pass_json, checkpoint_flag: of a hpo.objective.Program. dask: the address of a scheduler.
+    objective: the path of an objective file. Or a function, or the path of any program; these need
+    config_space, metric and mode. For a file, config_space, metric and mode replace its own.
+    assignments: list of "NAME=VALUE". searcher, stopping: names as on the command line, or a class
+    and a function. start: a list of configurations, or the folder of a run. learn_from: folders.
+    pass_json, checkpoint_flag: see hpo.objective.Program. dask: the address of a scheduler.
     results: a new folder. resume: the folder of a run that is to go on.
-    None stands for the default that `python run.py --help` tells; of a resumed run for what it had,
-    and only the BUDGET may differ. A run of a function needs the function again.
-    Raises ValueError for bad input, and has written nothing then; RunFailed; WriteError.
+    None stands for the default in `python run.py --help`. In a resumed run it stands for what the
+    run had, and only the BUDGET may differ. To resume a run of a function, give the function again.
+    Raises ValueError for bad input, before anything is written; RunFailed; WriteError.
     """
     given = {n: v for n, v in locals().items() if v is not None and n not in ("results", "resume")}
     given |= portable(given)
@@ -415,7 +408,7 @@ def tune(
 
 
 def portable(given):
-    """Those arguments that the journal keeps in another form: paths whole, a space as JSON."""
+    """The arguments that the journal keeps in another form: absolute paths, the space as JSON."""
     changed = {}
     for name in ("objective", "searcher", "stopping"):
         if isinstance(text := given.get(name), str) and (name == "objective" or ".py:" in text):
@@ -429,7 +422,7 @@ def portable(given):
 
 
 def find_backend(options):
-    """Where the trials run: on this machine, or on the Dask cluster of --dask."""
+    """The backend: processes on this machine, or the Dask cluster of --dask."""
     objective, address = find_objective(options), options["dask"]
     if address is None:
         return LocalBackend(objective, options["seed"], options["workers"])
@@ -441,7 +434,7 @@ def find_backend(options):
 
 
 def usable_rule(rule, max_epochs, arguments):
-    """A stopping rule with its options; None without one, or where "auto" has no last epoch."""
+    """The stopping rule with its options, or None. "auto" is None if the last epoch is unknown."""
     if rule and not max_epochs and arguments["stopping"] != "auto":
         raise ValueError(
             f"--stopping {arguments['stopping']}: expected a constant `epochs` in the space, the "
@@ -459,7 +452,7 @@ def make_searcher(searcher_class, space, max_epochs, arguments):
 
 
 def warn_of_mistakes(space, workers):
-    """Warns of what is allowed, but seldom meant."""
+    """Warns of what is allowed but is probably a mistake."""
     for name, value in constants(space).items():
         if isinstance(value, list):
             say(f"warning: {name} is the constant {value!r:.60}; to tune it, use choice(...)")
@@ -477,9 +470,10 @@ def check_numbers(arguments):
 
 
 def first_configs(space, start):
-    """The configurations to try first, completed; None stays None, the middle of the space.
+    """The complete configurations to try first; None for the middle of the space.
 
-    start: a list of configurations, or the folder of a run: its best ones, brought to this space.
+    start: None, a list of configurations, or the folder of a run. Of a run, the N_START best
+    distinct ones are taken, and each value is moved to the nearest one of this space.
     """
     try:
         if isinstance(start, (str, os.PathLike)):
@@ -500,7 +494,7 @@ def first_configs(space, start):
 
 
 def learn(folders, space, metric, mode):
-    """Trials of earlier runs for the searcher, as the journal keeps them: those of this space."""
+    """The trials of earlier runs that fit this space, in the form that the journal keeps."""
     learned = []
     for folder in folders:
         run, trials, n_before, reason = load_run(folder), load(folder), len(learned), ""
@@ -551,7 +545,7 @@ def check_same(folder, own, given):
 
 
 def as_json(options):
-    """Options as the journal keeps them, classes and functions as FILE.py:NAME."""
+    """Options in the form that the journal keeps: classes and functions become FILE.py:NAME."""
 
     def encode(value):
         if hasattr(value, "item"):  # a number of numpy's
@@ -597,7 +591,7 @@ def find_objective(options):
 
 
 def find(option, value):
-    """The searcher class or rule that a text names, as on the command line; or it is one itself."""
+    """The searcher class or the rule that `value` names, or is."""
     found, (path, _, name) = value, str(value).rpartition(":")
     try:
         if path.endswith(".py"):
@@ -616,7 +610,7 @@ def find(option, value):
 
 
 def last_epoch(space, name):
-    """The constant that is the last epoch; None where there is none, or where it is tuned."""
+    """The value of the constant that is the last epoch; None if there is none or it is tuned."""
     epochs = space.get(name)
     if name == "epochs" and (epochs is None or isinstance(epochs, Domain)):
         return None
@@ -628,10 +622,11 @@ def last_epoch(space, name):
 
 @contextlib.contextmanager
 def ending_signals():
-    """Ctrl-C, SIGTERM and a closed terminal end the run in order; again, a second later, at once.
+    """Within it, Ctrl-C, SIGTERM and a closed terminal end the run in order.
 
-    Yields an object with `first`, the number of the first signal, and `tuner`, which is to be set:
-    without it a signal raises KeyboardInterrupt(number). Outside the main thread nothing changes.
+    A second signal, at least a second later, raises KeyboardInterrupt(number) at once. Yields an
+    object: `first` is the number of the first signal; the caller sets `tuner`. While that is None a
+    first signal raises KeyboardInterrupt too. In a thread that is not the main one nothing changes.
     """
     signals, before = types.SimpleNamespace(tuner=None, first=None, time=0.0), {}
 
@@ -642,7 +637,7 @@ def ending_signals():
                 signals.tuner.interrupt(f"interrupted by {signal.Signals(number).name}")
                 return
         elif time.monotonic() < signals.time + 1:
-            return  # `timeout` and a closing terminal send two in a moment
+            return  # `timeout`, or a terminal that closes, sends two at almost the same time
         raise KeyboardInterrupt(number)
 
     is_main = threading.current_thread() is threading.main_thread()
