@@ -24,7 +24,7 @@ lock = threading.Lock()
 
 
 class StopTrial(BaseException):
-    """The tuner has stopped the trial. Not an Exception, so `except Exception` does not catch it."""
+    """The tuner has stopped the trial. Not an Exception, so `except Exception` lets it pass."""
 
 
 class Reporter:
