@@ -6,18 +6,18 @@ suggestion of a run can be recomputed from the run's folder:
     __init__(self, space, seed=0, max_epochs=None)
     suggest(self, trials) -> (config, origin), or None when a finite space has nothing new
 
-trials: every trial so far (`hpo.trial.Trial`), sorted by id. Losses are lower-is-better; trials
-with the status "running" are pending. origin: a word for the results, such as "random".
+trials: every trial so far (`hpo.trial.Trial`), sorted by id. A lower loss is better. Trials with
+the status "running" are pending. origin: a word for the results, such as "random".
 
-GPSearch standardises the losses of all trials and models them by a Gaussian process. Pending trials
-get random draws from it, so that workers do not all try the same place. Mutation of random points
-and good trials finds the configuration with the highest expected improvement per second. The file
-is in the order in which `suggest` calls its parts; a subclass may replace any of them.
+GPSearch scales the losses of all trials and models them by a Gaussian process. At pending trials it
+draws losses from the model, so that workers do not all try the same place. It mutates random points
+and good trials to find the configuration with the highest expected improvement per second. The file
+is in the order in which `suggest` calls its parts. A subclass may replace any of them.
 
 Notation, after Rasmussen & Williams, Gaussian Processes for Machine Learning (2006), "R&W":
 
-    X (n, d)        configurations encoded in [0, 1]^d, and the epoch where curves are cut off;
-                    y (n,) standardised losses, lower is better
+    X (n, d)        configurations encoded in [0, 1]^d, and the epoch if curves are cut off;
+                    y (n,) scaled losses, lower is better
     groups (d,)     the hyperparameter of each column of X: a choice has a column for each category
     theta           ln lengthscale of each of the p hyperparameters, the ridge v (d,),
     (p + d + 2,)    ln signal variance, ln noise variance
@@ -27,7 +27,6 @@ Notation, after Rasmussen & Williams, Gaussian Processes for Machine Learning (2
 
 import ast
 import itertools
-import logging
 import math
 import numbers
 from dataclasses import dataclass
@@ -47,57 +46,42 @@ from hpo.space import (
     snap,
 )
 
-logger = logging.getLogger(__name__)
-
 
 # ---- Random search -------------------------------------------------------------------------------
 class RandomSearch:
-    """Independent draws from the space, no configuration twice while there is another."""
+    """Independent draws from the space. No configuration comes twice while there is another."""
 
     def __init__(self, space, seed=0, max_epochs=None):
-        check_arguments(space, seed, max_epochs)
+        check_space(space)
         self.space, self.seed = space, seed
 
     def suggest(self, trials):
         rng = np.random.default_rng([self.seed, len(trials)])  # one stream for each suggestion
         if n_configs(self.space) == math.inf:
             return sample(self.space, rng), "random"  # a float twice has probability 0
-        seen = {config_key(hyperparameters(self.space, trial)) for trial in trials}
-        for _ in range(100):
-            config = sample(self.space, rng)
-            if config_key(without_constants(self.space, config)) not in seen:
+        seen = {tuned_key(self.space, trial.config) for trial in trials}
+        draws = (sample(self.space, rng) for _ in range(100))
+        for config in itertools.chain(draws, all_configs(self.space)):
+            if tuned_key(self.space, config) not in seen:
                 return config, "random"
-        left = unseen_configs(self.space, seen)
-        return (left[rng.integers(len(left))], "random") if left else None
+        return None
 
 
-def check_arguments(space, seed, max_epochs):
-    """ValueError where they are no space, no integer from 0, no integer from 1 or None."""
-    check_space(space)
-    last = 1 if max_epochs is None else max_epochs
-    for name, value, lowest in (("seed", seed, 0), ("max_epochs", last, 1)):
-        if not isinstance(value, numbers.Integral) or value < lowest:
-            raise ValueError(f"{name}: expected an integer, at least {lowest}, got {value!r}")
+def all_configs(space):
+    """Yields the configurations of a finite space."""
+    values = [domain.values for domain in domains(space).values()]
+    for combination in itertools.product(*values):
+        yield {**space, **dict(zip(domains(space), combination))}
 
 
-def unseen_configs(space, seen):
-    """The configurations of a finite space that are not in `seen`, a set of config_key."""
-    names, values = zip(*((name, domain.values) for name, domain in domains(space).items()))
-    configs = (dict(zip(names, combination)) for combination in itertools.product(*values))
-    return [{**space, **config} for config in configs if config_key(config) not in seen]
+def tuned_values(space, config):
+    """The part of a configuration that is tuned, with exact types; ValueError names a value."""
+    return {n: cast_value(n, domain, config.get(n)) for n, domain in domains(space).items()}
 
 
-def without_constants(space, config):
-    return {name: config[name] for name in domains(space)}
-
-
-def hyperparameters(space, trial):
-    """{name: value} of a trial, whatever its constants; ValueError names the trial."""
-    try:
-        values = {name: trial.config.get(name) for name in domains(space)}
-        return {name: cast_value(name, space[name], value) for name, value in values.items()}
-    except ValueError as error:
-        raise ValueError(f"trial {trial.id}: {error}") from None
+def tuned_key(space, config):
+    """A string that is the same for configurations with the same tuned values."""
+    return config_key(tuned_values(space, config))
 
 
 # ---- Bayesian optimisation: settings -------------------------------------------------------------
@@ -105,83 +89,44 @@ def hyperparameters(space, trial):
 class Settings:
     """All numbers of GPSearch. `--searcher gp:NAME=VALUE,...` sets them for a run.
 
-    experiments/LOG.md has what decided them; `python -m experiments.ablate` measures them anew.
-    Pairs are the mean and standard deviation of a normal prior on an entry of theta.
+    The first page of experiments/LOG.md says what decided them. `python -m experiments.ablate`
+    measures them. A pair is the mean and standard deviation of a normal prior.
     """
 
     n_initial: int = 5  # trials before the model: the start configuration and a Latin hypercube
-    category_period: int = 4  # one of so many suggestions may go to the category tried least
+    category_period: int = 4  # one suggestion of so many tries the category tried least
     cost_power: float = 1.0  # improvement / (seconds per epoch)^cost_power; 0 ignores time
-    n_fantasies: int = 4  # joint draws at the pending trials, over which improvement is averaged
-    n_scale: int = 20  # first trials, which scale the losses: later ones crowd at the optimum
-    clip: float = 2.0  # scaled losses above it are squashed: how bad a bad trial is matters little
-    outlier: float = 20.0  # scaled losses above it, of diverged trainings, count as failures
-    failure: float = 1.0  # y of a failed trial; of a diverged one it is `clip`
-    failure_noise: float = 0.3  # its noise variance: one says little, many say much
+    n_fantasies: int = 4  # joint draws at pending trials, over which improvement is averaged
+    n_scale: int = 20  # the losses of so many first trials give the scale
+    clip: float = 2.0  # scaled losses above it are squashed
+    failure: float = 1.0  # y of a failed trial
+    failure_noise: float = 0.3  # its noise variance: one failure says little, many say much
     n_random: int = 500  # candidates from all of the space
-    n_rounds: int = 4  # of ever smaller mutations of the best candidates
+    n_rounds: int = 4  # rounds in which the best candidates are mutated, by ever smaller steps
     n_fit: int = 100  # trials to which theta is fitted
     n_rows: int = 500  # trials in the posterior: O(n^3)
     lengthscale: tuple = (math.log(0.5), 0.7)  # logarithm; a range has length 1
-    choice_lengthscale: tuple = (math.log(2.8), 0.7)  # longer: two categories are sqrt(2) apart
-    epoch_lengthscale: tuple = (math.log(2.0), 0.7)  # early epochs predict the last well
+    choice_lengthscale: tuple = (math.log(2.8), 0.7)  # two categories are sqrt(2) apart
+    epoch_lengthscale: tuple = (math.log(2.0), 0.7)  # early epochs predict the last one well
     ridge: tuple = (0.0, 1.5)  # of each weight
     signal_variance: tuple = (0.0, 1.0)  # logarithm
     noise_variance: tuple = (math.log(0.01), 2.0)  # logarithm
     constant: tuple = (0.0, 3.16)  # of the mean
     bowl: tuple = (0.5, 0.125)  # of the mean, see `GaussianProcess.basis`
-    trend: float = (
-        0.5  # standard deviation of each hyperparameter's part of the mean, times sqrt(p)
-    )
+    trend: float = 0.5  # standard deviation of each trend in the mean, times sqrt(p)
 
     def __post_init__(self):
         for name, value in vars(self).items():
             default = getattr(Settings, name)
-            if isinstance(default, tuple):
-                is_good = is_pair(value)
-                expected = "two numbers, a mean and a standard deviation above 0"
-            else:
-                kind = numbers.Integral if isinstance(default, int) else numbers.Real
-                least = 1 if isinstance(default, int) else 0
-                is_good = isinstance(value, kind) and least <= value < math.inf
-                expected = f"{'an integer' if least else 'a number'}, at least {least}"
-            if not is_good:
-                raise ValueError(f"{name}: expected {expected}, got {value!r}")
-
-
-def is_pair(value):
-    is_two = isinstance(value, tuple) and len(value) == 2
-    is_finite = is_two and all(isinstance(v, numbers.Real) and math.isfinite(v) for v in value)
-    return is_finite and value[1] > 0
-
-
-@dataclass(frozen=True)
-class Model:
-    """What the trials say; experiments/explain.py prints it.
-
-    losses: Posterior of y. unit, centre: loss = centre + unit y, but for high, squashed ones.
-    costs: coefficients of ln(seconds per epoch) in `cost_features`; None as `costs` says.
-    """
-
-    losses: "Posterior"
-    incumbents: np.ndarray  # (n, d): of the trials to improve on, pending ones included
-    centre: float
-    unit: float
-    costs: np.ndarray | None
-
-    def inputs(self, X, progress=1.0):
-        """Rows of the process for X (m, d) in [0, 1], by default at the last epoch."""
-        has_epoch = self.losses.X.shape[1] > X.shape[1]
-        return add_epoch(X, progress if has_epoch else None)
-
-    def predict(self, X, progress=1.0):
-        """mu (m, f) and sigma (m, 1) at X (m, d), by default at the last epoch."""
-        return self.losses.predict(self.inputs(X, progress))
-
-    def sample(self, X, rng):
-        """One joint draw (m,) of the loss without noise at X (m, d), at the last epoch."""
-        mu, covariance = self.losses.joint(self.inputs(X))
-        return mu[:, 0] + robust_cholesky(covariance) @ rng.normal(size=len(X))
+            is_pair, is_count = isinstance(default, tuple), isinstance(default, int)
+            parts = value if is_pair and isinstance(value, tuple) else (value,)
+            kind = numbers.Integral if is_count else numbers.Real
+            is_good = all(isinstance(part, kind) and math.isfinite(part) for part in parts)
+            is_good = is_good and len(parts) == 1 + is_pair
+            if not is_good or (parts[-1] <= 0 if is_pair else parts[0] < is_count):
+                pair = "two numbers, a mean and a standard deviation above 0"
+                one = "an integer, at least 1" if is_count else "a number, at least 0"
+                raise ValueError(f"{name}: expected {pair if is_pair else one}, got {value!r}")
 
 
 # ---- Bayesian optimisation: the algorithm --------------------------------------------------------
@@ -191,7 +136,7 @@ class GPSearch:
     settings = Settings()
 
     def __init__(self, space, seed=0, max_epochs=None):
-        check_arguments(space, seed, max_epochs)
+        check_space(space)
         check_correlation(self.correlation)
         self.space, self.seed = space, seed
         rungs = [3**k for k in range(40) if max_epochs and 3**k < max_epochs]
@@ -199,14 +144,11 @@ class GPSearch:
         parts = list(domains(space).values())
         self.groups = np.repeat(np.arange(len(parts)), [domain.n_dims for domain in parts])
         self.is_choice = np.array([isinstance(parts[i], Choice) for i in self.groups])
-        self.cached_points = {}  # trial id -> what `point` returns
+        self.points = {}  # trial id -> what `point` returns
 
     def suggest(self, trials):
-        if len({trial.id for trial in trials}) < len(trials):
-            raise ValueError("trials: expected each with an id of its own, got one twice")
+        check_trials(trials)
         seen = {self.point(trial)[1] for trial in trials}
-        if len(seen) >= n_configs(self.space):
-            return None
         rng = np.random.default_rng([self.seed, len(trials)])
         model = self.model(trials, rng)
         if model is None:
@@ -215,19 +157,18 @@ class GPSearch:
             candidates, origin = self.candidates(model, trials, rng), "model"
         for x in candidates:
             config = decode(self.space, x)
-            if config_key(without_constants(self.space, config)) not in seen:
+            if tuned_key(self.space, config) not in seen:
                 return config, origin
-        logger.warning("trial %d is drawn at random: its candidates are taken", len(trials))
         return RandomSearch(self.space, self.seed).suggest(trials)
 
     def point(self, trial):
-        """(configuration, its key, its encoding (d,)) of a trial, worked out once."""
-        cached = self.cached_points.get(trial.id)
-        if cached is None or cached[0] != trial.config:
-            config = hyperparameters(self.space, trial)
-            cached = dict(trial.config), config_key(config), encode(self.space, config)
-            self.cached_points[trial.id] = cached
-        return cached
+        """(configuration, its key, its encoding (d,)) of a trial, computed once."""
+        known = self.points.get(trial.id)
+        if known is None or known[0] is not trial.config:
+            values = tuned_values(self.space, trial.config)
+            known = trial.config, config_key(values), encode(self.space, values)
+            self.points[trial.id] = known
+        return known
 
     def encode(self, trials):
         """(n, d): the configurations of trials, in [0, 1]."""
@@ -236,8 +177,8 @@ class GPSearch:
     def initial_point(self, i):
         """Point i (d,) of Latin hypercubes (McKay, Beckman and Conover 1979) of n_initial points.
 
-        The start configuration takes the place of the first, which is in the middle. Every point
-        has a part of its own of each range; a choice repeats a value when all have been used.
+        Of each range every point has a part of its own. A choice repeats a category only when all
+        have been used. The first point is in the middle, where the start configuration is.
         """
         n, columns = self.settings.n_initial, []
         rng = np.random.default_rng([self.seed, i // n, 1])
@@ -251,45 +192,39 @@ class GPSearch:
 
     # ---- The model ----
     def model(self, trials, rng):
-        """What the trials say; None while they are too few, or fewer than two have a loss."""
+        """The Model of the trials. None if they are too few, or fewer than two have a loss."""
         settings, last = self.settings, self.rungs[-1] or 1
-        check_losses(trials)
         observed = [trial for trial in trials if trial.value is not None]
         ended = [trial for trial in observed if trial.status != "running"]
         if len(trials) < settings.n_initial or len(ended) < 2:
             return None
-        # A stopped trial's value is not its last one. So where there are any, each trial has a row
-        # for every rung that it has come to, and the epoch is an input, as in MOBSTER (Klein et
+        # The value of a stopped trial is not its last one. So if curves are cut off, a trial has a
+        # row for each rung that it has reached, and the epoch is an input, as in MOBSTER (Klein et
         # al. 2020, 2003.10865). Improvement is sought at the last epoch.
         is_cut = last > 1 and any(t.status != "done" and t.n_epochs < last for t in ended)
         observed = observed if is_cut else ended
         curves = [losses_at(self.rungs, t) if is_cut else [t.value] for t in observed]
         trial_of = np.repeat(np.arange(len(curves)), [len(curve) for curve in curves])
         rung_of = np.concatenate([np.arange(len(curve)) for curve in curves])
-        losses = np.concatenate(curves)
-        y, centre, unit = standardise(losses, trial_of, rung_of, settings, is_cut)
-        usable = np.isfinite(y)  # the others, of diverged trainings, count as failed
-        diverged = {observed[i].id for i in trial_of[~usable] if observed[i].status != "running"}
-        failed = [trial for trial in trials if has_failed(trial) or trial.id in diverged]
-        failed = failed[-settings.n_fit :]
-        levels = [settings.clip if t.id in diverged else settings.failure for t in failed]
-        trial_of, rung_of, y = trial_of[usable], rung_of[usable], y[usable]
+        y, centre, unit = standardise(np.concatenate(curves), trial_of, rung_of, settings, is_cut)
 
         progress = (np.log(self.rungs) / math.log(last))[rung_of] if is_cut else None
-        at_last = 1.0 if is_cut else None
-        kept, fit = (best_and_random(y, n, rng) for n in (settings.n_rows, settings.n_fit))
         X = self.encode(observed)
         rows = add_epoch(X[trial_of], progress)
+        kept, fit = (best_and_random(y, n, rng) for n in (settings.n_rows, settings.n_fit))
         theta = self.process(rows[fit], y[fit], is_cut).fit()
-        # Failed trials count at the first rung, where all trials are. At the last one, to which few
-        # have come, they would be all that is known, and good trials would promise as little.
-        failed_X = add_epoch(self.encode(failed), 0.0 if is_cut else None)
-        pending = self.encode([trial for trial in trials if trial.status == "running"])
-        values = np.append(y[kept], levels)
-        process = self.process(np.concatenate([rows[kept], failed_X]), values, is_cut)
+
+        # Failed trials have their row at the first rung, where all trials have one. At the last
+        # rung, which few trials reach, they would make every configuration look bad.
+        failed = [trial for trial in trials if has_failed(trial)][-settings.n_fit :]
+        failed_rows = add_epoch(self.encode(failed), 0.0 if is_cut else None)
+        values = np.append(y[kept], np.full(len(failed), settings.failure))
         extra_noise = np.repeat([0, settings.failure_noise], [len(kept), len(failed)])
+        process = self.process(np.concatenate([rows[kept], failed_rows]), values, is_cut)
+        pending = self.encode([trial for trial in trials if trial.status == "running"])
         draws = rng.normal(size=(len(pending), settings.n_fantasies if len(pending) else 1))
-        losses = process.posterior(theta, extra_noise, add_epoch(pending, at_last), draws)
+        pending_rows = add_epoch(pending, 1.0 if is_cut else None)
+        losses = process.posterior(theta, extra_noise, pending_rows, draws)
         incumbents = np.concatenate([X[np.unique(trial_of[kept])], pending])
         return Model(losses, incumbents, centre, unit, self.costs(trials))
 
@@ -298,15 +233,14 @@ class GPSearch:
         return GaussianProcess(X, y, groups, self.settings, self.correlation, with_epoch)
 
     def correlation(self, a):
-        """The kernel's shape: m and -m'(a) / a at a = sqrt(5) r, in which m(0) = 1."""
+        """The kernel's shape: m and -m'(a) / a at a = sqrt(5) r, with m(0) = 1."""
         return matern52(a)
 
     def costs(self, trials):
-        """Coefficients of ln(seconds per epoch); None before three times, and while none runs.
+        """Coefficients of ln(seconds per epoch) in `cost_features`, by ridge regression.
 
-        So a run with one worker can be repeated, whatever the machine does; with several the order
-        in which trials end is another every time. Ridge regression on logarithms, as factors
-        multiply.
+        None before three times are known, and while no trial runs. So a run with one worker can be
+        repeated on any machine. With several workers the order of events differs each time anyway.
         """
         timed = [t for t in trials if t.n_epochs > 0 and t.ended and t.ended > t.started]
         timed = timed[-self.settings.n_fit :]
@@ -321,7 +255,7 @@ class GPSearch:
     # ---- The search for a candidate ----
     def candidates(self, model, trials, rng):
         """Points (m, d) of the space, those with the highest score first."""
-        is_finite = n_configs(self.space) < math.inf  # else no point comes twice
+        is_finite = n_configs(self.space) < math.inf  # in other spaces no point comes twice
         taken = {row.tobytes() for row in np.round(self.encode(trials), 9)} if is_finite else set()
         column = self.category_in_turn(trials)
         X, mu = self.incumbents(model, column)
@@ -343,8 +277,21 @@ class GPSearch:
             X, scores = np.concatenate([X[top], new]), np.concatenate([scores[top], score(new)])
         return X[np.argsort(-scores, kind="stable")]
 
+    def category_in_turn(self, trials):
+        """The column of the category that trials have had least often, or None if not in turn.
+
+        A category that is good at once draws all trials. The model then believes what they show,
+        such as that a hyperparameter does not matter, of the other categories too.
+        """
+        columns = np.flatnonzero(self.is_choice)
+        if not len(columns) or (len(trials) + 1) % self.settings.category_period:
+            return None
+        n = (self.encode(trials)[:, columns] > 0).sum(axis=0)
+        n *= np.bincount(self.groups)[self.groups[columns]]  # of k categories each should have 1/k
+        return columns[n.argmin()] if n.min() <= 3 * math.sqrt(len(trials)) else None
+
     def incumbents(self, model, column):
-        """X, mu of the trials to improve on: of a category in turn, those with it if there are."""
+        """X, mu of the trials to improve on: if a category is in turn, only its own."""
         X = model.incumbents
         if column is not None and (own := X[:, column] > 0.5).any():
             X = X[own]
@@ -352,43 +299,24 @@ class GPSearch:
 
     def score(self, model, X, best):
         """ln of expected improvement per second^cost_power, (m,) at the points X (m, d)."""
-        mu, sigma = model.predict(X)
-        # Where curves are cut off, noise is small beside what later epochs may bring.
-        is_cut = model.losses.X.shape[1] > X.shape[1]
-        noise = 0.0 if is_cut else math.exp(model.losses.theta[-1] / 2)
-        scores = self.acquisition(mu, sigma, best, noise)
-        scores = np.logaddexp.reduce(scores, axis=1) - math.log(mu.shape[1])
+        scores = self.acquisition(*model.predict(X), best)
+        scores = np.logaddexp.reduce(scores, axis=1) - math.log(scores.shape[1])
         if model.costs is not None:
             scores = scores - self.settings.cost_power * cost_features(X) @ model.costs
         if np.isnan(scores).any():
-            raise ValueError("scores: expected numbers, got NaN; from an acquisition of its own?")
+            raise ValueError("scores: expected numbers, got NaN; is it your own acquisition?")
         return scores
 
-    def acquisition(self, mu, sigma, best, noise):
-        """ln (m, f) of what to maximise, which is averaged over the f fantasies.
+    def acquisition(self, mu, sigma, best):
+        """ln (m, f) of what to maximise; the average over the f fantasies is taken of it.
 
-        mu (m, f), sigma (m, 1): posterior. best (f,): the loss to improve on. noise: the standard
-        deviation of an observation. For a bound, which is no logarithm, set cost_power to 0.
+        mu (m, f), sigma (m, 1): posterior. best (f,): the loss to improve on. For a bound, which is
+        no logarithm, set cost_power to 0.
         """
-        return log_augmented_improvement(mu, sigma, best, noise)
-
-    def category_in_turn(self, trials):
-        """The column of the category that trials have had least often, when it is its turn.
-
-        A category that is good at once draws all trials. What they find there, such as that a
-        hyperparameter is of no consequence, the model then believes of the others too.
-        """
-        columns = np.flatnonzero(self.is_choice)
-        if not len(columns) or (len(trials) + 1) % self.settings.category_period:
-            return None
-        weights = [4 if trial.status == "failed" else 1 for trial in trials]  # it says more
-        n = weights @ (self.encode(trials)[:, columns] > 0)
-        n_categories = np.bincount(self.groups)[self.groups[columns]]
-        i = (n_categories * n).argmin()  # of a choice of k values each should have 1/k
-        return columns[i] if n[i] <= 3 * math.sqrt(len(trials)) else None  # else it is known
+        return log_expected_improvement(mu, sigma, best)
 
     def mutate(self, X, size, rng):
-        """Each row (m, d) with some hyperparameters moved by about `size`, choices drawn anew."""
+        """X (m, d) with some hyperparameters of each row moved by about `size`, choices redrawn."""
         p = self.groups[-1] + 1
         change = rng.random((len(X), p)) < max(0.3, 1.5 / p)
         change[np.arange(len(X)), rng.integers(p, size=len(X))] = True
@@ -399,32 +327,74 @@ class GPSearch:
     def recommend(self, trials):
         """(trial, epoch, mu, sigma): the trial with the lowest posterior mean of the loss; or None.
 
-        The lowest of many noisy values is lucky; the posterior mean is what training it again as
-        far would give. Only trials at the highest rung that any has come to are compared. None
-        while there is no model, or where the lowest value is of another: a quick trial may be
-        alone at the highest rung, and poor.
+        The lowest of many noisy values is lucky. The posterior mean tells what the trial would give
+        if trained again. Trials at the highest rung that any has reached are compared. None without
+        a model, and if the lowest value is of a trial that has not reached this rung.
         """
         model = self.model(trials, np.random.default_rng([self.seed, len(trials)]))
         if model is None:
             return None
         ended = [t for t in trials if t.value is not None and t.status != "running"]
-        n_rungs = [len(losses_at(self.rungs, trial)) for trial in ended]
-        lowest = min(trial.value for trial in ended)
-        ended = [trial for trial, n in zip(ended, n_rungs) if n == max(n_rungs)]
-        if all(trial.value > lowest for trial in ended):
+        n_rungs = np.array([len(losses_at(self.rungs, trial)) for trial in ended])
+        furthest = [ended[i] for i in np.flatnonzero(n_rungs == n_rungs.max())]
+        if min(trial.value for trial in ended) < min(trial.value for trial in furthest):
             return None
-        epoch = self.rungs[max(n_rungs) - 1]
+        epoch = self.rungs[n_rungs.max() - 1]
         progress = math.log(epoch) / math.log(self.rungs[-1]) if epoch and self.rungs[-1] > 1 else 1
-        mu, sigma = model.predict(self.encode(ended), progress)
+        mu, sigma = model.predict(self.encode(furthest), progress)
         i = mu.mean(axis=1).argmin()
-        mean = model.centre + model.unit * mu[i].mean()
         deviation = model.unit * np.hypot(sigma[i, 0], mu[i].std())
-        return ended[i], epoch, float(mean), float(deviation)
+        return furthest[i], epoch, float(model.centre + model.unit * mu[i].mean()), float(deviation)
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the trials say; experiments/explain.py prints it.
+
+    losses: Posterior of y. incumbents (n, d): the trials to improve on, pending ones included.
+    centre, unit: loss = centre + unit y, unless it was squashed. costs: see `GPSearch.costs`.
+    """
+
+    losses: "Posterior"
+    incumbents: np.ndarray
+    centre: float
+    unit: float
+    costs: np.ndarray | None
+
+    def inputs(self, X, progress=1.0):
+        """The rows of the process for X (m, d) in [0, 1], by default at the last epoch."""
+        has_epoch = self.losses.X.shape[1] > X.shape[1]
+        return add_epoch(X, progress if has_epoch else None)
+
+    def predict(self, X, progress=1.0):
+        """mu (m, f) and sigma (m, 1) at X (m, d), by default at the last epoch."""
+        return self.losses.predict(self.inputs(X, progress))
+
+    def sample(self, X, rng):
+        """One joint draw (m,) of the loss without noise at X (m, d), at the last epoch."""
+        mu, covariance = self.losses.joint(self.inputs(X))
+        return mu[:, 0] + robust_cholesky(covariance) @ rng.normal(size=len(X))
 
 
 def add_epoch(X, progress):
-    """X (n, d) and, unless it is None, a column: progress = ln(epoch) / ln(last epoch)."""
+    """X (n, d) and, if it is not None, a column with progress = ln(epoch) / ln(last epoch)."""
     return X if progress is None else np.column_stack([X, np.full(len(X), progress)])
+
+
+def cost_features(X):
+    """(m, 1 + 2 d): one, and each column of X (m, d) and its square, from the middle."""
+    return np.hstack([np.ones((len(X), 1)), X - 0.5, (X - 0.5) ** 2])
+
+
+# ---- Losses --------------------------------------------------------------------------------------
+def check_trials(trials):
+    """Raises ValueError if two trials have one id, or a loss is not finite."""
+    if len({trial.id for trial in trials}) < len(trials):
+        raise ValueError("trials: expected each with an id of its own, got one twice")
+    for trial in trials:
+        if trial.status != "failed" and not all(math.isfinite(loss) for _, loss in trial.curve):
+            expected = "a curve [(epoch, loss)] of finite losses, or the status 'failed'"
+            raise ValueError(f"trial {trial.id}: expected {expected}, got {trial.curve!r:.200}")
 
 
 def has_failed(trial):
@@ -433,21 +403,8 @@ def has_failed(trial):
     return trial.status == "failed" or is_late
 
 
-def check_losses(trials):
-    """ValueError names a trial whose losses are no finite numbers."""
-    for trial in trials:
-        try:
-            losses = [] if trial.status == "failed" else [loss for _, loss in trial.curve]
-            is_finite = all(map(math.isfinite, losses))
-        except (TypeError, ValueError, OverflowError):  # no curve, no number, or 10**400
-            is_finite = False
-        if not is_finite:
-            expected = "a curve [(epoch, loss)] of finite losses, or the status 'failed'"
-            raise ValueError(f"trial {trial.id}: expected {expected}, got {trial.curve!r:.200}")
-
-
 def losses_at(rungs, trial):
-    """The lowest losses up to each rung that a trial has come to; of all rungs when it is done."""
+    """The lowest losses up to each rung that a trial has reached: all rungs if it is done."""
     best, losses = math.inf, []
     for epoch, loss in trial.curve:
         best = min(best, loss)
@@ -458,68 +415,64 @@ def losses_at(rungs, trial):
 
 
 def standardise(losses, trial_of, rung_of, settings, is_cut):
-    """y (n,), and (centre, unit): loss = centre + unit y at the highest rung; inf is an outlier.
+    """y (n,), centre and unit; loss = centre + unit y at the highest rung if not squashed.
 
-    trial_of, rung_of (n,): the trial and the rung of each loss. Each later rung is mapped such that
-    the trials that have come to it keep the median and spread of their y: what all learning curves
-    have in common is gone, and what tells good trials apart keeps its size.
+    trial_of, rung_of (n,): the trial and the rung of each loss. At the first rung the first n_scale
+    trials get mean 0 and variance 1. Each later rung is mapped such that the trials that reached it
+    keep the median and spread of their y. This removes what all learning curves have in common.
     """
     losses = np.array(losses, float) / 4  # differences of 1e308 would overflow
-    y = np.full(len(losses), math.inf)
-    before, unit = standardise_first(losses[rung_of == 0], settings, is_cut)  # of each trial
-    y[rung_of == 0] = before
+    y, is_first = np.empty(len(losses)), rung_of == 0
+    y[is_first], unit = standardise_first(losses[is_first], settings, is_cut)
+    before = y[is_first]  # of each trial at its last rung so far
     for rung in range(1, rung_of.max() + 1):
-        here = (rung_of == rung) & np.isfinite(before[trial_of])
-        if here.any():
-            now, then = losses[here], before[trial_of[here]]
-            # the first to learn at all may be far off in the units of those that do not
-            unit = max(unit, np.abs(now - np.median(now)).max() / 2)
-            if len(now) >= 5 and spread(now) and spread(then):
-                unit = min(unit, spread(now) / spread(then))
-            y[here] = squash(np.median(then) + (now - np.median(now)) / unit, settings.clip, is_cut)
-            before[trial_of[here]] = y[here]
-    highest = np.isfinite(y) & (rung_of == rung_of[np.isfinite(y)].max())
-    better = highest & (losses <= np.median(losses[highest]))  # they are not squashed
+        here = rung_of == rung
+        now, then = losses[here], before[trial_of[here]]
+        # the first trials to learn at all may be far off in the unit of those that do not
+        unit = max(unit, np.abs(now - np.median(now)).max() / 2)
+        if len(now) >= 5 and spread(now) and spread(then):
+            unit = min(unit, spread(now) / spread(then))
+        y[here] = squash(np.median(then) + (now - np.median(now)) / unit, settings.clip, is_cut)
+        before[trial_of[here]] = y[here]
+    highest = rung_of == rung_of.max()
+    better = highest & (losses <= np.median(losses[highest]))  # these are not squashed
     unit = np.ptp(losses[better]) / np.ptp(y[better]) if np.ptp(y[better]) > 0 else unit
     return y, 4 * (losses[better].mean() - unit * y[better].mean()), 4 * unit
 
 
 def standardise_first(losses, settings, is_cut):
-    """y (n,) of which the first have mean 0 and variance 1, and their unit; inf: an outlier.
+    """y (n,) and its unit, such that the first n_scale have mean 0 and variance 1.
 
-    Half of a space may diverge, and report any numbers: so the scale is that of two quantiles of
-    the better half, higher losses are squashed, and much higher ones are outliers. Later trials
-    crowd at the optimum: in units of their spread, nothing untried could be much better.
+    The unit comes from two quantiles of the better half, as half of a space may diverge and report
+    any numbers. It comes from the first trials, as later ones crowd at the optimum: in the unit of
+    their spread, no untried configuration could be much better.
     """
-    first = slice(settings.n_scale)
-    low, middle = np.quantile(losses[first], (0.1, 0.4))
+    first = losses[: settings.n_scale]
+    low, middle = np.quantile(first, (0.1, 0.4))
     unit = (middle - low) or np.ptp(losses) or 1.0
     with np.errstate(over="ignore"):
-        z = (losses - middle) / unit
-    limit = -settings.outlier * z[first].min()  # the better half may all but tie
-    is_outlier = (z > limit) & (z > settings.outlier) & (len(z) >= 8)  # few may be close by chance
-    is_outlier &= not is_cut  # a training that has not learnt anything yet is none
-    z = squash(z, settings.clip, is_cut)
-    scaled = z[first][~is_outlier[first]]
+        z = squash((losses - middle) / unit, settings.clip, is_cut)
+    scaled = z[: settings.n_scale]
     deviation = scaled.std() or 1.0
-    return np.where(is_outlier, math.inf, (z - scaled.mean()) / deviation), unit * deviation
+    return (z - scaled.mean()) / deviation, unit * deviation
 
 
 def squash(z, clip, is_cut):
-    """z up to clip, and from there to clip + 1: how bad a bad trial is matters little.
+    """z up to clip, and above it at most clip + 1: how bad a bad trial is matters little.
 
-    Where curves are cut off, to clip + 4, as improvement is sought per second: the worst trials are
-    often the fastest, and must not look as if they were near.
+    If curves are cut off, at most clip + 4. Improvement is sought per second, and the worst trials
+    are often the fastest, so they must not look nearly as good as others.
     """
-    above = np.maximum(z - clip, 0)
-    above = np.log1p(np.minimum(above, 50)) if is_cut else 1 - np.exp(-above)
-    return np.maximum(np.minimum(z, clip) + above, -1000.0)
+    above = np.clip(z - clip, 0, 50)
+    return np.maximum(
+        np.minimum(z, clip) + (np.log1p(above) if is_cut else -np.expm1(-above)), -1e3
+    )
 
 
 def spread(y):
-    """Half-width of the better half of y: a standard deviation if it is normal.
+    """Half-width of the better half of y: the standard deviation of normal numbers.
 
-    But not where that half all but ties, as at an accuracy of 1, and the rest does not.
+    If this half almost ties, as at an accuracy of 1, a twentieth of the whole width.
     """
     low, middle, high = np.quantile(y, (0.16, 0.5, 0.84))
     return max(middle - low, 0.05 * (high - low)) or np.ptp(y)
@@ -533,11 +486,6 @@ def best_and_random(y, n, rng):
     return np.append(order[: n // 2], rng.choice(order[n // 2 :], n - n // 2, replace=False))
 
 
-def cost_features(X):
-    """(m, 1 + 2 d): one, and each column of X (m, d) in [0, 1] and its square, from the middle."""
-    return np.hstack([np.ones((len(X), 1)), X - 0.5, (X - 0.5) ** 2])
-
-
 # ---- Gaussian process ----------------------------------------------------------------------------
 class GaussianProcess:
     """A mean plus a function, of which (X, y) are noisy observations.
@@ -545,13 +493,13 @@ class GaussianProcess:
         k(x, x') = signal m(sqrt(5) r) + h(x).(S h(x'))
         r^2 = sum_i |x_i - x'_i|^2 / lengthscale_i^2 + (v.x - v.x')^2
 
-    with m Matern-5/2. The ridge v is a combination of hyperparameters that matters as such, as
-    learning rates do against batch sizes: it makes r a factor-analysis distance (R&W section 5.1).
-    The mean is linear in h, of which `basis` tells, and its coefficients are integrated out, with
-    variances S (R&W section 2.7): the average of y, mostly of trials near the optimum, would be
-    too optimistic elsewhere.
+    with m Matern-5/2. The ridge v stands for a combination of hyperparameters that matters, such as
+    learning rate against batch size: it makes r a factor-analysis distance (R&W section 5.1).
+    The mean is linear in the features h of `basis`. Its coefficients are integrated out, with prior
+    variances S (R&W section 2.7). The average of y would not do as a mean: most trials are near the
+    optimum, so it would be too optimistic elsewhere.
 
-    correlation(a): m and -m'(a) / a, of which the gradient is made.
+    correlation(a): m and -m'(a) / a, which the gradient needs.
     """
 
     def __init__(self, X, y, groups, settings, correlation, with_epoch=False):
@@ -564,7 +512,7 @@ class GaussianProcess:
         mean, sd = settings.ridge
         priors += [(mean, sd * (0.5**0.5 if n > 1 else 1)) for n in n_columns[groups]]
         priors += [settings.signal_variance, settings.noise_variance]
-        if with_epoch:  # no part of the ridge, by which short trials would promise too much
+        if with_epoch:  # not in the ridge: it would make short trials promise too much
             priors[self.p - 1], priors[-3] = settings.epoch_lengthscale, (0.0, 1e-9)
             self.is_numeric[-1] = self.is_choice[-1] = False
         self.prior_mean, self.prior_sd = np.array(priors).T
@@ -579,9 +527,10 @@ class GaussianProcess:
         """h (m, 2 + 3 q + c) of q numeric columns and c of choices: 1, a bowl, and a trend of each.
 
         The bowl is sum_i (2 x_i - 1)^2 / sqrt(q). Users set ranges so that the optimum lies inside.
-        A box has 2^q corners, all far from the data: without it they get the first suggestions.
-        The trends, cos(k pi x_i) for k = 1, 2, 3 and the categories, learn from every trial about
-        each hyperparameter by itself, as an additive kernel does (Duvenaud et al. 2011, 1112.4394).
+        A box has 2^q corners, all far from the data. Without the bowl the first suggestions go
+        there. The trends are cos(k pi x_i) for k = 1, 2, 3, and the categories. With them each
+        trial tells something about each hyperparameter by itself, as with an additive kernel
+        (Duvenaud et al. 2011, 1112.4394).
         """
         numeric = X[:, self.is_numeric]
         bowl = ((2 * numeric - 1) ** 2).sum(axis=1) / math.sqrt(max(1, numeric.shape[1]))
@@ -590,11 +539,11 @@ class GaussianProcess:
         return np.hstack([np.ones((len(X), 1)), bowl[:, None], *waves, X[:, self.is_choice]])
 
     def mean(self, X):
-        """(m,) the mean expected before any y, at the rows of X (m, d)."""
+        """(m,) the prior mean at the rows of X (m, d)."""
         return self.basis(X) @ self.coefficients
 
     def mean_kernel(self, A, B):
-        """(n, m) covariance that comes from not knowing the mean's coefficients."""
+        """(n, m) covariance that the unknown coefficients of the mean add."""
         return (self.basis(A) * self.coefficients_sd**2) @ self.basis(B).T
 
     def split(self, theta):
@@ -638,8 +587,8 @@ class GaussianProcess:
     def fit(self, n_steps=30):
         """theta at a maximum of the log posterior, by BFGS (Nocedal & Wright, Alg. 6.1).
 
-        It starts from the prior's mean. But the ridge starts along the slope of y: at 0, where v
-        and -v are the same, its gradient is 0.
+        It starts at the mean of the prior, but for the ridge. There its gradient is 0, as v and -v
+        are the same, so the ridge starts along the slope of y.
         """
         theta, centred = self.prior_mean.copy(), self.X - self.X.mean(axis=0)
         slope = self.prior_sd[self.p : -2] * (centred.T @ self.residual)
@@ -688,7 +637,7 @@ class GaussianProcess:
 
 @dataclass(frozen=True)
 class Posterior:
-    """What a Gaussian process knows after (X, y), once for each of f fantasies."""
+    """A Gaussian process given (X, y), once for each of f fantasies."""
 
     process: GaussianProcess
     theta: np.ndarray
@@ -711,7 +660,7 @@ class Posterior:
         return mu, self.process.kernel(self.theta, X_new, X_new) - A @ A.T
 
     def mean(self, X_new):
-        """mu (m, f), and A (m, n): what is known reduces the prior covariance by A A^T."""
+        """mu (m, f), and A (m, n): the data reduce the prior covariance by A A^T."""
         A = self.process.kernel(self.theta, X_new, self.X) @ self.L_inv.T
         return self.process.mean(X_new)[:, None] + A @ self.b, A
 
@@ -730,7 +679,7 @@ def matern52(a):
 
 
 def check_correlation(correlation):
-    """ValueError where a kernel's second value is not -m'(a) / a, by finite differences."""
+    """Raises ValueError if a kernel's second value is not -m'(a) / a, by finite differences."""
     a, step = np.array([0.1, 0.5, 1.0, 2.0, 5.0]), 1e-4
     slope = correlation(a)[1]
     expected = (correlation(a - step)[0] - correlation(a + step)[0]) / (2 * step * a)
@@ -744,13 +693,13 @@ def robust_cholesky(K):
     for power in range(-10, 1):
         try:
             return np.linalg.cholesky(K + 10.0**power * scale * np.eye(len(K)))
-        except np.linalg.LinAlgError:  # rows that are nearly the same
-            logger.debug("Cholesky factor of %d rows: jitter grows from 1e%d", len(K), power)
+        except np.linalg.LinAlgError:  # some rows are nearly the same
+            continue
     raise np.linalg.LinAlgError(f"covariance of {len(K)} rows is not positive definite")
 
 
 def inverse_of_lower(L):
-    """L^-1 of a lower triangular L by halves: numpy has no triangular solver.
+    """L^-1 of a lower triangular L by halves, as numpy has no triangular solver.
 
     [[A, 0], [B, C]]^-1 = [[A^-1, 0], [-C^-1 B A^-1, C^-1]]
     """
@@ -765,16 +714,13 @@ def inverse_of_lower(L):
 
 
 # ---- Acquisition ---------------------------------------------------------------------------------
-def log_augmented_improvement(mu, sigma, best, noise):
-    """ln of E[max(best - f, 0)], f ~ N(mu, sigma^2), times 1 - noise / sqrt(noise^2 + sigma^2).
+def log_expected_improvement(mu, sigma, best):
+    """ln E[max(best - f, 0)] for f ~ N(mu, sigma^2).
 
-    Ament et al. 2023 (2310.20708) on why the logarithm. The factor is of Huang et al. 2006 (J.
-    Global Optimization 34): where f is known better than an observation can tell, another says
-    little; without it noise, which keeps sigma up, keeps the search at the incumbent.
+    The logarithm tells candidates apart where the improvement itself is 0 in floating point (Ament
+    et al. 2023, 2310.20708).
     """
-    sd_observed = np.hypot(noise, sigma)
-    log_factor = 2 * np.log(sigma) - np.log(sd_observed) - np.log(sd_observed + noise)
-    return np.log(sigma) + log_h((best - mu) / sigma) + log_factor
+    return np.log(sigma) + log_h((best - mu) / sigma)
 
 
 # Polynomial fit of log h(-|z|) + z^2/2 + ln sqrt(2 pi) - 2 ln u in v = 2u - 1, u = 1/(1 + |z|/4);
