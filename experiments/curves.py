@@ -129,8 +129,9 @@ def read_folder(folder):
     for trial in journal.trials:
         losses = {} if trial.value is None else dict(trial.curve)
         epochs = [epoch for epoch in sorted(losses) if epoch > 0]
-        if epochs:
-            at = [trial.started, *(times[trial.id, trial.attempt, epoch] for epoch in epochs)]
+        keys = [(trial.id, trial.attempt, epoch) for epoch in epochs]
+        if epochs and times.keys() >= set(keys):  # not one that continued from a checkpoint
+            at = [trial.started, *(times[key] for key in keys)]
             arrays = epochs, [losses[epoch] for epoch in epochs], np.diff(at)
             config = {name: trial.config[name] for name in names}
             curves.append(Curve(config, *map(np.array, arrays)))

@@ -62,6 +62,7 @@ class Journal:
             self.learned.append(trial)
         self.synced = -math.inf  # the run's clock at the last fsync
         self.columns = {}  # table -> its columns; {}: the tables must be written anew
+        self.silent = set()  # ids of trials that were started again and have not reported since
 
     # ---- The fold ----
     def apply(self, event):
@@ -79,11 +80,14 @@ class Journal:
                 trial.suggest_seconds = event.get("suggest_seconds", 0.0)
                 trial.earlier = [curve for t in last for curve in (*t.earlier, t.curve)]
                 self.trials[i : i + 1] = [trial]
+                self.silent |= {t.id for t in last}
             case {"report": i, "epoch": int(epoch), "metrics": metrics}:
                 trial = self._running(i, event["attempt"])
+                if i in self.silent:  # it may continue from a checkpoint
+                    before = next((curve for curve in reversed(trial.earlier) if curve), [])
+                    trial.curve = [point for point in before if point[0] < epoch]
+                    self.silent.remove(i)
                 if math.isfinite(loss := self.to_loss(metrics.get(self.metric))):
-                    if trial.earlier and not trial.curve:  # it may continue from a checkpoint
-                        trial.curve = [point for point in trial.earlier[-1] if point[0] < epoch]
                     trial.curve.append((epoch, loss))
             case {"end": i, "status": status, "error": error} if status in STATUSES:
                 trial = self._running(i, event["attempt"])
@@ -163,10 +167,10 @@ class Journal:
         try:
             self._write(event)
             # A new attempt replaces rows of the one before: at its start and at its first report.
-            is_first = "report" not in event or not self.trials[event["report"]].curve
-            trial = self.apply(event)
-            if event.get("attempt", 1) > 1 and is_first:
+            is_start = "start" in event and event["attempt"] > 1
+            if is_start or event.get("report") in self.silent:
                 self.columns = {}
+            trial = self.apply(event)
             if "report" in event:
                 self._add_row("reports", report_row(event))
             elif "end" in event:

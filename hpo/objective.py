@@ -194,7 +194,7 @@ def run_as_program(objective, config_space, prepare=None, arguments=None):
     given = vars(parser.parse_known_args(arguments)[0])
     try:
         if "config_json" in given:
-            given |= json.loads(pathlib.Path(given["config_json"]).read_text())
+            given = {**json.loads(pathlib.Path(given["config_json"]).read_text()), **given}
         if missing := [f"--{name}" for name in config_space if name not in given]:
             raise ValueError(f"missing {', '.join(missing)}; every name of config_space is needed")
         config = {name: given[name] for name in config_space}
@@ -205,7 +205,7 @@ def run_as_program(objective, config_space, prepare=None, arguments=None):
                 config[name] = cast_value(name, entry, config[name])
         if prepare:
             config |= prepare({name: config[name] for name in constants(config_space)}) or {}
-    except (ValueError, OSError) as error:
+    except (ValueError, TypeError, OSError) as error:  # a TypeError if the file holds no dict
         parser.error(str(error))
     config.pop("note", None)  # `prepare` returns it for the tuner to show
     if "trial_seed" in given:

@@ -107,7 +107,9 @@ class Status:
         else:
             say(f"no trial has reported {self.journal.metric}")
         spans = [((t.ended or now) - max(t.started, self.began)) for t in trials]
-        share = sum(max(0, span) for span in spans) / (tuner.n_workers * (now - self.began))
+        share = sum(max(0, span) for span in spans) / (
+            tuner.n_workers * max(now - self.began, 1e-9)
+        )
         say(f"the workers were busy {100 * share:.1f}% of the time")
         say(f"{self.journal.folder / 'trials.csv'}\n{self.journal.folder / 'reports.csv'}")
         if tuner.reason not in ("trials", "exhausted", "deadline"):
@@ -155,7 +157,7 @@ class Status:
 def best_of(trials, best=None):
     """The lowest (loss, epoch, trial) of all attempts, or None."""
     for trial in trials:
-        for curve in [*trial.earlier, [] if trial.status == "failed" else trial.curve]:
+        for curve in [] if trial.status == "failed" else [*trial.earlier, trial.curve]:
             for epoch, loss in curve:
                 if best is None or loss < best[0]:
                     best = loss, epoch, trial
@@ -166,7 +168,9 @@ def say(text, end="\n"):
     """Prints a text, on a terminal over the status line. It raises no error."""
     try:
         clear_line = "\r\x1b[K" if sys.stdout.isatty() else ""
-        print(clear_line + printable(text), end=end, flush=True)
+        encoding = sys.stdout.encoding or "utf-8"
+        text = printable(text).encode(encoding, "backslashreplace").decode(encoding)
+        print(clear_line + text, end=end, flush=True)
     except (OSError, ValueError):  # the reader has gone, or the disk is full
         # The run goes on without output. The interpreter's last flush would raise the error again.
         with contextlib.suppress(OSError, ValueError):

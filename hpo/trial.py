@@ -233,7 +233,9 @@ class LocalBackend:
         arguments = ([ours] if is_forked else [], theirs, self.objective, self.n_threads)
         context = multiprocessing.get_context("fork" if is_forked else "spawn")
         self.process = context.Process(target=_serve, args=arguments)
-        main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
+        main = sys.modules["__main__"]
+        if not is_forked:  # a fork needs it: the user's function may pickle what is defined there
+            sys.modules["__main__"] = types.ModuleType("__main__")
         if POSIX:
             # `start` starts this tracker where there is none yet, and then unblocks the signals.
             multiprocessing.resource_tracker.ensure_running()

@@ -289,10 +289,11 @@ def call(name, function, *arguments):
 LEAST = {"hours": 1e-9, "trials": 1, "workers": 1, "trial_timeout": 1e-9, "trials_per_gpu": 1}
 LEAST |= {"first_rung": 1, "eta": 2, "seed": 0}
 DEFAULTS = {
-    "config_space": None, "metric": None, "mode": None, "assignments": [], "epochs_name": "epochs",
-    "hours": 3.0, "trials": None, "workers": 4, "trial_timeout": None, "trials_per_gpu": None,
-    "searcher": "gp", "stopping": "auto", "first_rung": 1, "eta": 3, "seed": 0, "start": None,
-    "learn_from": [], "pass_json": None, "checkpoint_flag": None, "dask": None,
+    "objective": None, "config_space": None, "metric": None, "mode": None, "assignments": [],
+    "epochs_name": "epochs", "hours": 3.0, "trials": None, "workers": 4, "trial_timeout": None,
+    "trials_per_gpu": None, "searcher": "gp", "stopping": "auto", "first_rung": 1, "eta": 3,
+    "seed": 0, "start": None, "learn_from": [], "pass_json": None, "checkpoint_flag": None,
+    "dask": None,
 }  # fmt: skip
 # The arguments that may change when a run is resumed.
 BUDGET = ("hours", "trials", "workers", "trial_timeout", "trials_per_gpu", "dask")
@@ -355,8 +356,9 @@ def tune(
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(ending_signals())
         journal, own = None, DEFAULTS
+        stack.callback(lambda: journal and journal.close())  # last, when the trials have ended
         if resume is not None:
-            journal = stack.enter_context(contextlib.closing(Journal.open(resume)))
+            journal = Journal.open(resume)
             own = DEFAULTS | journal.run["arguments"]
             check_same(resume, own, as_json(given))
         options = own | given
@@ -380,13 +382,12 @@ def tune(
         searcher = make_searcher(searcher_class, space, max_epochs, arguments)
         start = arguments["start"] = first_configs(space, options["start"])
         if journal:
-            journal.begin_session({name: arguments[name] for name in BUDGET})
+            journal.begin_session({name: arguments[name] for name in (*BUDGET, "objective")})
         else:
             warn_of_mistakes(space, workers)
             arguments |= {"metric": found["metric"], "mode": found["mode"]}
             learned = learn(options["learn_from"], space, found["metric"], found["mode"])
             journal = create(results, {**found, "arguments": arguments, "learned": learned})
-            stack.enter_context(contextlib.closing(journal))
         if options["trials_per_gpu"] and backend.gpus:
             workers = min(workers, options["trials_per_gpu"] * len(backend.gpus))
             say(f"--trials_per_gpu: {workers} workers for {len(backend.gpus)} GPUs")
@@ -402,8 +403,10 @@ def tune(
         tuner.show.begin(tuner)
         try:
             reason = tuner.run()
-        finally:
+        except Exception:  # after a second Ctrl-C there is no time for a summary
             tuner.show.summary(tuner)
+            raise
+        tuner.show.summary(tuner)
         return Run(journal.folder, journal.trials, reason, signals.first)
 
 
@@ -411,7 +414,8 @@ def portable(given):
     """The arguments that the journal keeps in another form: absolute paths, the space as JSON."""
     changed = {}
     for name in ("objective", "searcher", "stopping"):
-        if isinstance(text := given.get(name), str) and (name == "objective" or ".py:" in text):
+        is_path = isinstance(text := given.get(name), (str, os.PathLike))
+        if is_path and (name == "objective" or ".py:" in str(text)):
             changed[name] = os.path.abspath(text)
     if (folders := given.get("learn_from")) is not None:
         folders = [folders] if isinstance(folders, (str, os.PathLike)) else folders
@@ -463,9 +467,10 @@ def warn_of_mistakes(space, workers):
 def check_numbers(arguments):
     """ValueError when an argument is no number, or is too small."""
     for name, least in LEAST.items():
-        value = arguments[name]
-        if value is not None and (not isinstance(value, (int, float)) or not least <= value < 1e18):
-            what = "a positive number" if 0 < least < 1 else f"a number >= {least}"
+        value, is_integer = arguments[name], isinstance(least, int)
+        kinds = int if is_integer else (int, float)
+        if value is not None and (not isinstance(value, kinds) or not least <= value < 1e18):
+            what = f"an integer >= {least}" if is_integer else "a positive number"
             raise ValueError(f"--{name}: expected {what}, got {value!r}")
 
 
@@ -535,7 +540,8 @@ def create(results, run):
 def check_same(folder, own, given):
     """ValueError when an argument of a run that goes on is not what it was."""
     for name, value in given.items():
-        was_moved = name == "objective" and not os.path.exists(own[name])
+        path = own[name].rpartition(":")[0] if ".py:" in str(own[name]) else own[name]
+        was_moved = name == "objective" and not os.path.exists(path)
         if name not in BUDGET and value != own[name] and not was_moved:
             flag = {"config_space": "--space", "assignments": "--set"}.get(name, f"--{name}")
             raise ValueError(
@@ -570,6 +576,8 @@ def find_objective(options):
                 f"{name}: expected a function in a file, got one of the running program; write it "
                 "to a file (%%writefile my_objective.py in a notebook), and name the file"
             )
+    elif not isinstance(objective, str):
+        raise ValueError(f"objective: expected a function or a path, got {objective!r:.200}")
     elif not os.path.isfile(objective):
         reason = "is a folder" if os.path.exists(objective) else "no such file"
         if ".py:" in objective:

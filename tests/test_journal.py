@@ -128,8 +128,9 @@ def expected(events, sign):
         curves = []
         for part in attempts:
             curve = [(e["epoch"], sign * e["metrics"]["accuracy"]) for e in part if has_loss(e)]
-            before = [p for p in curves[-1] if p[0] < curve[0][0]] if curves and curve else []
-            curves.append(before + curve)  # it may have gone on from a checkpoint
+            first = next((e["epoch"] for e in part if "report" in e), 0)
+            before = ([c for c in curves if c] or [[]])[-1]  # it may have gone on from a checkpoint
+            curves.append([p for p in before if p[0] < first] + curve)
         *earlier, curve = curves
         first, *after = attempts[-1]
         last = next((e for e in after if "report" not in e), {"status": "running"})

@@ -145,6 +145,7 @@ def test_program_takes_flags_or_a_file(tmp_path, unknown):
         "--x|-0.5|--kind|1|--yes|true|--none|null|--n|-3": [-0.5, 1, True, None, -2],
         "--x|1e-3|--kind|True|--yes|false|--none|a b|--n|2": [0.001, True, False, "a b", 3],
         f"--config_json|{path}": [0.25, "a b", False, None, 5],
+        f"--config_json|{path}|--x|0.5": [0.5, "a b", False, None, 5],  # flags come first
     }.items():
         run_as_program(
             lambda config: seen.append((config, random.random())),

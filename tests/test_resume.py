@@ -155,7 +155,7 @@ DIFFERENT = [
     (["--start", "HERE/start.json"], "--start: DIR has None, got [{'x': 0.5}]"),
     (["--results", "HERE/elsewhere"], "--results: a resumed run keeps its folder"),
     (["HERE/other.py"], "OBJECTIVE: DIR has 'HERE/objective.py', got 'HERE/other.py'"),
-    (["--trials", "0"], "--trials: expected a number >= 1, got 0"),
+    (["--trials", "0"], "--trials: expected an integer >= 1, got 0"),
 ]
 
 

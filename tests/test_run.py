@@ -290,7 +290,7 @@ def test_run_goes_on_when_nobody_reads_its_output(quick, tmp_path, redirect):
 BAD = [  # (flags, what is replaced in the objective file or a file's name, by this, error)
     ("--bogus", "", "", "unrecognized arguments: --bogus"),
     ("--hours nan", "", "", "--hours: expected a positive number, got nan"),
-    ("--workers 0", "", "", "--workers: expected a number >= 1, got 0"),
+    ("--workers 0", "", "", "--workers: expected an integer >= 1, got 0"),
     ("--searcher foo", "", "", "--searcher: expected random, gp, gp:SETTING=VALUE,... or FILE.py"),
     ("--searcher {}/mine.py:Mine", "mine.py", "exit(0)", "mine.py, line 1: SystemExit"),
     ("--searcher {}/mine.py:Mine", "mine.py", "class Mine: pass", "suggest(trials)"),
@@ -354,7 +354,8 @@ print(run.best.id, run.best.value, len(run.trials), run.reason, run.folder, run.
 """
 TUNE_TRAIN = TUNE.format("train, {'x': hpo.uniform(0, 1)}, metric='loss', mode='min', ")
 SCRIPTS = {"path": TUNE.format("'quick.py', "), "imported": "from mine import train\n" + TUNE_TRAIN}
-SCRIPTS |= {"main": TRAIN + TUNE_TRAIN, "stdin": TRAIN + TUNE_TRAIN}
+PICKLES = TRAIN.replace("return", "__import__('pickle').dumps(train)\n    return")  # by its name
+SCRIPTS |= {"main": PICKLES + TUNE_TRAIN, "stdin": TRAIN + TUNE_TRAIN}
 SCRIPTS["guarded"] = f"{TRAIN}if __name__ == '__main__':\n    " + TUNE_TRAIN.replace("\n", "\n    ")
 
 

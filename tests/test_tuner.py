@@ -488,6 +488,26 @@ def quadratic(config):
     return (config["x"] - 0.3) ** 2
 
 
+def other(config):
+    return config["x"]
+
+
+@pytest.mark.parametrize(
+    "objective, options, words",
+    [
+        (None, {}, "objective: expected a function or a path, got None"),
+        (5, {}, "objective: expected a function or a path, got 5"),
+        (quadratic, {"seed": 0.5}, "--seed: expected an integer >= 0, got 0.5"),
+        (quadratic, {"workers": 1.5}, "--workers: expected an integer >= 1, got 1.5"),
+        (quadratic, {"hours": "3"}, "--hours: expected a positive number, got '3'"),
+    ],
+)
+def test_bad_argument_of_tune_is_named(tmp_path, objective, options, words):
+    with pytest.raises(ValueError, match=words):
+        tune(objective, {"x": uniform(0, 1)}, results=tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
 MINE = """from hpo import RandomSearch
 class Mine(RandomSearch):
     def suggest(self, trials):
@@ -507,5 +527,7 @@ def test_a_resumed_run_keeps_its_own_arguments(tmp_path, monkeypatch):
     assert [t.config for t in again.trials[:2]] == [t.config for t in first.trials]
     with pytest.raises(ValueError, match=r"--seed: .* has 7, got 8; a resumed run keeps its own"):
         tune(quadratic, seed=8, resume=first.folder)
+    with pytest.raises(ValueError, match=r"OBJECTIVE: .*py:quadratic', got .*py:other'"):
+        tune(other, resume=first.folder)
     with pytest.raises(ValueError, match=r"is a function, which hpo\.tune\(FUNCTION"):
         tune(resume=first.folder)
