@@ -7,12 +7,14 @@ suggestion of a run can be recomputed from the run's folder:
     suggest(self, trials) -> (config, origin), or None when a finite space has nothing new
 
 trials: every trial so far (`hpo.trial.Trial`), sorted by id. A lower loss is better. Trials with
-the status "running" are pending. origin: a word for the results, such as "random".
+the status "running" are pending. A trial has `curve`, [(epoch, loss)], and `value`, the lowest
+loss, or None if it failed. origin: a word for the results, such as "random".
 
-GPSearch scales the losses of all trials and models them by a Gaussian process. At pending trials it
-draws losses from the model, so that workers do not all try the same place. It mutates random points
-and good trials to find the configuration with the highest expected improvement per second. The file
-is in the order in which `suggest` calls its parts. A subclass may replace any of them.
+GPSearch scales the losses of all trials and models them by a Gaussian process. A pending trial has
+no loss yet. GPSearch draws one from the model and takes it for the trial's loss, because otherwise
+all workers would try the same place. It mutates random points and good trials to find the
+configuration with the highest expected improvement per second. The file is in the order in which
+`suggest` calls its parts. A subclass may replace any of them.
 
 Notation, after Rasmussen & Williams, Gaussian Processes for Machine Learning (2006), "R&W":
 
@@ -23,6 +25,7 @@ Notation, after Rasmussen & Williams, Gaussian Processes for Machine Learning (2
     (p + d + 2,)    ln signal variance, ln noise variance
     K, L, alpha     covariance of y, its Cholesky factor, K^-1 (y - mean); L_inv = L^-1
     X_new (m, d)    candidates; mu, sigma (m,) posterior mean and standard deviation there
+    rung            an epoch 1, 3, 9, ... at which learning curves are compared
 """
 
 import ast
@@ -96,7 +99,6 @@ class Settings:
     n_initial: int = 5  # trials before the model: the start configuration and a Latin hypercube
     category_period: int = 4  # one suggestion of so many tries the category tried least
     cost_power: float = 1.0  # improvement / (seconds per epoch)^cost_power; 0 ignores time
-    n_fantasies: int = 4  # joint draws at pending trials, over which improvement is averaged
     n_scale: int = 20  # the losses of so many first trials give the scale
     clip: float = 2.0  # scaled losses above it are squashed
     failure: float = 1.0  # y of a failed trial
@@ -137,42 +139,34 @@ class GPSearch:
 
     def __init__(self, space, seed=0, max_epochs=None):
         check_space(space)
-        check_correlation(self.correlation)
         self.space, self.seed = space, seed
         rungs = [3**k for k in range(40) if max_epochs and 3**k < max_epochs]
         self.rungs = [*rungs, max_epochs]  # epochs at which curves are compared
         parts = list(domains(space).values())
         self.groups = np.repeat(np.arange(len(parts)), [domain.n_dims for domain in parts])
         self.is_choice = np.array([isinstance(parts[i], Choice) for i in self.groups])
-        self.points = {}  # trial id -> what `point` returns
+        self.encoded = {}  # trial id -> (configuration, its encoding (d,))
 
     def suggest(self, trials):
-        check_trials(trials)
-        seen = {self.point(trial)[1] for trial in trials}
         rng = np.random.default_rng([self.seed, len(trials)])
         model = self.model(trials, rng)
         if model is None:
-            candidates, origin = [self.initial_point(len(trials))], "initial"
+            candidates, origin = self.initial_point(len(trials))[None], "initial"
         else:
             candidates, origin = self.candidates(model, trials, rng), "model"
-        for x in candidates:
-            config = decode(self.space, x)
-            if tuned_key(self.space, config) not in seen:
-                return config, origin
+        taken = marks(self.encode(trials))
+        for x, mark in zip(candidates, marks(candidates)):
+            if mark not in taken:
+                return decode(self.space, x), origin
         return RandomSearch(self.space, self.seed).suggest(trials)
 
-    def point(self, trial):
-        """(configuration, its key, its encoding (d,)) of a trial, computed once."""
-        known = self.points.get(trial.id)
-        if known is None or known[0] is not trial.config:
-            values = tuned_values(self.space, trial.config)
-            known = trial.config, config_key(values), encode(self.space, values)
-            self.points[trial.id] = known
-        return known
-
     def encode(self, trials):
-        """(n, d): the configurations of trials, in [0, 1]."""
-        return np.array([self.point(trial)[2] for trial in trials]).reshape(-1, len(self.groups))
+        """(n, d): the configurations of trials, in [0, 1], each computed once."""
+        for trial in trials:
+            if self.encoded.get(trial.id, (None,))[0] is not trial.config:
+                values = tuned_values(self.space, trial.config)
+                self.encoded[trial.id] = trial.config, encode(self.space, values)
+        return np.array([self.encoded[t.id][1] for t in trials]).reshape(-1, len(self.groups))
 
     def initial_point(self, i):
         """Point i (d,) of Latin hypercubes (McKay, Beckman and Conover 1979) of n_initial points.
@@ -188,7 +182,7 @@ class GPSearch:
             order = np.append(middle, rng.permutation(np.delete(np.arange(parts), middle)))
             part, place = order[i % n % parts], rng.random(n)[i % n]
             columns += list(np.arange(parts) == part) if is_choice else [(part + place) / n]
-        return np.array(columns, float)
+        return snap(self.space, np.array([columns], float))[0]
 
     # ---- The model ----
     def model(self, trials, rng):
@@ -198,9 +192,9 @@ class GPSearch:
         ended = [trial for trial in observed if trial.status != "running"]
         if len(trials) < settings.n_initial or len(ended) < 2:
             return None
-        # The value of a stopped trial is not its last one. So if curves are cut off, a trial has a
-        # row for each rung that it has reached, and the epoch is an input, as in MOBSTER (Klein et
-        # al. 2020, 2003.10865). Improvement is sought at the last epoch.
+        # A stopped trial's loss would have fallen further. So if curves are cut off, a trial has a
+        # row for each rung that it reached, and the epoch is an input, as in MOBSTER (Klein et al.
+        # 2020, 2003.10865). Improvement is sought at the last epoch.
         is_cut = last > 1 and any(t.status != "done" and t.n_epochs < last for t in ended)
         observed = observed if is_cut else ended
         curves = [losses_at(self.rungs, t) if is_cut else [t.value] for t in observed]
@@ -214,38 +208,37 @@ class GPSearch:
         kept, fit = (best_and_random(y, n, rng) for n in (settings.n_rows, settings.n_fit))
         theta = self.process(rows[fit], y[fit], is_cut).fit()
 
-        # Failed trials have their row at the first rung, where all trials have one. At the last
-        # rung, which few trials reach, they would make every configuration look bad.
+        # A failed trial's row is at the first rung, because every trial has one there. Few trials
+        # reach the last rung. There, failures would make every configuration look bad.
         failed = [trial for trial in trials if has_failed(trial)][-settings.n_fit :]
-        failed_rows = add_epoch(self.encode(failed), 0.0 if is_cut else None)
-        values = np.append(y[kept], np.full(len(failed), settings.failure))
+        rows = np.concatenate([rows[kept], add_epoch(self.encode(failed), 0.0 if is_cut else None)])
+        y = np.append(y[kept], np.full(len(failed), settings.failure))
         extra_noise = np.repeat([0, settings.failure_noise], [len(kept), len(failed)])
-        process = self.process(np.concatenate([rows[kept], failed_rows]), values, is_cut)
+        losses = self.process(rows, y, is_cut).posterior(theta, extra_noise)
         pending = self.encode([trial for trial in trials if trial.status == "running"])
-        draws = rng.normal(size=(len(pending), settings.n_fantasies if len(pending) else 1))
-        pending_rows = add_epoch(pending, 1.0 if is_cut else None)
-        losses = process.posterior(theta, extra_noise, pending_rows, draws)
-        incumbents = np.concatenate([X[np.unique(trial_of[kept])], pending])
-        return Model(losses, incumbents, centre, unit, self.costs(trials))
+        if len(pending):
+            pending_rows = add_epoch(pending, 1.0 if is_cut else None)
+            y = np.append(y, losses.sample(pending_rows, rng))  # as Snoek et al. 2012, 1206.2944
+            process = self.process(np.concatenate([rows, pending_rows]), y, is_cut)
+            losses = process.posterior(theta, np.append(extra_noise, np.zeros(len(pending))))
+        tried = np.concatenate([X[np.unique(trial_of[kept])], pending])
+        return Model(losses, tried, centre, unit, self.costs(trials))
 
     def process(self, X, y, with_epoch):
         groups = np.append(self.groups, self.groups[-1] + 1) if with_epoch else self.groups
-        return GaussianProcess(X, y, groups, self.settings, self.correlation, with_epoch)
-
-    def correlation(self, a):
-        """The kernel's shape: m and -m'(a) / a at a = sqrt(5) r, with m(0) = 1."""
-        return matern52(a)
+        return GaussianProcess(X, y, groups, self.settings, with_epoch)
 
     def costs(self, trials):
         """Coefficients of ln(seconds per epoch) in `cost_features`, by ridge regression.
 
-        None before three times are known, and while no trial runs. So a run with one worker can be
-        repeated on any machine. With several workers the order of events differs each time anyway.
+        None before three times are known, and if no trial is running. So a run with one worker can
+        be repeated on any machine: its suggestions do not depend on time. With several workers the
+        order of events differs each time anyway.
         """
         timed = [t for t in trials if t.n_epochs > 0 and t.ended and t.ended > t.started]
-        timed = timed[-self.settings.n_fit :]
-        is_alone = all(trial.status != "running" for trial in trials)
-        if self.rungs[-1] is None or not self.settings.cost_power or is_alone or len(timed) < 3:
+        timed = [t for t in timed if not t.earlier][-self.settings.n_fit :]  # trained in one piece
+        is_idle = all(trial.status != "running" for trial in trials)
+        if self.rungs[-1] is None or not self.settings.cost_power or is_idle or len(timed) < 3:
             return None
         F = cost_features(self.encode(timed))
         y = np.log([(trial.ended - trial.started) / trial.n_epochs for trial in timed])
@@ -255,52 +248,47 @@ class GPSearch:
     # ---- The search for a candidate ----
     def candidates(self, model, trials, rng):
         """Points (m, d) of the space, those with the highest score first."""
-        is_finite = n_configs(self.space) < math.inf  # in other spaces no point comes twice
-        taken = {row.tobytes() for row in np.round(self.encode(trials), 9)} if is_finite else set()
-        column = self.category_in_turn(trials)
-        X, mu = self.incumbents(model, column)
-        best = mu.min(axis=0)
+        taken, column = marks(self.encode(trials)), self.category_in_turn(trials)
+        mu, _ = model.predict(model.tried)
+
+        def in_turn(X):  # with the category whose turn it is
+            if column is not None:
+                X[:, self.groups == self.groups[column]] = 0
+                X[:, column] = 1
+            return X
 
         def score(X):
-            scores = self.score(model, X, best)
-            if taken:
-                scores[[row.tobytes() in taken for row in np.round(X, 9)]] = -np.inf
-            return scores if column is None else np.where(X[:, column] > 0.5, scores, scores - 1e6)
+            scores = self.score(model, X, mu.min())
+            scores[[mark in taken for mark in marks(X)]] = -np.inf
+            return scores
 
-        tops = X[np.argsort(mu.mean(axis=1), kind="stable")][:5]
+        tops = model.tried[np.argsort(mu, kind="stable")][:5]
         X = snap(self.space, rng.random((self.settings.n_random, len(self.groups))))
-        X = np.concatenate([X, self.mutate(np.repeat(tops, 50, axis=0), 0.1, rng)])
+        X = in_turn(np.concatenate([X, self.mutate(np.repeat(tops, 50, axis=0), 0.1, rng)]))
         scores = score(X)
         for i in range(self.settings.n_rounds):
             top = np.argsort(-scores, kind="stable")[:40]
-            new = self.mutate(np.repeat(X[top], 6, axis=0), 0.1 * 0.35**i, rng)
+            new = in_turn(self.mutate(np.repeat(X[top], 6, axis=0), 0.1 * 0.35**i, rng))
             X, scores = np.concatenate([X[top], new]), np.concatenate([scores[top], score(new)])
         return X[np.argsort(-scores, kind="stable")]
 
     def category_in_turn(self, trials):
         """The column of the category that trials have had least often, or None if not in turn.
 
-        A category that is good at once draws all trials. The model then believes what they show,
-        such as that a hyperparameter does not matter, of the other categories too.
+        A category that is good at once gets all trials. The model then believes of the others what
+        only this one has shown, for example that a hyperparameter does not matter.
         """
         columns = np.flatnonzero(self.is_choice)
         if not len(columns) or (len(trials) + 1) % self.settings.category_period:
             return None
-        n = (self.encode(trials)[:, columns] > 0).sum(axis=0)
+        n = (self.encode(trials)[:, columns] > 0.5).sum(axis=0)
         n *= np.bincount(self.groups)[self.groups[columns]]  # of k categories each should have 1/k
+        # A category with many trials needs no turn. One that always fails would get too many.
         return columns[n.argmin()] if n.min() <= 3 * math.sqrt(len(trials)) else None
-
-    def incumbents(self, model, column):
-        """X, mu of the trials to improve on: if a category is in turn, only its own."""
-        X = model.incumbents
-        if column is not None and (own := X[:, column] > 0.5).any():
-            X = X[own]
-        return X, model.predict(X)[0]
 
     def score(self, model, X, best):
         """ln of expected improvement per second^cost_power, (m,) at the points X (m, d)."""
         scores = self.acquisition(*model.predict(X), best)
-        scores = np.logaddexp.reduce(scores, axis=1) - math.log(scores.shape[1])
         if model.costs is not None:
             scores = scores - self.settings.cost_power * cost_features(X) @ model.costs
         if np.isnan(scores).any():
@@ -308,10 +296,10 @@ class GPSearch:
         return scores
 
     def acquisition(self, mu, sigma, best):
-        """ln (m, f) of what to maximise; the average over the f fantasies is taken of it.
+        """The logarithm (m,) of what is maximised.
 
-        mu (m, f), sigma (m, 1): posterior. best (f,): the loss to improve on. For a bound, which is
-        no logarithm, set cost_power to 0.
+        mu, sigma (m,): posterior. best: the loss to improve on. A confidence bound is no logarithm,
+        so the seconds cannot be subtracted from it: set cost_power to 0.
         """
         return log_expected_improvement(mu, sigma, best)
 
@@ -342,38 +330,41 @@ class GPSearch:
         epoch = self.rungs[n_rungs.max() - 1]
         progress = math.log(epoch) / math.log(self.rungs[-1]) if epoch and self.rungs[-1] > 1 else 1
         mu, sigma = model.predict(self.encode(furthest), progress)
-        i = mu.mean(axis=1).argmin()
-        deviation = model.unit * np.hypot(sigma[i, 0], mu[i].std())
-        return furthest[i], epoch, float(model.centre + model.unit * mu[i].mean()), float(deviation)
+        i, unit = mu.argmin(), model.unit
+        return furthest[i], epoch, float(model.centre + unit * mu[i]), float(unit * sigma[i])
 
 
 @dataclass(frozen=True)
 class Model:
     """What the trials say; experiments/explain.py prints it.
 
-    losses: Posterior of y. incumbents (n, d): the trials to improve on, pending ones included.
+    losses: Posterior of y. tried (n, d): the trials to improve on, pending ones included.
     centre, unit: loss = centre + unit y, unless it was squashed. costs: see `GPSearch.costs`.
     """
 
     losses: "Posterior"
-    incumbents: np.ndarray
+    tried: np.ndarray
     centre: float
     unit: float
     costs: np.ndarray | None
 
     def inputs(self, X, progress=1.0):
         """The rows of the process for X (m, d) in [0, 1], by default at the last epoch."""
-        has_epoch = self.losses.X.shape[1] > X.shape[1]
+        has_epoch = self.losses.process.X.shape[1] > X.shape[1]
         return add_epoch(X, progress if has_epoch else None)
 
     def predict(self, X, progress=1.0):
-        """mu (m, f) and sigma (m, 1) at X (m, d), by default at the last epoch."""
+        """mu and sigma (m,) at X (m, d), by default at the last epoch."""
         return self.losses.predict(self.inputs(X, progress))
 
     def sample(self, X, rng):
         """One joint draw (m,) of the loss without noise at X (m, d), at the last epoch."""
-        mu, covariance = self.losses.joint(self.inputs(X))
-        return mu[:, 0] + robust_cholesky(covariance) @ rng.normal(size=len(X))
+        return self.losses.sample(self.inputs(X), rng)
+
+
+def marks(X):
+    """A hashable mark for each row of X, the same for equal configurations."""
+    return [row.tobytes() for row in np.round(X, 9)]
 
 
 def add_epoch(X, progress):
@@ -387,16 +378,6 @@ def cost_features(X):
 
 
 # ---- Losses --------------------------------------------------------------------------------------
-def check_trials(trials):
-    """Raises ValueError if two trials have one id, or a loss is not finite."""
-    if len({trial.id for trial in trials}) < len(trials):
-        raise ValueError("trials: expected each with an id of its own, got one twice")
-    for trial in trials:
-        if trial.status != "failed" and not all(math.isfinite(loss) for _, loss in trial.curve):
-            expected = "a curve [(epoch, loss)] of finite losses, or the status 'failed'"
-            raise ValueError(f"trial {trial.id}: expected {expected}, got {trial.curve!r:.200}")
-
-
 def has_failed(trial):
     """True also for a trial that had no report within --trial_timeout."""
     is_late = trial.status == "timeout" and not trial.curve and trial.error != "deadline"
@@ -415,21 +396,23 @@ def losses_at(rungs, trial):
 
 
 def standardise(losses, trial_of, rung_of, settings, is_cut):
-    """y (n,), centre and unit; loss = centre + unit y at the highest rung if not squashed.
+    """y (n,), centre and unit. At the highest rung a loss that is not squashed is centre + unit y.
 
-    trial_of, rung_of (n,): the trial and the rung of each loss. At the first rung the first n_scale
-    trials get mean 0 and variance 1. Each later rung is mapped such that the trials that reached it
-    keep the median and spread of their y. This removes what all learning curves have in common.
+    trial_of, rung_of (n,): the trial and the rung of each loss. Each later rung is mapped such that
+    the trials that reached it keep the median and spread of their y. This removes what all learning
+    curves have in common.
     """
     losses = np.array(losses, float) / 4  # differences of 1e308 would overflow
+    if not np.isfinite(losses).all():
+        raise ValueError("losses: expected finite numbers; a trial without one has status 'failed'")
     y, is_first = np.empty(len(losses)), rung_of == 0
     y[is_first], unit = standardise_first(losses[is_first], settings, is_cut)
     before = y[is_first]  # of each trial at its last rung so far
     for rung in range(1, rung_of.max() + 1):
         here = rung_of == rung
         now, then = losses[here], before[trial_of[here]]
-        # the first trials to learn at all may be far off in the unit of those that do not
-        unit = max(unit, np.abs(now - np.median(now)).max() / 2)
+        # The first trials that learn may lie thousands of units below those that do not.
+        unit = max(unit, (np.median(now) - now.min()) / 2)
         if len(now) >= 5 and spread(now) and spread(then):
             unit = min(unit, spread(now) / spread(then))
         y[here] = squash(np.median(then) + (now - np.median(now)) / unit, settings.clip, is_cut)
@@ -449,24 +432,23 @@ def standardise_first(losses, settings, is_cut):
     """
     first = losses[: settings.n_scale]
     low, middle = np.quantile(first, (0.1, 0.4))
-    unit = (middle - low) or np.ptp(losses) or 1.0
+    unit = (middle - low) or np.ptp(first[first <= np.median(first)]) or np.ptp(losses) or 1.0
     with np.errstate(over="ignore"):
-        z = squash((losses - middle) / unit, settings.clip, is_cut)
+        z = squash(np.maximum((losses - middle) / unit, -1e9), settings.clip, is_cut)
     scaled = z[: settings.n_scale]
-    deviation = scaled.std() or 1.0
-    return (z - scaled.mean()) / deviation, unit * deviation
+    y, deviation = z - scaled.mean(), scaled.std() or 1.0
+    shrink = max(1.0, -y.min() / deviation / 20)  # all of the first may be at chance
+    return y / (shrink * deviation), unit * shrink * deviation
 
 
 def squash(z, clip, is_cut):
     """z up to clip, and above it at most clip + 1: how bad a bad trial is matters little.
 
-    If curves are cut off, at most clip + 4. Improvement is sought per second, and the worst trials
-    are often the fastest, so they must not look nearly as good as others.
+    If curves are cut off, improvement counts per second, and the worst trials are often the
+    fastest. So they must look much worse than the others: at most clip + 4.
     """
     above = np.clip(z - clip, 0, 50)
-    return np.maximum(
-        np.minimum(z, clip) + (np.log1p(above) if is_cut else -np.expm1(-above)), -1e3
-    )
+    return np.minimum(z, clip) + (np.log1p(above) if is_cut else -np.expm1(-above))
 
 
 def spread(y):
@@ -498,12 +480,10 @@ class GaussianProcess:
     The mean is linear in the features h of `basis`. Its coefficients are integrated out, with prior
     variances S (R&W section 2.7). The average of y would not do as a mean: most trials are near the
     optimum, so it would be too optimistic elsewhere.
-
-    correlation(a): m and -m'(a) / a, which the gradient needs.
     """
 
-    def __init__(self, X, y, groups, settings, correlation, with_epoch=False):
-        self.X, self.y, self.groups, self.correlation = X, y, groups, correlation
+    def __init__(self, X, y, groups, settings, with_epoch=False):
+        self.X, self.y, self.groups = X, y, groups
         n_columns = np.bincount(groups)
         self.p, self.is_numeric = len(n_columns), n_columns[groups] == 1
         self.is_choice = ~self.is_numeric
@@ -555,7 +535,7 @@ class GaussianProcess:
         """(n, m) m and -m'(a) / a for the rows of A (n, d) and B (m, d)."""
         lengthscales, ridge, _, _ = self.split(theta)
         W = math.sqrt(5) * np.column_stack([np.diag(1 / lengthscales[self.groups]), ridge])
-        return self.correlation(distances(A @ W, B @ W))
+        return matern52(distances(A @ W, B @ W))
 
     def kernel(self, theta, A, B):
         """(n, m) prior covariance of the function at the rows of A (n, d) and B (m, d)."""
@@ -616,53 +596,40 @@ class GaussianProcess:
             theta, value, gradient = theta + step, new_value, new_gradient
         return theta
 
-    def posterior(self, theta, extra_noise, pending, draws):
-        """Posterior given y and f joint draws of the function at the rows of `pending` (q, d).
-
-        extra_noise (n,): noise variance of each row of X, beyond theta's. draws (q, f): standard
-        normal numbers, of which the fantasies of Snoek et al. 2012 (1206.2944) are made.
-        """
-        n, X = len(self.X), np.concatenate([self.X, pending])
-        noise = math.exp(theta[-1]) + np.append(extra_noise, np.zeros(len(pending)))
-        L = robust_cholesky(self.kernel(theta, X, X) + np.diag(noise))
-        L_inv = inverse_of_lower(L)
-        b = L_inv[:n, :n] @ self.residual
-        # L_pending L_pending^T is the covariance there given y, with the noise of an observation
-        L_pending = L[n:, n:]
-        covariance = L_pending @ L_pending.T - np.diag(noise[n:])
-        draws = L_inv[n:, n:] @ (robust_cholesky(covariance) @ draws) if len(draws) else draws
-        b = np.concatenate([np.repeat(b[:, None], draws.shape[1], axis=1), draws])
-        return Posterior(self, theta, X, L_inv, b)
+    def posterior(self, theta, extra_noise):
+        """The Posterior given y (R&W Alg. 2.1). extra_noise (n,): variances beyond theta's."""
+        noise = np.diag(math.exp(theta[-1]) + extra_noise)
+        L_inv = inverse_of_lower(robust_cholesky(self.kernel(theta, self.X, self.X) + noise))
+        return Posterior(self, theta, L_inv, L_inv @ self.residual)
 
 
 @dataclass(frozen=True)
 class Posterior:
-    """A Gaussian process given (X, y), once for each of f fantasies."""
+    """A Gaussian process given (X, y)."""
 
     process: GaussianProcess
     theta: np.ndarray
-    X: np.ndarray  # (n, d), pending rows last
     L_inv: np.ndarray  # (n, n)
-    b: np.ndarray  # (n, f): L^-1 (y - mean)
+    b: np.ndarray  # (n,): L^-1 (y - mean)
 
     def predict(self, X_new):
-        """mu (m, f) and sigma (m, 1) of the function without noise (R&W Alg. 2.1)."""
+        """mu and sigma (m,) of the function without noise."""
         process = self.process
         mu, A = self.mean(X_new)
         prior_variance = math.exp(self.theta[-2])
         prior_variance += process.basis(X_new) ** 2 @ process.coefficients_sd**2
-        variance = prior_variance - np.einsum("ij,ij->i", A, A)
-        return mu, np.sqrt(np.maximum(variance, 1e-12))[:, None]
+        return mu, np.sqrt(np.maximum(prior_variance - np.einsum("ij,ij->i", A, A), 1e-12))
 
-    def joint(self, X_new):
-        """mu (m, f) and the covariance (m, m) of the function without noise."""
+    def sample(self, X_new, rng):
+        """A joint draw (m,) of the function without noise."""
         mu, A = self.mean(X_new)
-        return mu, self.process.kernel(self.theta, X_new, X_new) - A @ A.T
+        covariance = self.process.kernel(self.theta, X_new, X_new) - A @ A.T
+        return mu + robust_cholesky(covariance) @ rng.normal(size=len(mu))
 
     def mean(self, X_new):
-        """mu (m, f), and A (m, n): the data reduce the prior covariance by A A^T."""
-        A = self.process.kernel(self.theta, X_new, self.X) @ self.L_inv.T
-        return self.process.mean(X_new)[:, None] + A @ self.b, A
+        """mu (m,), and A (m, n): the data reduce the prior covariance by A A^T."""
+        A = self.process.kernel(self.theta, X_new, self.process.X) @ self.L_inv.T
+        return self.process.mean(X_new) + A @ self.b, A
 
 
 def distances(A, B):
@@ -676,15 +643,6 @@ def matern52(a):
     decay = np.exp(-a)
     slope = (1 + a) * decay / 3
     return 3 * slope + a * a * decay / 3, slope
-
-
-def check_correlation(correlation):
-    """Raises ValueError if a kernel's second value is not -m'(a) / a, by finite differences."""
-    a, step = np.array([0.1, 0.5, 1.0, 2.0, 5.0]), 1e-4
-    slope = correlation(a)[1]
-    expected = (correlation(a - step)[0] - correlation(a + step)[0]) / (2 * step * a)
-    if not np.allclose(slope, expected, rtol=1e-3, atol=1e-6):
-        raise ValueError(f"correlation: expected -m'(a) / a = {expected} at a = {a}, got {slope}")
 
 
 def robust_cholesky(K):
@@ -723,22 +681,15 @@ def log_expected_improvement(mu, sigma, best):
     return np.log(sigma) + log_h((best - mu) / sigma)
 
 
-# Polynomial fit of log h(-|z|) + z^2/2 + ln sqrt(2 pi) - 2 ln u in v = 2u - 1, u = 1/(1 + |z|/4);
-# its error is below 1e-8
-LOG_H = (
-    -1.5438286747, 1.4598699683, 0.19686027387, -0.081407832717, -0.050366902407, 0.008577211721,
-    0.014443227155, -0.00071344640938, -0.0043939356362, -6.1774183083e-05, 0.0011735718065,
-    3.0243239211e-05, -0.00018192123566,
-)  # fmt: skip
-
-
 def log_h(z):
-    """ln(phi(z) + z Phi(z)), exact far into both tails; h(z) = z + h(-z) serves the right one."""
+    """ln(phi(z) + z Phi(z)). Below -30, where the two terms cancel, by an asymptotic series."""
     z = np.asarray(z, float)
-    u = 1 / (1 + np.abs(z) / 4)
-    polynomial = np.polynomial.polynomial.polyval(2 * u - 1, LOG_H)
-    left = -z * z / 2 - 0.5 * math.log(2 * math.pi) + 2 * np.log(u) + polynomial
-    return np.where(z > 0, np.log(np.where(z > 0, z + np.exp(left), 1.0)), left)
+    near, far = np.maximum(z, -30), np.minimum(z, -30)
+    Phi = 0.5 * np.vectorize(math.erfc, otypes=[float])(-near / math.sqrt(2))
+    h = np.exp(-near * near / 2) / math.sqrt(2 * math.pi) + near * Phi
+    series = 1 - 3 / far**2 + 15 / far**4
+    tail = -far * far / 2 - 0.5 * math.log(2 * math.pi) - 2 * np.log(-far) + np.log(series)
+    return np.where(z > -30, np.log(h), tail)
 
 
 # ---- Registry ------------------------------------------------------------------------------------
