@@ -64,9 +64,9 @@ def _spec(objective):
 def source_of(objective):
     """(source, libraries): the text of the objective's file, and the libraries that it imports.
 
-    The fork server imports the libraries once for all trials. It does not import the file or its
-    neighbours: they may use CUDA, which does not survive a fork. The list is empty if the file
-    mentions the environment or sys.path, as it may set these before it imports.
+    The fork server imports the libraries once for all trials. It does not import the file itself or
+    files beside it, because they may use CUDA, which does not survive a fork. If the file mentions
+    the environment or sys.path, the list is empty, because the file may set these first.
     """
     try:
         path = pathlib.Path(_spec(objective).origin)
@@ -300,7 +300,7 @@ class Program:
 
 
 def argument(name, value):
-    """[--name, value], in a form in which argparse takes no negative value for an option."""
+    """[--name, value], written so that argparse does not read a negative value as an option."""
     name, text = "--" + name.lstrip("-"), str(value)
     if isinstance(value, str) and value.startswith("-"):
         return [f"{name}={value}"]

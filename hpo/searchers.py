@@ -24,6 +24,7 @@ Notation, after Rasmussen & Williams, Gaussian Processes for Machine Learning (2
     theta           ln lengthscale of each of the p hyperparameters, the ridge v (d,),
     (p + d + 2,)    ln signal variance, ln noise variance
     K, L, alpha     covariance of y, its Cholesky factor, K^-1 (y - mean); L_inv = L^-1
+    h, S            features of the mean and the prior variances of their coefficients
     X_new (m, d)    candidates; mu, sigma (m,) posterior mean and standard deviation there
     rung            an epoch 1, 3, 9, ... at which learning curves are compared
 """
@@ -479,7 +480,7 @@ class GaussianProcess:
     learning rate against batch size: it makes r a factor-analysis distance (R&W section 5.1).
     The mean is linear in the features h of `basis`. Its coefficients are integrated out, with prior
     variances S (R&W section 2.7). The average of y would not do as a mean: most trials are near the
-    optimum, so it would be too optimistic elsewhere.
+    optimum, so it would promise low losses everywhere else.
     """
 
     def __init__(self, X, y, groups, settings, with_epoch=False):
@@ -507,10 +508,10 @@ class GaussianProcess:
         """h (m, 2 + 3 q + c) of q numeric columns and c of choices: 1, a bowl, and a trend of each.
 
         The bowl is sum_i (2 x_i - 1)^2 / sqrt(q). Users set ranges so that the optimum lies inside.
-        A box has 2^q corners, all far from the data. Without the bowl the first suggestions go
-        there. The trends are cos(k pi x_i) for k = 1, 2, 3, and the categories. With them each
-        trial tells something about each hyperparameter by itself, as with an additive kernel
-        (Duvenaud et al. 2011, 1112.4394).
+        A box has 2^q corners, all far from the data, so the model is unsure there. Without the bowl
+        the first suggestions would go there. The trends are cos(k pi x_i) for k = 1, 2, 3, and the
+        categories. With them each trial tells something about each hyperparameter by itself, as
+        with an additive kernel (Duvenaud et al. 2011, 1112.4394).
         """
         numeric = X[:, self.is_numeric]
         bowl = ((2 * numeric - 1) ** 2).sum(axis=1) / math.sqrt(max(1, numeric.shape[1]))

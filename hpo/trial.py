@@ -100,7 +100,7 @@ class Report:
 @dataclass(frozen=True)
 class End:
     """A trial's process has ended. outcome: finished (the objective returned), failed, or lost (no
-    process could be started, or the fork server died and its trials with it)."""
+    process could be started, or the fork server died and took the trial with it)."""
 
     trial_id: int
     attempt: int
@@ -211,7 +211,8 @@ class LocalBackend:
         """Ends the fork server, and with it all trials."""
         if self.server:
             with contextlib.suppress(OSError):  # it is dead
-                self.server.send(("close", None, None))  # as forks of ours may hold the connection
+                # A message, because a fork of this process may keep the connection open.
+                self.server.send(("close", None, None))
             self.server.close()
             self.process.join(TERM_SECONDS)
             self.process.kill()  # where the import of a library hangs
@@ -237,7 +238,7 @@ class LocalBackend:
         if not is_forked:  # a fork needs it: the user's function may pickle what is defined there
             sys.modules["__main__"] = types.ModuleType("__main__")
         if POSIX:
-            # `start` starts this tracker where there is none yet, and then unblocks the signals.
+            # `start` would start the tracker and then unblock signals. So it is started before.
             multiprocessing.resource_tracker.ensure_running()
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # the server inherits it
         try:
@@ -361,7 +362,7 @@ class _Child:
                 self.end_told = self.end_told or end
                 self.kill_within(self.stop_seconds)
             case _:  # two lines, for instance: it has not waited for the answer
-                self.end_told = "failed", f"sent the tuner what is no report: {line[:80]!r}"
+                self.end_told = "failed", f"sent the tuner what is not a report: {line[:80]!r}"
                 self.kill_within(0)
                 self.socket.close()
 

@@ -56,7 +56,7 @@ class Tuner:
     searcher: has suggest(trials), see hpo/searchers.py. backend: see hpo.trial.LocalBackend.
     seconds: the run's time. n_trials: at most so many are started. trial_timeout: seconds, each.
     rule: function (trial, trials, max_epochs) -> True to stop it, or None; see hpo/stopping.py.
-    needs_epoch: a report without an epoch fails its trial. Otherwise the rule does not judge it.
+    needs_epoch: if true, a report without an epoch fails its trial; else the rule ignores it.
     start: configurations to try before the searcher's. None: the middle of the space.
     show: None, or an object with tick(tuner), called in each turn, and ended(trial).
     """
@@ -214,14 +214,14 @@ class Tuner:
                 raise RunFailed(f"no trial can be trained: {error}")
 
     def _fail_unless_it_works(self):
-        """Ends a run in which no trial can work now, and not after three hours."""
+        """Raises RunFailed if no trial has worked: a broken objective ends the run early."""
         n, last = len(self.failures), self.failures[-1]
         if not self.works:
             which = f"all of the first {n} trials" if len(self.trials) > 1 else "the only trial"
             log = self.backend.log(last)
             error = f"\n{log}" if last.error in log else f" {last.error}\n{log}".rstrip()
             raise RunFailed(
-                f"{which} failed; mend the objective, or begin with a configuration that works "
+                f"{which} failed; mend the objective, or start with a configuration that works "
                 f"(--start). Trial {last.id}:{error}"
             )
 
@@ -234,7 +234,7 @@ class Tuner:
         if self.not_before > now:
             until = min(until, self.not_before)
         elif not self.running:
-            return 0.0  # the searcher has just said that it has nothing new: no event can come
+            return 0.0  # nothing runs and nothing can start, so no event can come
         ends = (self.backend.begun_at(t) + self.trial_timeout for t in self._not_ending())
         until = min([until, *ends])
         wait = min(max(0.0, until - now), self.show.seconds if self.show else math.inf)
@@ -633,8 +633,9 @@ def ending_signals():
     """Within it, Ctrl-C, SIGTERM and a closed terminal end the run in order.
 
     A second signal, at least a second later, raises KeyboardInterrupt(number) at once. Yields an
-    object: `first` is the number of the first signal; the caller sets `tuner`. While that is None a
-    first signal raises KeyboardInterrupt too. In a thread that is not the main one nothing changes.
+    object: `first` is the number of the first signal. Until the caller has set its `tuner`, the
+    first signal raises KeyboardInterrupt as well. Outside the main thread this does nothing,
+    because Python handles signals only there.
     """
     signals, before = types.SimpleNamespace(tuner=None, first=None, time=0.0), {}
 

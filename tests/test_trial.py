@@ -212,7 +212,7 @@ def test_rubbish_on_its_connection_fails_a_trial_alone_and_at_once(backend):
     codes += [f"raw({data}); time.sleep(99)" for data in RUBBISH.split("\n")[1:-1]]
     (reports, end), *ends = run(backend, *codes, seconds=10)
     assert end.outcome == "finished" and len(reports) == 300
-    assert {end.error[:35] for _, end in ends} == {"sent the tuner what is no report: b"}
+    assert {end.error[:35] for _, end in ends} == {"sent the tuner what is not a report"}
 
 
 def test_half_a_line_keeps_the_tuner_from_nothing(backend):
