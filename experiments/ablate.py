@@ -22,6 +22,7 @@ INGREDIENTS = {  # taken away: the searcher without it
     "turns of categories": "gp:category_period=1000000",
     "scale by the first 20 losses": "gp:n_scale=1000000",
     "squashing": "gp:clip=1e9",
+    "outliers as failures": "gp:outlier=1e9",
     "failures": "gp:failure_noise=1e9",
     "bowl": "gp:bowl=(0, 1e-9)",
     "ridge": "gp:ridge=(0, 1e-9)",

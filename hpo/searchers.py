@@ -102,7 +102,8 @@ class Settings:
     cost_power: float = 1.0  # improvement / (seconds per epoch)^cost_power; 0 ignores time
     n_scale: int = 20  # the losses of so many first trials give the scale
     clip: float = 2.0  # scaled losses above it are squashed
-    failure: float = 1.0  # y of a failed trial
+    outlier: float = 20.0  # scaled losses above it, of diverged trainings, count as failures
+    failure: float = 1.0  # y of a failed trial; of an outlier it is `clip`
     failure_noise: float = 0.3  # its noise variance: one failure says little, many say much
     n_random: int = 500  # candidates from all of the space
     n_rounds: int = 4  # rounds in which the best candidates are mutated, by ever smaller steps
@@ -202,6 +203,9 @@ class GPSearch:
         trial_of = np.repeat(np.arange(len(curves)), [len(curve) for curve in curves])
         rung_of = np.concatenate([np.arange(len(curve)) for curve in curves])
         y, centre, unit = standardise(np.concatenate(curves), trial_of, rung_of, settings, is_cut)
+        usable = np.isfinite(y)
+        diverged = {observed[i].id for i in trial_of[~usable]}  # these count as failed
+        trial_of, rung_of, y = trial_of[usable], rung_of[usable], y[usable]
 
         progress = (np.log(self.rungs) / math.log(last))[rung_of] if is_cut else None
         X = self.encode(observed)
@@ -211,9 +215,11 @@ class GPSearch:
 
         # A failed trial's row is at the first rung, because every trial has one there. Few trials
         # reach the last rung. There, failures would make every configuration look bad.
-        failed = [trial for trial in trials if has_failed(trial)][-settings.n_fit :]
+        failed = [trial for trial in trials if has_failed(trial) or trial.id in diverged]
+        failed = failed[-settings.n_fit :]
         rows = np.concatenate([rows[kept], add_epoch(self.encode(failed), 0.0 if is_cut else None)])
-        y = np.append(y[kept], np.full(len(failed), settings.failure))
+        levels = [settings.clip if t.id in diverged else settings.failure for t in failed]
+        y = np.append(y[kept], levels)
         extra_noise = np.repeat([0, settings.failure_noise], [len(kept), len(failed)])
         losses = self.process(rows, y, is_cut).posterior(theta, extra_noise)
         pending = self.encode([trial for trial in trials if trial.status == "running"])
@@ -289,20 +295,24 @@ class GPSearch:
 
     def score(self, model, X, best):
         """ln of expected improvement per second^cost_power, (m,) at the points X (m, d)."""
-        scores = self.acquisition(*model.predict(X), best)
+        # If curves are cut off, noise is small beside what later epochs may bring.
+        is_cut = model.losses.process.X.shape[1] > X.shape[1]
+        noise = 0.0 if is_cut else math.exp(model.losses.theta[-1] / 2)
+        scores = self.acquisition(*model.predict(X), best, noise)
         if model.costs is not None:
             scores = scores - self.settings.cost_power * cost_features(X) @ model.costs
         if np.isnan(scores).any():
             raise ValueError("scores: expected numbers, got NaN; is it your own acquisition?")
         return scores
 
-    def acquisition(self, mu, sigma, best):
+    def acquisition(self, mu, sigma, best, noise):
         """The logarithm (m,) of what is maximised.
 
-        mu, sigma (m,): posterior. best: the loss to improve on. A confidence bound is no logarithm,
-        so the seconds cannot be subtracted from it: set cost_power to 0.
+        mu, sigma (m,): posterior. best: the loss to improve on. noise: the standard deviation of an
+        observation. A confidence bound is no logarithm, so the seconds cannot be subtracted from
+        it: set cost_power to 0.
         """
-        return log_expected_improvement(mu, sigma, best)
+        return log_augmented_improvement(mu, sigma, best, noise)
 
     def mutate(self, X, size, rng):
         """X (m, d) with some hyperparameters of each row moved by about `size`, choices redrawn."""
@@ -399,6 +409,9 @@ def losses_at(rungs, trial):
 def standardise(losses, trial_of, rung_of, settings, is_cut):
     """y (n,), centre and unit. At the highest rung a loss that is not squashed is centre + unit y.
 
+    y is inf for an outlier. There are none if curves are cut off, as a trial that has not learnt
+    anything yet may look like one.
+
     trial_of, rung_of (n,): the trial and the rung of each loss. Each later rung is mapped such that
     the trials that reached it keep the median and spread of their y. This removes what all learning
     curves have in common.
@@ -418,7 +431,7 @@ def standardise(losses, trial_of, rung_of, settings, is_cut):
             unit = min(unit, spread(now) / spread(then))
         y[here] = squash(np.median(then) + (now - np.median(now)) / unit, settings.clip, is_cut)
         before[trial_of[here]] = y[here]
-    highest = rung_of == rung_of.max()
+    highest = np.isfinite(y) & (rung_of == rung_of.max())
     better = highest & (losses <= np.median(losses[highest]))  # these are not squashed
     unit = np.ptp(losses[better]) / np.ptp(y[better]) if np.ptp(y[better]) > 0 else unit
     return y, 4 * (losses[better].mean() - unit * y[better].mean()), 4 * unit
@@ -431,15 +444,20 @@ def standardise_first(losses, settings, is_cut):
     any numbers. It comes from the first trials, as later ones crowd at the optimum: in the unit of
     their spread, no untried configuration could be much better.
     """
-    first = losses[: settings.n_scale]
-    low, middle = np.quantile(first, (0.1, 0.4))
-    unit = (middle - low) or np.ptp(first[first <= np.median(first)]) or np.ptp(losses) or 1.0
+    n = settings.n_scale
+    low, middle = np.quantile(losses[:n], (0.1, 0.4))
+    unit = (
+        (middle - low) or np.ptp(losses[losses <= np.median(losses[:n])]) or np.ptp(losses) or 1.0
+    )
     with np.errstate(over="ignore"):
-        z = squash(np.maximum((losses - middle) / unit, -1e9), settings.clip, is_cut)
-    scaled = z[: settings.n_scale]
+        z = np.maximum((losses - middle) / unit, -1e9)
+    limit = settings.outlier * max(1.0, -z[:n].min())  # the better half may all but tie
+    is_outlier = (z > limit) & (len(z) >= 8) & (not is_cut)  # a few may be close by chance
+    z = squash(z, settings.clip, is_cut)
+    scaled = z[:n][~is_outlier[:n]]
     y, deviation = z - scaled.mean(), scaled.std() or 1.0
     shrink = max(1.0, -y.min() / deviation / 20)  # all of the first may be at chance
-    return y / (shrink * deviation), unit * shrink * deviation
+    return np.where(is_outlier, math.inf, y / (shrink * deviation)), unit * shrink * deviation
 
 
 def squash(z, clip, is_cut):
@@ -673,13 +691,17 @@ def inverse_of_lower(L):
 
 
 # ---- Acquisition ---------------------------------------------------------------------------------
-def log_expected_improvement(mu, sigma, best):
-    """ln E[max(best - f, 0)] for f ~ N(mu, sigma^2).
+def log_augmented_improvement(mu, sigma, best, noise):
+    """ln of E[max(best - f, 0)], f ~ N(mu, sigma^2), times 1 - noise / sqrt(noise^2 + sigma^2).
 
-    The logarithm tells candidates apart where the improvement itself is 0 in floating point (Ament
-    et al. 2023, 2310.20708).
+    The logarithm tells candidates apart where the improvement is 0 in floating point (Ament et al.
+    2023, 2310.20708). The factor is of Huang et al. 2006 (J. Global Optimization 34). Where f is
+    known better than an observation can tell, another observation says little. Without the factor
+    noise, which keeps sigma up, would keep the search at the incumbent.
     """
-    return np.log(sigma) + log_h((best - mu) / sigma)
+    sd_observed = np.hypot(noise, sigma)
+    log_factor = 2 * np.log(sigma) - np.log(sd_observed) - np.log(sd_observed + noise)
+    return np.log(sigma) + log_h((best - mu) / sigma) + log_factor
 
 
 def log_h(z):
