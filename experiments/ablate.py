@@ -20,6 +20,7 @@ from experiments.compare_searchers import EACH, by_group, compare, label, parse,
 INGREDIENTS = {  # taken away: the searcher without it
     "initial design": "gp:n_initial=1",
     "turns of categories": "gp:category_period=1000000",
+    "draws at pending trials": "gp:n_fantasies=1",
     "scale by the first 20 losses": "gp:n_scale=1000000",
     "squashing": "gp:clip=1e9",
     "outliers as failures": "gp:outlier=1e9",

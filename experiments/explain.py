@@ -74,7 +74,7 @@ def show_model(run, searcher, before, trial):
         columns += [f"{name}={value!r}" for value in domain.values] if is_choice else [name]
     column = searcher.category_in_turn(before)
     if column is not None:
-        print(f"the turn of {columns[column]}, tried least")
+        print(f"the turn of {columns[column]}, tried least: to improve on its own best trial")
     lengthscales, ridge, signal, noise = process.split(losses.theta)
     print("\nlengthscales, the most influential first (a range has length 1):")
     for i in np.argsort(lengthscales, kind="stable"):
@@ -86,10 +86,10 @@ def show_model(run, searcher, before, trial):
 
     sign = -1.0 if run["mode"] == "max" else 1.0
     x = encode(run["space"], trial.config)[None]
-    (mu, sigma), best = model.predict(x), model.predict(model.tried)[0].min()
-    value = sign * (model.centre + model.unit * mu[0])
-    print(f"\nprediction there: {value:.5g} +- {model.unit * sigma[0]:.2g}")
-    target = sign * (model.centre + model.unit * best)
+    (mu, sigma), best = model.predict(x), searcher.to_improve(model, column)[1].min(axis=0)
+    value = sign * (model.centre + model.unit * mu.mean())
+    print(f"\nprediction there: {value:.5g} +- {model.unit * np.hypot(sigma[0, 0], mu.std()):.2g}")
+    target = sign * (model.centre + model.unit * best.mean())
     print(f"to be improved on: {target:.5g}, what pending trials may find included")
     anywhere = snap(run["space"], np.random.default_rng(0).random((2000, x.shape[1])))
     score, others = (searcher.score(model, X, best) for X in (x, anywhere))

@@ -108,7 +108,8 @@ class Belief:
     def predict(self, X):
         """Losses (m,) that X (m, d) should have at the last epoch, and standard deviations (m,)."""
         mu, sigma = self.model.predict(X)
-        return self.model.centre + self.model.unit * mu, self.model.unit * sigma
+        deviation = np.hypot(sigma[:, 0], mu.std(axis=1))
+        return self.model.centre + self.model.unit * mu.mean(axis=1), self.model.unit * deviation
 
     def effect(self, names, n_grid, n_others):
         """Loss and deviation (g, ...) on the grids of some hyperparameters.

@@ -11,8 +11,8 @@ the status "running" are pending. A trial has `curve`, [(epoch, loss)], and `val
 loss, or None if it failed. origin: a word for the results, such as "random".
 
 GPSearch scales the losses of all trials and models them by a Gaussian process. A pending trial has
-no loss yet. GPSearch draws one from the model and takes it for the trial's loss, because otherwise
-all workers would try the same place. It mutates random points and good trials to find the
+no loss yet. GPSearch draws some from the model and takes each for the trial's loss, because
+otherwise all workers would try the same place. It mutates random points and good trials to find the
 configuration with the highest expected improvement per second. The file is in the order in which
 `suggest` calls its parts. A subclass may replace any of them.
 
@@ -25,7 +25,8 @@ Notation, after Rasmussen & Williams, Gaussian Processes for Machine Learning (2
     (p + d + 2,)    ln signal variance, ln noise variance
     K, L, alpha     covariance of y, its Cholesky factor, K^-1 (y - mean); L_inv = L^-1
     h, S            features of the mean and the prior variances of their coefficients
-    X_new (m, d)    candidates; mu, sigma (m,) posterior mean and standard deviation there
+    X_new (m, d)    candidates; mu (m, f), sigma (m, 1) posterior mean and standard deviation there,
+                    once for each of f fantasies: draws of what pending trials will report
     rung            an epoch 1, 3, 9, ... at which learning curves are compared
 """
 
@@ -100,6 +101,7 @@ class Settings:
     n_initial: int = 5  # trials before the model: the start configuration and a Latin hypercube
     category_period: int = 4  # one suggestion of so many tries the category tried least
     cost_power: float = 1.0  # improvement / (seconds per epoch)^cost_power; 0 ignores time
+    n_fantasies: int = 4  # draws of the pending losses, over which improvement is averaged
     n_scale: int = 20  # the losses of so many first trials give the scale
     clip: float = 2.0  # scaled losses above it are squashed
     outlier: float = 20.0  # scaled losses above it, of diverged trainings, count as failures
@@ -223,9 +225,10 @@ class GPSearch:
         extra_noise = np.repeat([0, settings.failure_noise], [len(kept), len(failed)])
         losses = self.process(rows, y, is_cut).posterior(theta, extra_noise)
         pending = self.encode([trial for trial in trials if trial.status == "running"])
-        if len(pending):
+        if len(pending):  # fantasies, as of Snoek et al. 2012, 1206.2944
             pending_rows = add_epoch(pending, 1.0 if is_cut else None)
-            y = np.append(y, losses.sample(pending_rows, rng))  # as Snoek et al. 2012, 1206.2944
+            draws = losses.sample(pending_rows, rng, settings.n_fantasies)
+            y = np.concatenate([np.repeat(y[:, None], draws.shape[1], axis=1), draws])
             process = self.process(np.concatenate([rows, pending_rows]), y, is_cut)
             losses = process.posterior(theta, np.append(extra_noise, np.zeros(len(pending))))
         tried = np.concatenate([X[np.unique(trial_of[kept])], pending])
@@ -256,7 +259,8 @@ class GPSearch:
     def candidates(self, model, trials, rng):
         """Points (m, d) of the space, those with the highest score first."""
         taken, column = marks(self.encode(trials)), self.category_in_turn(trials)
-        mu, _ = model.predict(model.tried)
+        X, mu = self.to_improve(model, column)
+        best = mu.min(axis=0)
 
         def in_turn(X):  # with the category whose turn it is
             if column is not None:
@@ -265,11 +269,11 @@ class GPSearch:
             return X
 
         def score(X):
-            scores = self.score(model, X, mu.min())
+            scores = self.score(model, X, best)
             scores[[mark in taken for mark in marks(X)]] = -np.inf
             return scores
 
-        tops = model.tried[np.argsort(mu, kind="stable")][:5]
+        tops = X[np.argsort(mu.mean(axis=1), kind="stable")][:5]
         X = snap(self.space, rng.random((self.settings.n_random, len(self.groups))))
         X = in_turn(np.concatenate([X, self.mutate(np.repeat(tops, 50, axis=0), 0.1, rng)]))
         scores = score(X)
@@ -288,10 +292,20 @@ class GPSearch:
         columns = np.flatnonzero(self.is_choice)
         if not len(columns) or (len(trials) + 1) % self.settings.category_period:
             return None
-        n = (self.encode(trials)[:, columns] > 0.5).sum(axis=0)
-        n *= np.bincount(self.groups)[self.groups[columns]]  # of k categories each should have 1/k
+        weights = [4 if trial.status == "failed" else 1 for trial in trials]  # a failure says more
+        n = weights @ (self.encode(trials)[:, columns] > 0.5)
+        n = (
+            n * np.bincount(self.groups)[self.groups[columns]]
+        )  # of k categories each should have 1/k
         # A category with many trials needs no turn. One that always fails would get too many.
         return columns[n.argmin()] if n.min() <= 3 * math.sqrt(len(trials)) else None
+
+    def to_improve(self, model, column):
+        """X, mu (m, f) of the trials to improve on: if a category is in turn, its own."""
+        X = model.tried
+        if column is not None and (own := X[:, column] > 0.5).any():
+            X = X[own]
+        return X, model.predict(X)[0]
 
     def score(self, model, X, best):
         """ln of expected improvement per second^cost_power, (m,) at the points X (m, d)."""
@@ -299,6 +313,7 @@ class GPSearch:
         is_cut = model.losses.process.X.shape[1] > X.shape[1]
         noise = 0.0 if is_cut else math.exp(model.losses.theta[-1] / 2)
         scores = self.acquisition(*model.predict(X), best, noise)
+        scores = np.logaddexp.reduce(scores, axis=1) - math.log(scores.shape[1])
         if model.costs is not None:
             scores = scores - self.settings.cost_power * cost_features(X) @ model.costs
         if np.isnan(scores).any():
@@ -306,11 +321,11 @@ class GPSearch:
         return scores
 
     def acquisition(self, mu, sigma, best, noise):
-        """The logarithm (m,) of what is maximised.
+        """The logarithm (m, f) of what is maximised; `score` averages what is maximised.
 
-        mu, sigma (m,): posterior. best: the loss to improve on. noise: the standard deviation of an
-        observation. A confidence bound is no logarithm, so the seconds cannot be subtracted from
-        it: set cost_power to 0.
+        mu (m, f), sigma (m, 1): posterior. best (f,): the loss to improve on. noise: the standard
+        deviation of an observation. A confidence bound is no logarithm, so the seconds cannot be
+        subtracted from it: set cost_power to 0.
         """
         return log_augmented_improvement(mu, sigma, best, noise)
 
@@ -341,8 +356,9 @@ class GPSearch:
         epoch = self.rungs[n_rungs.max() - 1]
         progress = math.log(epoch) / math.log(self.rungs[-1]) if epoch and self.rungs[-1] > 1 else 1
         mu, sigma = model.predict(self.encode(furthest), progress)
-        i, unit = mu.argmin(), model.unit
-        return furthest[i], epoch, float(model.centre + unit * mu[i]), float(unit * sigma[i])
+        i = mu.mean(axis=1).argmin()
+        deviation = model.unit * np.hypot(sigma[i, 0], mu[i].std())
+        return furthest[i], epoch, float(model.centre + model.unit * mu[i].mean()), float(deviation)
 
 
 @dataclass(frozen=True)
@@ -365,12 +381,12 @@ class Model:
         return add_epoch(X, progress if has_epoch else None)
 
     def predict(self, X, progress=1.0):
-        """mu and sigma (m,) at X (m, d), by default at the last epoch."""
+        """mu (m, f) and sigma (m, 1) at X (m, d), by default at the last epoch."""
         return self.losses.predict(self.inputs(X, progress))
 
     def sample(self, X, rng):
         """One joint draw (m,) of the loss without noise at X (m, d), at the last epoch."""
-        return self.losses.sample(self.inputs(X), rng)
+        return self.losses.sample(self.inputs(X), rng)[:, 0]
 
 
 def marks(X):
@@ -489,7 +505,7 @@ def best_and_random(y, n, rng):
 
 # ---- Gaussian process ----------------------------------------------------------------------------
 class GaussianProcess:
-    """A mean plus a function, of which (X, y) are noisy observations.
+    """A mean plus a function, of which (X, y) are noisy observations; y (n,), or (n, f) to predict.
 
         k(x, x') = signal m(sqrt(5) r) + h(x).(S h(x'))
         r^2 = sum_i |x_i - x'_i|^2 / lengthscale_i^2 + (v.x - v.x')^2
@@ -520,7 +536,7 @@ class GaussianProcess:
         trends = np.outer(shares, [0, settings.trend / math.sqrt(self.p)])
         constant_and_bowl = np.array([settings.constant, settings.bowl])
         self.coefficients, self.coefficients_sd = np.vstack([constant_and_bowl, trends]).T
-        self.residual, self.mean_covariance = y - self.mean(X), self.mean_kernel(X, X)
+        self.residual, self.mean_covariance = (y.T - self.mean(X)).T, self.mean_kernel(X, X)
 
     def basis(self, X):
         """h (m, 2 + 3 q + c) of q numeric columns and c of choices: 1, a bowl, and a trend of each.
@@ -619,36 +635,37 @@ class GaussianProcess:
         """The Posterior given y (R&W Alg. 2.1). extra_noise (n,): variances beyond theta's."""
         noise = np.diag(math.exp(theta[-1]) + extra_noise)
         L_inv = inverse_of_lower(robust_cholesky(self.kernel(theta, self.X, self.X) + noise))
-        return Posterior(self, theta, L_inv, L_inv @ self.residual)
+        return Posterior(self, theta, L_inv, L_inv @ self.residual.reshape(len(self.X), -1))
 
 
 @dataclass(frozen=True)
 class Posterior:
-    """A Gaussian process given (X, y)."""
+    """A Gaussian process given (X, y), for each of the f columns of y."""
 
     process: GaussianProcess
     theta: np.ndarray
     L_inv: np.ndarray  # (n, n)
-    b: np.ndarray  # (n,): L^-1 (y - mean)
+    b: np.ndarray  # (n, f): L^-1 (y - mean)
 
     def predict(self, X_new):
-        """mu and sigma (m,) of the function without noise."""
+        """mu (m, f) and sigma (m, 1) of the function without noise."""
         process = self.process
         mu, A = self.mean(X_new)
         prior_variance = math.exp(self.theta[-2])
         prior_variance += process.basis(X_new) ** 2 @ process.coefficients_sd**2
-        return mu, np.sqrt(np.maximum(prior_variance - np.einsum("ij,ij->i", A, A), 1e-12))
+        variance = prior_variance - np.einsum("ij,ij->i", A, A)
+        return mu, np.sqrt(np.maximum(variance, 1e-12))[:, None]
 
-    def sample(self, X_new, rng):
-        """A joint draw (m,) of the function without noise."""
+    def sample(self, X_new, rng, n=1):
+        """n joint draws (m, n) of the function without noise; of the first fantasy."""
         mu, A = self.mean(X_new)
         covariance = self.process.kernel(self.theta, X_new, X_new) - A @ A.T
-        return mu + robust_cholesky(covariance) @ rng.normal(size=len(mu))
+        return mu[:, :1] + robust_cholesky(covariance) @ rng.normal(size=(len(mu), n))
 
     def mean(self, X_new):
-        """mu (m,), and A (m, n): the data reduce the prior covariance by A A^T."""
+        """mu (m, f), and A (m, n): the data reduce the prior covariance by A A^T."""
         A = self.process.kernel(self.theta, X_new, self.process.X) @ self.L_inv.T
-        return self.process.mean(X_new) + A @ self.b, A
+        return self.process.mean(X_new)[:, None] + A @ self.b, A
 
 
 def distances(A, B):

@@ -112,7 +112,7 @@ def test_fit_finds_a_ridge():
         gp = GaussianProcess(X, y, np.arange(4), settings)
         theta = gp.fit()
         mu, _ = gp.posterior(theta, np.zeros(len(gp.X))).predict(X_new)
-        errors.append(np.abs(mu - y_new).mean())
+        errors.append(np.abs(mu[:, 0] - y_new).mean())
     ridge = theta[4:8] / np.linalg.norm(theta[4:8])
     assert abs(ridge @ np.array([1, 0, -0.7, 0])) / math.hypot(1, 0.7) > 0.98
     assert errors[1] < 0.2 * errors[0]
@@ -130,17 +130,18 @@ def test_posterior_matches_the_dense_formula(constant):
     k, K_inv = textbook_kernel(gp, theta, X_new, gp.X), np.linalg.inv(K)
     mean, mean_new = (constant + 0.7 * textbook_basis(X)[:, 1] for X in (gp.X, X_new))
     prior_variance = math.exp(theta[-2]) + np.diag(mean_variance(gp, X_new, X_new))
-    assert mu == pytest.approx(mean_new + k @ K_inv @ (gp.y - mean), abs=1e-6)
+    assert mu.shape == sigma.shape == (7, 1)
+    assert mu[:, 0] == pytest.approx(mean_new + k @ K_inv @ (gp.y - mean), abs=1e-6)
     variance = prior_variance - np.einsum("ij,jk,ik->i", k, K_inv, k)
-    assert sigma**2 == pytest.approx(variance, abs=1e-6)
+    assert sigma[:, 0] ** 2 == pytest.approx(variance, abs=1e-6)
 
 
 def test_draws_have_the_mean_and_covariance_of_the_posterior():
     gp, rng = process()
     theta, X = gp.prior_mean, rng.random((3, 4))
     posterior = gp.posterior(theta, np.zeros(25))
-    mu, sigma = posterior.predict(X)
-    draws = np.array([posterior.sample(X, rng) for _ in range(4000)])
+    mu, sigma = (column[:, 0] for column in posterior.predict(X))
+    draws = posterior.sample(X, rng, 4000).T
     assert draws.mean(axis=0) == pytest.approx(mu, abs=5 * sigma.max() / 4000**0.5)
     assert draws.std(axis=0) == pytest.approx(sigma, rel=0.1)
     K = textbook_kernel(gp, theta, gp.X, gp.X) + math.exp(theta[-1]) * np.eye(25)
@@ -318,7 +319,8 @@ def test_running_trials_are_pending_and_what_they_have_reported_counts():
         trial.status, trial.curve = "running", []
     model = GPSearch(LINE).model(trials, rng)
     assert model.losses.process.X[:, 0] == pytest.approx(xs) and len(model.tried) == 14
-    mu, sigma = model.predict(xs[12:, None])  # a drawn loss stands in for each
+    mu, sigma = model.predict(xs[12:, None])  # drawn losses stand in for each
+    assert mu.shape == (2, 4)
     assert mu == pytest.approx(model.losses.process.y[12:], abs=0.1) and sigma.max() < 0.1
     for trial in trials[:12]:
         trial.status, trial.curve = "stopped", [(1, 1.0), (3, trial.config["x"])]
