@@ -47,8 +47,8 @@ FAULTS = {  # name: the trial's status, a word of its error, and what it does af
         *("stopped", ""),
         "while True:\n try: report(epoch=3, loss=0)\n except BaseException: time.sleep(0.05)",
     ),
-    "rubbish sent": ("failed", "what is no report", "send(b'\\xff log line\\n')"),
-    "huge line sent": ("failed", "what is no report", "send(b'x' * 10**7)"),
+    "rubbish sent": ("failed", "what is not a report", "send(b'\\xff log line\\n')"),
+    "huge line sent": ("failed", "what is not a report", "send(b'x' * 10**7)"),
     "half a line sent": (*LATE, "send(b'{\"report\": {'); time.sleep(600)"),
 }
 OBJECTIVE = f"""
