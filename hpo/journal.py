@@ -353,7 +353,11 @@ def trial_row(journal, trial):
 
 def report_row(event):
     row = {"trial": event["report"], "epoch": event["epoch"], "time": event["at"]}
-    return row | {f"metric_{k}" if k in row else k: v for k, v in event["metrics"].items()}
+    for name, value in event["metrics"].items():
+        while name in row:
+            name = f"metric_{name}"
+        row[name] = value
+    return row
 
 
 if __name__ == "__main__":

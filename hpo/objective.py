@@ -11,6 +11,7 @@ file, the pair (module, name) of an importable function, a function, or a Progra
 import argparse
 import ast
 import decimal
+import errno
 import importlib
 import importlib.util
 import json
@@ -113,7 +114,7 @@ def describe(objective, source, *, space, metric, mode, assignments=(), prepared
         raise ValueError("expected a function objective(config)")
     if space is None and not hasattr(module, "config_space"):
         raise ValueError("expected config_space, a dict of names and domains")
-    if not isinstance(metric, str) or not metric:
+    if not isinstance(metric, str) or metric in ("", "epoch"):
         raise ValueError(f"metric: expected a name, got {metric!r}; or give --metric")
     if mode not in ("max", "min"):
         raise ValueError(f'mode: expected "max" or "min", got {mode!r}; see --mode')
@@ -269,7 +270,11 @@ class Program:
         report, wrong, last_error, tail = hpo.report.Reporter(), [], "", []
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        process = subprocess.Popen(self.words(config), env=environment, **pipes)
+        try:
+            process = subprocess.Popen(self.words(config), env=environment, **pipes)
+        except OSError as error:
+            hint = "; its first line should be such as #!/bin/sh" * (error.errno == errno.ENOEXEC)
+            raise ProgramFailed(f"{self.path}: {error.strerror}{hint}") from None
         try:
             for is_error, line in _lines(process):
                 tail = [*tail, line[:300]][-3:]

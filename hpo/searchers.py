@@ -105,8 +105,8 @@ class Settings:
     n_scale: int = 20  # the losses of so many first trials give the scale
     clip: float = 2.0  # scaled losses above it are squashed
     outlier: float = 20.0  # scaled losses above it, of diverged trainings, count as failures
-    failure: float = 1.0  # y of a failed trial; of an outlier it is `clip`
-    failure_noise: float = 0.3  # its noise variance: one failure says little, many say much
+    failure: float = 0.5  # y of a failed trial; of an outlier it is `clip`
+    failure_noise: float = 1.0  # its noise variance: one failure says little, many say much
     n_random: int = 500  # candidates from all of the space
     n_rounds: int = 4  # rounds in which the best candidates are mutated, by ever smaller steps
     n_fit: int = 100  # trials to which theta is fitted
@@ -444,7 +444,7 @@ def standardise(losses, trial_of, rung_of, settings, is_cut):
         # The first trials that learn may lie thousands of units below those that do not.
         unit = max(unit, (np.median(now) - now.min()) / 2)
         if len(now) >= 5 and spread(now) and spread(then):
-            unit = min(unit, spread(now) / spread(then))
+            unit = max(min(unit, spread(now) / spread(then)), 1e-300)  # subnormal losses
         y[here] = squash(np.median(then) + (now - np.median(now)) / unit, settings.clip, is_cut)
         before[trial_of[here]] = y[here]
     highest = np.isfinite(y) & (rung_of == rung_of.max())

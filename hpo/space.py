@@ -337,8 +337,10 @@ def _from_json(name, entry):
         raise ValueError(f"{name}: expected one of {', '.join(FORMS)}, got {entry!r:.99}")
     try:
         return FORMS[kind](*([entry[kind]] if kind in LISTED else entry[kind]))
-    except (TypeError, ValueError) as error:  # TypeError: too few or many arguments
+    except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
+    except TypeError:  # too few or many arguments
+        raise ValueError(f"{name}: {kind} cannot be made of {entry[kind]!r:.99}") from None
 
 
 def _check_json(name, value):

@@ -3,13 +3,14 @@
 import collections
 import contextlib
 import json
+import math
 import os
 import shlex
 import shutil
 import sys
 
 from hpo.journal import printable
-from hpo.objective import command_line
+from hpo.objective import command_line, one_line
 from hpo.searchers import GPSearch
 from hpo.space import domains
 from hpo.trial import trial_seed
@@ -132,7 +133,11 @@ class Status:
         model = tuner.searcher
         if not isinstance(model, GPSearch):
             model = GPSearch(self.journal.space, self.arguments["seed"], tuner.max_epochs)
-        if expected := model.recommend(tuner.trials):
+        try:
+            expected = model.recommend(tuner.trials)
+        except Exception as error:  # of a searcher of the user's; the run has ended well
+            expected = say(f"warning: {type(model).__name__}.recommend raised {one_line(error)}")
+        if expected and math.isfinite(expected[2]):
             trial, epoch, mu, sigma = expected
             at = f"trial {trial.id}" + (f", epoch {epoch}" if best.n_epochs > 1 else "")
             say(

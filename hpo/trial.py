@@ -271,9 +271,15 @@ def _serve(inherited, connection, objective, n_threads):
     _stand_alone(inherited)
     os.environ.update(dict.fromkeys(THREADS, str(n_threads)))  # before numpy is imported
     source, modules = source_of(objective)
+    tuner = []  # is ready when the tuner has died, though a fork of it may hold `connection`
+    if LINUX:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, while it imports
+        tuner = [os.pidfd_open(os.getppid())]
     for name in ["hpo.space", *modules]:
         with contextlib.suppress(Exception, SystemExit):  # `describe` will say what is wrong
             importlib.import_module(name)
+    if LINUX:
+        ctypes.CDLL(None).prctl(1, 0)
     gc.freeze()  # a trial's garbage collector would touch the shared memory, and so copy it
     children = {}  # (trial id, attempt) -> _Child
     word = ""  # the last that the tuner said
@@ -282,7 +288,9 @@ def _serve(inherited, connection, objective, n_threads):
             sockets = [c.socket for c in children.values() if c.socket.fileno() >= 0]
             sentinels = [c.sentinel for c in children.values()]
             seconds = min([3600, *(c.kill_at - time.monotonic() for c in children.values())])
-            ready = set(wait([connection, *sockets, *sentinels], seconds))
+            ready = set(wait([connection, *tuner, *sockets, *sentinels], seconds))
+            if ready & set(tuner):
+                break
             for key, child in list(children.items()):
                 if ready & {child.socket, child.sentinel} and (report := child.read()):
                     connection.send(Report(*key, *report))
@@ -450,6 +458,7 @@ def _train(tuner, job, objective, source):
     os.environ["TRIAL_SEED"] = str(job["seed"])
     os.environ["TRIAL_CHECKPOINTS"] = job["checkpoints"]
     function = load_module(objective, source).objective
+    hpo.report.names, hpo.report.stopped = set(), False  # of a trial that calls hpo.tune
     hpo.report.tuner = tuner  # now: reports that are made while the file is loaded are printed
     hpo.objective.set_generators(job["seed"], job["n_threads"])
     returned, metric = function(job["config"]), job["metric"]

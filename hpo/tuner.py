@@ -339,19 +339,19 @@ def tune(
 
     objective: the path of an objective file. Or a function, or the path of any program; these need
     config_space, metric and mode. For a file, config_space, metric and mode replace its own.
-    assignments: list of "NAME=VALUE". searcher, stopping: names as on the command line, or a class
-    and a function. start: a list of configurations, or the folder of a run. learn_from: folders.
-    pass_json, checkpoint_flag: see hpo.objective.Program. dask: the address of a scheduler.
-    results: a new folder. resume: the folder of a run that is to go on.
+    assignments: a dict, or a list of "NAME=VALUE". searcher, stopping: names as on the command
+    line, or a class and a function. start: a list of configurations, or the folder of a run.
+    learn_from: folders of runs. pass_json, checkpoint_flag: see hpo.objective.Program. dask: the
+    address of a scheduler. results: a new folder. resume: the folder of a run that is to go on.
     None stands for the default in `python run.py --help`. In a resumed run it stands for what the
     run had, and only the BUDGET may differ. To resume a run of a function, give the function again.
     Raises ValueError for bad input, before anything is written; RunFailed; WriteError.
     """
     given = {n: v for n, v in locals().items() if v is not None and n not in ("results", "resume")}
     given |= portable(given)
-    if results and resume is not None:
-        raise ValueError("--results: a resumed run keeps its folder; leave it out")
-    if results:
+    if results is not None:
+        if resume is not None:
+            raise ValueError("--results: a resumed run keeps its folder; leave it out")
         check_new(results)
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(ending_signals())
@@ -420,6 +420,9 @@ def portable(given):
     if (folders := given.get("learn_from")) is not None:
         folders = [folders] if isinstance(folders, (str, os.PathLike)) else folders
         changed["learn_from"] = [os.path.abspath(folder) for folder in folders]
+    if isinstance(values := given.get("assignments"), dict):
+        texts = {n: v if isinstance(v, str) else json.dumps(v) for n, v in values.items()}
+        changed["assignments"] = [f"{name}={text}" for name, text in texts.items()]
     if "config_space" in given:
         changed["config_space"] = space_to_json(given["config_space"])  # or a ValueError
     return changed

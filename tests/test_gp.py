@@ -236,11 +236,11 @@ FAILING = {  # space, loss, which configurations fail, n_workers, failures of th
     "category": (
         {**SQUARE, "kind": choice(["works", "broken"])},
         lambda c: (c["x"] - 0.3) ** 2 + (c["y"] - 0.6) ** 2,
-        lambda c: c["kind"] == "broken", 4, 20, 0.01),
+        lambda c: c["kind"] == "broken", 4, 24, 0.01),
     "next_to_the_optimum": (
         {"lr": loguniform(1e-6, 10), "momentum": uniform(0, 0.99), "x": uniform(0, 1)},
         lambda c: (excess(c) + 0.2) ** 2 + (c["momentum"] - 0.9) ** 2 + 0.1 * c["x"],
-        lambda c: excess(c) > 0, 1, 13, 0.03),
+        lambda c: excess(c) > 0, 1, 22, 0.03),
 }  # fmt: skip
 
 
@@ -286,6 +286,7 @@ AWKWARD = {
     "all equal": [1.0] * 12, "two": [1.0, 2.0], "one good": [math.nan] * 11 + [1.0],
     "huge": [1e300 * (i + 1) for i in range(12)], "tiny": [1e-300 * i for i in range(12)],
     "outliers": [0.1 * i for i in range(10)] + [1e30, -1.7e308],
+    "subnormal": [5e-324 * (i % 4) for i in range(25)],
     "half failed": [math.nan if i % 2 else float(i) for i in range(20)],
     "one place": [i % 7 for i in range(200)],
 }  # fmt: skip

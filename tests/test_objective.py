@@ -84,6 +84,7 @@ BAD = [  # the file, its assignments, and the error
     ("x = 1", [], "expected a function objective(config)"),
     ("def objective(config): pass", [], "expected config_space, a dict of names and domains"),
     (f"{FIRST}def objective(config): pass", [], "metric: expected a name, got None"),
+    (f"{FIRST}metric = 'epoch'\ndef objective(config): pass", [], "metric: expected a name, got"),
     (WHOLE.replace("max", "more"), [], 'mode: expected "max" or "min", got '),
     (f"{WHOLE}config_space = [1]", [], "config_space: expected"),
     (f"{WHOLE}config_space['c'] = objective", [], "c: expected"),

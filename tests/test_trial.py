@@ -301,6 +301,23 @@ def run_py(folder, code, results, *flags, **variables):
 
 
 @on_linux
+def test_trials_end_with_the_tuner_though_a_fork_of_it_lives(folder, tmp_path):
+    pids = tmp_path / "pids"
+    (tmp_path / "forking.py").write_text(
+        "import os, time\nfrom hpo import RandomSearch\nclass Forking(RandomSearch):\n"
+        "    def suggest(self, trials):\n        if not os.fork(): time.sleep(20); os._exit(0)\n"
+        "        return super().suggest(trials)\n"
+    )
+    code = f"print(os.getpid(), file=open({str(pids)!r}, 'a')); report(y=1.0); time.sleep(99)"
+    flags = ["--searcher", f"{tmp_path}/forking.py:Forking", "--stopping", "none"]
+    with run_py(folder, code, tmp_path / "run", *flags) as tuner:
+        wait_for(lambda: pids.exists() and len(pids.read_text().split()) == 2)
+        tuner.kill()
+        tuner.wait()
+        wait_for(lambda: are_gone(pids.read_text().split()), seconds=5)
+
+
+@on_linux
 def test_backend_closes_at_once_though_a_fork_of_the_tuner_lives(folder):
     """Such as a worker of a pool that the searcher has: it holds the connection open."""
     backend = new_backend(folder, lambda config: time.sleep(99), SPACE, "y", "max")
