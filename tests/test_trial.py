@@ -135,7 +135,7 @@ ENDS = [  # what it does, its reports, and how its error begins
     ("multiprocessing.set_start_method('spawn'); returned = 1.0", [1.0], ""),
     ("report(y=1.0); returned = 2.0; sys.exit(0)", [1.0], ""),
     ("threading.Thread(target=time.sleep, args=[99]).start(); returned = 1.0", [1.0], ""),
-    ("threading.Timer(0.1, often, [2.0]).start(); returned = 1.0", [1.0], ""),
+    ("threading.Timer(0.7, often, [2.0]).start(); returned = 1.0", [1.0], ""),
     ("", [], "ValueError: expected a report of y, got nothing"),
     ("report(loss=1.0, a=2)", [None], "ValueError: expected a report of y, got a, loss; or choose"),
     ("returned = [1.0]", [], "TypeError: y: expected a number"),
