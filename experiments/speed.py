@@ -2,11 +2,12 @@
 
     python -m experiments.speed --part loop        10,000 trials that report once; some minutes
     python -m experiments.speed --part reports     4 and 64 trials that report all the time
-    python -m experiments.speed --part training --workers 32 [--dask ADDRESS]     a minute
+    python -m experiments.speed --part training --workers 32     share of the time; a minute
     python -m experiments.speed --part suggest     one thread; compare_searchers times peers
 
-Rates compare only when taken in turn: run the command in another checkout, here, and again. "ms of
-the tuner" is processor time of its process, which other work on the machine changes little.
+All but the last run on a cluster too, --dask ADDRESS. Rates compare only when taken in turn: run
+the command in another checkout, here, and again. "ms of the tuner" is processor time of its
+process, which other work on the machine changes little.
 """
 
 import contextlib
@@ -72,7 +73,8 @@ def loop(args):
                 rows.append((len(trials), time.process_time(), time.perf_counter(), *resources()))
             return super().suggest(trials)
 
-    with tuned(searcher=Measuring, workers=args.workers, trials=args.trials + 1) as run:
+    options = {"workers": args.workers, "trials": args.trials + 1, "dask": args.dask}
+    with tuned(searcher=Measuring, **options) as run:
         n_done = sum(trial.status == "done" for trial in run.trials)
         rate = n_done / (run.trials[-1].ended - run.trials[0].started)
     print(f"{n_done} of {len(run.trials)} trials done, {args.workers} workers: {rate:.1f} a second")
@@ -108,6 +110,7 @@ def reports(args):
             halving(trial, trials, max_epochs)  # its time counts, but no trial ends
 
         options = {"workers": n_workers, "hours": args.seconds / 3600, "stopping": rule}
+        options["dask"] = args.dask
         with tuned(searcher="random", assignments=["epochs=1000000"], **options) as run:
             found = [event for event in read_events(run.folder) if "report" in event]
         waits = [1000 * e["metrics"]["wait"] for e in found if e["at"] >= args.seconds / 2]
@@ -183,7 +186,7 @@ def main(arguments=None):
     add("--workers", type=positive_int, default=4, help="loop, reports; default 4")
     add("--trials", type=positive_int, default=10_000, help="loop; default 10,000")
     add("--seconds", type=command.positive, default=8.0, help="reports: of each run; default 8")
-    add("--dask", metavar="ADDRESS", help="training: where; default this machine")
+    add("--dask", metavar="ADDRESS", help="where; default this machine")
     add("--searcher", action="append", metavar="NAME", help="suggest; again for more; default all")
     add("--n", type=positive_int, nargs="+", default=(20, 100, 200, 1000, 5000), help="suggest")
     add("--suggestions", type=positive_int, default=20, help="suggest: that are timed; default 20")

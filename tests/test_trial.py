@@ -312,9 +312,11 @@ def test_trials_end_with_the_tuner_though_a_fork_of_it_lives(folder, tmp_path):
     flags = ["--searcher", f"{tmp_path}/forking.py:Forking", "--stopping", "none"]
     with run_py(folder, code, tmp_path / "run", *flags) as tuner:
         wait_for(lambda: pids.exists() and len(pids.read_text().split()) == 2)
+        wait_for(lambda: (tmp_path / "run/journal.jsonl").read_text().count('"report"') == 2)
         tuner.kill()
         tuner.wait()
-        wait_for(lambda: are_gone(pids.read_text().split()), seconds=5)
+    wait_for(lambda: are_gone(pids.read_text().split()), seconds=5)
+    assert [trial.value for trial in load(tmp_path / "run")] == [-1.0, -1.0]
 
 
 @on_linux

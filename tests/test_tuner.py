@@ -360,6 +360,7 @@ def test_fewer_first_trials_that_all_fail_end_the_run(tmp_path):
     fails(run, "first 3 trials")
     run = resumed(run, [CRASH], n_workers=1)  # nothing has been mended
     fails(run, "first 3 trials")
+    assert letters(run) == "ffffff"  # each session asks again
     run = resumed(run, [GOOD] * 6 + [CRASH] * 2 + [GOOD], n_trials=9)
     finish(resumed(finish(run, "ffffffffd"), [CRASH], n_trials=15), "ffffffffdffffff")
 
