@@ -85,8 +85,8 @@ class Cluster:
 
 def children_of(pid):
     """The process ids of all descendants."""
-    found = pathlib.Path(f"/proc/{pid}/task/{pid}/children")
-    direct = [int(child) for child in found.read_text().split()] if found.exists() else []
+    found = pathlib.Path(f"/proc/{pid}/task").glob("*/children")  # a thread has its own
+    direct = [int(child) for path in found for child in path.read_text().split()]
     return [*direct, *(pid for child in direct for pid in children_of(child))]
 
 

@@ -102,7 +102,7 @@ def n_descendants(pid):
 def reports(args):
     """Prints what is served in the second half of some seconds, when all trials have started."""
     print("workers  reports/s  ms of the tuner each  wait of a trial: median ms, 99% ms")
-    for n_workers in args.workers, 16 * args.workers:
+    for n_workers in [args.workers] if args.dask else [args.workers, 16 * args.workers]:
         used = []
 
         def rule(trial, trials, max_epochs, used=used):

@@ -99,11 +99,12 @@ class DaskBackend(LocalBackend):
 
     def answer(self, trial, go_on):
         self._tell((trial.id, trial.attempt), "go" if go_on else "stop")
+        if not go_on:
+            self._lose_within(SILENCE, trial)
 
     def kill(self, trial):
         self._tell((trial.id, trial.attempt), "kill")
-        if trial.id not in self.begun:  # it waits for a worker, perhaps for ever
-            self._lose((trial.id, trial.attempt), "no Dask worker has begun it")
+        self._lose_within(SILENCE if trial.id in self.begun else 0, trial)
 
     def wake(self):
         self.arrived.put(WAKE)
@@ -146,6 +147,13 @@ class DaskBackend(LocalBackend):
 
     def _lose(self, key, error):
         self.arrived.put((*key, "end", (End(*key, "lost", error), None)))
+
+    def _lose_within(self, seconds, trial):
+        """Its End comes by then: it may wait for a worker, and there may be none any more."""
+        arguments = (trial.id, trial.attempt), "no Dask worker answers"
+        timer = threading.Timer(seconds, self._lose, arguments)
+        timer.daemon = True
+        timer.start()
 
     def _tell(self, key, word):
         with contextlib.suppress(Exception):  # there is no scheduler, as `wait` will notice

@@ -370,12 +370,7 @@ def tune(
         backend = find_backend(options)
         stack.callback(backend.close)
         say(f"loading {arguments['objective']}")
-        known = {"metric": arguments["metric"], "mode": arguments["mode"]}
-        if journal:
-            known |= {"space": space_to_json(journal.space), "prepared": journal.run["prepared"]}
-        else:
-            known |= {"space": arguments["config_space"], "assignments": arguments["assignments"]}
-        found = backend.describe(**known)
+        found = describe(backend, journal, arguments)
         space = space_from_json(found["space"])
         max_epochs = last_epoch(space, options["epochs_name"])
         rule = usable_rule(rule, max_epochs, arguments)
@@ -403,7 +398,7 @@ def tune(
         tuner.show.begin(tuner)
         try:
             reason = tuner.run()
-        except Exception:  # after a second Ctrl-C there is no time for a summary
+        except Exception:  # not KeyboardInterrupt: a second Ctrl-C ends it at once
             tuner.show.summary(tuner)
             raise
         tuner.show.summary(tuner)
@@ -438,6 +433,16 @@ def find_backend(options):
     except ImportError as error:
         raise ValueError(f"--dask: needs `pip install distributed`: {error}") from None
     return DaskBackend(address, objective, options["seed"])
+
+
+def describe(backend, journal, arguments):
+    """What hpo.objective.describe finds; of a run that goes on with its own space and `prepare`."""
+    known = {"metric": arguments["metric"], "mode": arguments["mode"]}
+    if journal:
+        known |= {"space": space_to_json(journal.space), "prepared": journal.run["prepared"]}
+    else:
+        known |= {"space": arguments["config_space"], "assignments": arguments["assignments"]}
+    return backend.describe(**known)
 
 
 def usable_rule(rule, max_epochs, arguments):

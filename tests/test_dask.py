@@ -100,3 +100,25 @@ def test_without_dask_the_error_says_what_to_install(objective, monkeypatch):
     monkeypatch.setitem(sys.modules, "hpo.dask_backend", None)
     with pytest.raises(ValueError, match="pip install distributed"):
         tune(objective, dask="tcp://127.0.0.1:1")
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+def test_trial_ends_though_no_worker_is_left(cluster, objective, tmp_path, monkeypatch):
+    from experiments.dask_check import end_tree
+    from hpo import dask_backend
+    from hpo.trial import End, Trial
+
+    monkeypatch.setattr(dask_backend, "SILENCE", 2.0)
+    backend = dask_backend.DaskBackend(cluster.address, objective)
+    try:
+        backend.describe(space=None, metric=None, mode=None)
+        backend.begin(tmp_path / "logs", 0)
+        trial = Trial(0, {"x": 0.25, "epochs": 99}, "random")
+        backend.start(trial)
+        assert backend.wait(20)[0].metrics["epoch"] == 1
+        for worker in cluster.workers:
+            end_tree(worker)
+        backend.kill(trial)
+        assert backend.wait(20) == [End(0, 1, "lost", "no Dask worker answers")]
+    finally:
+        backend.close()
