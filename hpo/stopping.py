@@ -72,12 +72,16 @@ def last_rung(epoch, first_rung, eta):
 
 def loss_at_rung(trial, rung, first_rung, eta):
     """The best loss up to the report that reached the rung; None if the trial is not compared."""
+    curve, known = trial.at_rung.get((rung, eta), (None, None))
+    if curve is trial.curve:  # it has only grown since; a curve may have 10,000 epochs
+        return known
     best = math.inf
     for epoch, loss in trial.curve:
-        if loss < best:  # noqa: PLR1730  min() is slower
-            best = loss
+        best = min(best, loss)
         if epoch >= rung:  # a report that passes several rungs is compared at the highest
-            return best if epoch < rung * eta else None
+            known = best if epoch < rung * eta else None
+            trial.at_rung[rung, eta] = trial.curve, known
+            return known
     # A trial that failed on its way to this rung is the worst there.
     was_next = rung == first_rung or trial.n_epochs >= rung / eta
     return math.inf if trial.status == "failed" and was_next else None

@@ -67,6 +67,7 @@ class Trial:
     ended: float | None = None
     suggest_seconds: float = 0.0
     earlier: list = field(default_factory=list)  # the curves of interrupted attempts
+    at_rung: dict = field(default_factory=dict, repr=False, compare=False)  # kept by hpo.stopping
 
     @property
     def value(self):
