@@ -5,9 +5,10 @@ reports to the tuner and the tuner's answers to the trial, by Dask's own means:
 
     tuner  <-- events: (trial id, attempt, kind, JSON) -------------------------  relays
     tuner  <-- the task's result: the trial's End, and its log -----------------  relay
-    tuner  --- a queue for each attempt: "begin", "go", "stop", "kill", "alive" -->  its relay
+    tuner  --- a queue for each attempt: "begin", "go", "stop", "kill" ----------->  its relay
 
-A relay that hears nothing of the tuner for SILENCE seconds kills its trial. The scheduler notices
+The scheduler notices when the tuner is gone, and cancels its tasks. Dask does not stop a task that
+runs, but the relay sees that its task is cancelled, and kills its trial. The scheduler also notices
 when a worker is gone, and runs its task again elsewhere. That relay finds no "begin" in the queue
 and refuses, and the tuner starts the trial again.
 """
@@ -33,7 +34,8 @@ from distributed import Client, Queue, get_client, get_worker
 from hpo.objective import Program, one_line
 from hpo.trial import End, LocalBackend, Report, Trial
 
-PERIOD, SILENCE = 5.0, 60.0  # seconds
+PERIOD = 5.0  # seconds between two looks at a task, and for an answer of the scheduler
+SILENCE = 60.0  # seconds after which a trial that was told to end is given up
 MAX_LOG = 2**20  # bytes of a log that come home, its last ones
 GONE = "the Dask worker is gone"
 WAKE = (-1, 0, "wake", None)  # a message of no trial
@@ -59,9 +61,7 @@ class DaskBackend(LocalBackend):
         self.client.subscribe_topic(self.run, lambda event: self.arrived.put(tuple(event[1])))
         self.futures, self.outboxes = {}, {}  # trial id -> task; (trial id, attempt) -> queue
         self.begun = {}  # trial id -> time
-        self.is_over = threading.Event()
         self.is_deaf = False  # for good: another scheduler does not know this run
-        threading.Thread(target=self._show_life, daemon=True).start()
 
     def start(self, trial):
         key = trial.id, trial.attempt
@@ -69,7 +69,6 @@ class DaskBackend(LocalBackend):
         self.begun.pop(trial.id, None)
         job = {"run": self.run, "trial": trial, "metric": self.metric, "seed": self.seed}
         job |= {"objective": packed(self.objective), "logs": os.path.abspath(self.log_folder)}
-        job["seconds"] = PERIOD, SILENCE
         try:
             self.outboxes[key] = outbox(self.run, key, self.client)
             self.outboxes[key].put("begin", timeout=PERIOD)
@@ -112,7 +111,6 @@ class DaskBackend(LocalBackend):
     def close(self):
         for i, (attempt, _) in self.running.items():
             self._tell((i, attempt), "kill")
-        self.is_over.set()
         self.client.close(timeout=PERIOD)
 
     def _arrived(self, seconds):
@@ -159,11 +157,6 @@ class DaskBackend(LocalBackend):
         with contextlib.suppress(Exception):  # there is no scheduler, as `wait` will notice
             (self.outboxes.get(key) or outbox(self.run, key, self.client)).put(word, timeout=PERIOD)
 
-    def _show_life(self):
-        while not self.is_over.wait(PERIOD):
-            for key in list(self.outboxes):
-                self._tell(key, "alive")
-
     def _notice_end(self, key, future):
         """Passes the result of a task on, or that there is none."""
         try:
@@ -192,10 +185,10 @@ own = threading.local()  # run and backend of a worker's thread, which serves tr
 
 def relay(job):
     """(End, log) of one trial, or of a description, on the worker that runs this task."""
-    trial, worker, (period, silence) = job["trial"], get_worker(), job["seconds"]
+    trial, worker = job["trial"], get_worker()
     key = trial.id, trial.attempt
     inbox = outbox(job["run"], key, get_client())
-    if not inbox.qsize() or inbox.get(timeout=period) != "begin":
+    if not inbox.qsize() or inbox.get(timeout=PERIOD) != "begin":
         return End(*key, "lost", GONE), None
     with tempfile.TemporaryDirectory() as scratch:
         is_shared = trial.origin != "describe" and os.path.isdir(os.path.dirname(job["logs"]))
@@ -204,22 +197,22 @@ def relay(job):
         backend.begin(logs, 0)
         send = lambda kind, text="": worker.log_event(job["run"], [*key, kind, text])
         send("begun")
-        end = train(backend, trial, inbox, send, worker, period, silence)
+        end = train(backend, trial, inbox, send, worker)
         log = pathlib.Path(logs, f"{trial.id:04d}.log")
         is_to_go_home = not is_shared and log.exists()
         return end, log.read_bytes()[-MAX_LOG:] if is_to_go_home else None
 
 
-def train(backend, trial, inbox, send, worker, period, silence):
+def train(backend, trial, inbox, send, worker):
     """Passes reports and answers until the trial has ended; returns its End."""
-    words, is_open = queue.SimpleQueue(), worker.status
+    words, is_open, task = queue.SimpleQueue(), worker.status, worker.get_current_task()
 
     def listen():
         word = None
         while word not in ("kill", "over"):
             try:
-                word = inbox.get(timeout=silence)
-            except Exception:  # the tuner is silent, or the scheduler gone
+                word = inbox.get()
+            except Exception:  # the scheduler is gone
                 word = "kill"
             words.put(word)
             backend.wake()
@@ -230,7 +223,7 @@ def train(backend, trial, inbox, send, worker, period, silence):
     backend.start(trial)
     try:
         while True:
-            for event in backend.wait(period):
+            for event in backend.wait(PERIOD):
                 if isinstance(event, End):
                     return event
                 send("report", json.dumps({"metrics": event.metrics, "counted": event.counted}))
@@ -240,11 +233,12 @@ def train(backend, trial, inbox, send, worker, period, silence):
                     backend.answer(trial, word == "go")
                 elif word == "kill":
                     backend.kill(trial)
-            if worker.status != is_open:
+            known = worker.state.tasks.get(task)  # its state would be "cancelled"
+            if not known or known.state != "executing" or worker.status != is_open:
                 backend.kill(trial)
     finally:
         with contextlib.suppress(Exception):  # the scheduler is gone
-            inbox.put("over", timeout=period)
+            inbox.put("over", timeout=PERIOD)
 
 
 def backend_of(job):

@@ -37,7 +37,6 @@ import hpo.report
 from hpo.objective import ROOT, describe, exit_reason, load_module, one_line, source_of
 
 STOP_SECONDS = 10  # from "stop", or from the end of the objective, to SIGKILL
-N_DESCRIBE = 3  # attempts
 TERM_SECONDS = 5  # from SIGTERM to SIGKILL
 MAX_LINE = 2**23  # bytes of a trial's message, or of a description
 SERVER_DIED = "the fork server died"
@@ -128,13 +127,10 @@ class LocalBackend:
 
     def describe(self, **options):
         """What hpo.objective.describe(objective, **options) returns in a process of its own."""
-        for attempt in range(1, N_DESCRIBE + 1):
-            self.start(Trial(-1, options, "describe", attempt))
-            while not (ends := self.wait()):
-                pass  # on a cluster it may have to wait for a worker
-            if (end := ends[0]).outcome != "lost":
-                break
-        else:
+        self.start(Trial(-1, options, "describe"))
+        while not (ends := self.wait()):
+            pass  # on a cluster it may have to wait for a worker
+        if (end := ends[0]).outcome == "lost":
             raise OSError(end.error)
         if not end.found:
             error = end.error.removeprefix("ValueError: ") or "loading it ended its process"
