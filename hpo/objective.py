@@ -34,6 +34,7 @@ import hpo.report
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TAG = "[tune-metric]:"  # begins a report on a program's output
+is_loading = False  # a file of the user's is being loaded
 
 
 # ---- Loading -------------------------------------------------------------------------------------
@@ -50,7 +51,12 @@ def load_module(objective, source=None):
     is_pair = isinstance(objective, tuple)
     if not is_pair:
         sys.path[:0] = [os.path.dirname(spec.origin), str(ROOT)]
-    exec(compile(source, spec.origin, "exec"), module.__dict__)  # noqa: S102 (it is the user's)
+    global is_loading
+    is_loading = True
+    try:
+        exec(compile(source, spec.origin, "exec"), module.__dict__)  # noqa: S102 (the user's)
+    finally:
+        is_loading = False
     return types.SimpleNamespace(objective=getattr(module, objective[1])) if is_pair else module
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+import hpo.objective
 from hpo.journal import SIGN, Journal, check_new, load, load_run
 from hpo.objective import Program, import_error, is_program, load_module, one_line
 from hpo.searchers import find_searcher
@@ -349,6 +350,9 @@ def tune(
     """
     given = {n: v for n, v in locals().items() if v is not None and n not in ("results", "resume")}
     given |= portable(given)
+    if hpo.objective.is_loading:  # each process that loads the file would start another one
+        where = 'put the call under `if __name__ == "__main__":`'
+        raise ValueError(f"hpo.tune is called while this file is loaded; {where}")
     if results is not None:
         if resume is not None:
             raise ValueError("--results: a resumed run keeps its folder; leave it out")
