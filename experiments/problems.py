@@ -16,53 +16,20 @@ two kernel problems are the lowest losses that `--search` found.
 import argparse
 import functools
 import itertools
+import json
 import math
 import pathlib
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
 from experiments import command
-from hpo.space import (
-    choice,
-    decode,
-    encode,
-    finrange,
-    logfinrange,
-    logordinal,
-    lograndint,
-    loguniform,
-    n_dims,
-    ordinal,
-    randint,
-    reverseloguniform,
-    sample,
-    uniform,
-)
+from experiments.families import FAMILIES, Problem, generated
+from hpo import choice, logordinal, lograndint, loguniform, randint, reverseloguniform, uniform
+from hpo.space import decode, encode, n_dims, sample, space_from_json
 
 TABLES = pathlib.Path(__file__).parent / "tables"
 SEARCHED = pathlib.Path("results/optima.csv")
-
-
-@dataclass(frozen=True)
-class Problem:
-    group: str  # analytic, hpo, real, or the family
-    half: str  # tune, report, fresh
-    space: dict
-    optimum: float
-    loss: Callable  # loss(**config): without noise, NaN where the trial fails
-    observe: Callable  # observe(config, loss, rng): with noise
-    curve: Callable | None = None  # curve(config, rng) yields (seconds, loss) of each epoch
-
-    def true_loss(self, config):
-        return float(self.loss(**config))
-
-    def evaluate(self, config, rng):
-        """What a trial reports; NaN when it fails."""
-        loss = self.true_loss(config)
-        return float(self.observe(config, loss, rng)) if math.isfinite(loss) else math.nan
 
 
 PROBLEMS = {}
@@ -238,32 +205,8 @@ def agent6(
 
 
 # ---- Real: recorded by experiments/record_tables.py of commit 2ac5384, with scikit-learn ----
-GRIDS = {
-    "svm_digits": {
-        "C": logfinrange(1e-3, 1e4, 15), "gamma": logfinrange(1e-6, 10, 15),
-        "kernel": choice(["rbf", "poly", "sigmoid"]),
-        "scaler": choice(["none", "standard", "minmax"])
-    },
-    "fashion4": {
-        "learning_rate": logfinrange(1e-5, 1, 11), "batch_size": ordinal([16, 32, 64, 128]),
-        "n_units_1": logordinal([16, 64, 256]), "dropout_1": finrange(0, 0.8, 5)
-    },
-    "boosting_cancer": {
-        "learning_rate": logfinrange(0.003, 1, 8),
-        "n_estimators": logordinal([5, 10, 20, 40, 80]), "max_depth": randint(1, 6),
-        "subsample": finrange(0.4, 1, 3), "max_features": logfinrange(0.1, 1, 3)
-    },
-    "mlp_digits": {
-        "learning_rate": logfinrange(1e-5, 1, 11), "n_units": logordinal([8, 24, 72, 216]),
-        "batch_size": logordinal([8, 24, 72]), "weight_decay": logfinrange(1e-6, 1, 4),
-        "activation": choice(["relu", "tanh", "logistic"])
-    },
-    "forest_wine": {
-        "n_estimators": logordinal([2, 4, 8, 16, 32, 64]), "max_depth": randint(1, 6),
-        "min_samples_leaf": logordinal([1, 2, 4, 8, 16]), "max_features": finrange(0.1, 1, 4),
-        "bootstrap": choice([True, False])
-    },
-}  # fmt: skip
+SPACES = json.loads((TABLES / "spaces.json").read_text())
+SPACES = {name: space_from_json(space) for name, space in SPACES.items()}
 
 
 @functools.cache
@@ -275,7 +218,7 @@ def load_table(name):
 
 def repetitions(name, config):
     """Recorded losses (n_repetitions,) of a configuration of a grid."""
-    cell = tuple(list(d.values).index(config[key]) for key, d in GRIDS[name].items())
+    cell = tuple(list(d.values).index(config[key]) for key, d in SPACES[name].items())
     return load_table(name)["loss"][cell]
 
 
@@ -289,18 +232,13 @@ def add_grid(name, half):
         return rng.choice(repetitions(name, config))
 
     optimum = float(np.nanmin(load_table(name)["loss"].mean(axis=-1)))
-    PROBLEMS[name] = Problem("real", half, GRIDS[name], optimum, loss, observe)
+    PROBLEMS[name] = Problem("real", half, SPACES[name], optimum, loss, observe)
 
 
-for grid in GRIDS:
-    add_grid(grid, "report" if grid in ("mlp_digits", "forest_wine") else "tune")
-
-
-MLP = {
-    "n_units_1": randint(4, 1024), "n_units_2": randint(4, 1024), "batch_size": randint(8, 128),
-    "dropout_1": uniform(0, 0.99), "dropout_2": uniform(0, 0.99),
-    "learning_rate": loguniform(1e-6, 1), "weight_decay": loguniform(1e-8, 1)
-}  # fmt: skip
+for grid in ("svm_digits", "fashion4", "boosting_cancer"):
+    add_grid(grid, "tune")
+for grid in ("mlp_digits", "forest_wine"):
+    add_grid(grid, "report")
 
 
 def fashion7_moments(config):
@@ -309,7 +247,7 @@ def fashion7_moments(config):
     arrays, outputs = load_table("fashion7"), []
     for k in range(len(arrays) // 6):
         W, b = ([arrays[f"{letter}{k}{i}"] for i in range(3)] for letter in "Wb")
-        hidden = np.tanh(W[0] @ (encode(MLP, config) * 4 - 2) + b[0])
+        hidden = np.tanh(W[0] @ (encode(SPACES["fashion7"], config) * 4 - 2) + b[0])
         outputs.append(W[2] @ np.tanh(W[1] @ hidden + b[1]) + b[2])
     mean, log_deviation = np.mean(outputs, axis=0)
     return mean, math.exp(min(max(log_deviation, -5), 0))
@@ -320,7 +258,7 @@ def fashion7_observe(config, loss, rng):
     return min(math.exp(mean + deviation * rng.standard_normal()), 0.95)
 
 
-@problem("real", 0.15504, space=MLP, observe=fashion7_observe)
+@problem("real", 0.15504, space=SPACES["fashion7"], observe=fashion7_observe)
 def fashion7(**config):
     return math.exp(fashion7_moments(config)[0])
 
@@ -374,16 +312,12 @@ add_kernel("kernel_cancer", "report", 3, 0.36906, ridge=loguniform(1e-5, 1e2))
 # ---- Problems by name ----
 def find(name):
     """The problem called `name`: smooth:7 is number 7 of its family."""
-    from experiments.families import generated  # which needs Problem
-
     family, colon, number = name.partition(":")
     return generated(family, int(number)) if colon else PROBLEMS[name]
 
 
 def names(text):
     """Argparse type: the list of names in "branin2", "smooth:7" or "smooth:0-9"."""
-    from experiments.families import FAMILIES
-
     family, _, numbers = text.partition(":")
     if text in PROBLEMS:
         return [text]
@@ -443,24 +377,17 @@ def describe(name):
     return (
         f"{name:<16}{problem.group:<9}{problem.half:<7}{len(problem.space):>3}  "
         f"{problem.optimum:<9.4g}{np.nanmedian(losses):<9.4g}{noise:<9.2g}"
-        f"{np.isnan(losses).mean():>5.0%}  "
-        + " ".join(sorted({domain.kind for domain in problem.space.values()}))
+        f"{np.isnan(losses).mean():>5.0%}"
     )
 
 
 def main():
     parser = command.parser("problems", __doc__)
-    add = parser.add_argument
-    add(
-        "names",
-        nargs="*",
-        type=names,
-        metavar="NAME",
-        help="default: all but families",
-    )
-    add("--search", type=command.positive_int, metavar="N", help="from N random configurations")
+    some = {"type": names, "metavar": "NAME", "help": "default: all but families"}
+    parser.add_argument("names", nargs="*", **some)
+    parser.add_argument("--search", type=command.positive_int, metavar="N_RANDOM")
     args = parser.parse_args()
-    print(f"{'problem':<16}group    half   dim  optimum  median   noise    fail  parameters")
+    print(f"{'problem':<16}group    half   dim  optimum  median   noise    fail")
     for name in itertools.chain(*args.names) if args.names else PROBLEMS:
         print(describe(name), flush=True)
         if args.search:
