@@ -25,18 +25,24 @@ DROPOUT, LEARNING_RATE, WEIGHT_DECAY = 0.2, 1e-3, 1e-6
 
 
 # ---- Two ways: each is a function that returns epoch() -------------------------------------------
-def ours(sizes, images, labels, n_train):
-    """epoch() trains for one epoch and returns the validation accuracy."""
-    images, labels = torch.from_numpy(images).flatten(1), torch.from_numpy(labels).long()
-    model = make_model(sizes)
+def ours(sizes, images, labels, n_train, speed_up=None):
+    """epoch() trains for one epoch and returns the validation accuracy; data: as from load()."""
+    model = make_model(sizes).to(images.device)
     optimizer = Adam(model.parameters(), LEARNING_RATE, WEIGHT_DECAY)
 
     def epoch():
         torch.set_flush_denormal(True)
-        train(model, optimizer, images[:n_train], labels[:n_train], sizes[2])
+        train(model, optimizer, images[:n_train], labels[:n_train], sizes[2], speed_up)
         return validate(model, images[n_train:], labels[n_train:])
 
     return epoch
+
+
+def load(step=1, device="cpu"):
+    """(images (n, 784), labels, how many are for training): every step-th one."""
+    images, labels, *_ = fashion_mnist.load(fashion_mnist.prepare("auto", "data"), "data")
+    images, labels = torch.from_numpy(images[::step]), torch.from_numpy(labels[::step])
+    return images.flatten(1).to(device), labels.long().to(device), N_TRAIN // step
 
 
 def make_model(sizes):
@@ -48,14 +54,15 @@ class Images(Dataset):
     """Items as those of torchvision's FashionMNIST(transform=ToTensor())."""
 
     def __init__(self, images, labels):
-        self.images, self.labels = torch.from_numpy(images), torch.from_numpy(labels)
+        self.images, self.labels = torch.as_tensor(images), torch.as_tensor(labels)
         self.transform = ToTensor()
 
     def __len__(self):
         return len(self.images)
 
     def __getitem__(self, i):
-        return self.transform(Image.fromarray(self.images[i].numpy())), int(self.labels[i])
+        image = self.images[i].view(28, 28).numpy()
+        return self.transform(Image.fromarray(image)), int(self.labels[i])
 
 
 def pipeline(sizes, images, labels, n_train):
@@ -87,21 +94,24 @@ def plain_epoch(model, optimizer, batches):
 
 
 # ---- The table -----------------------------------------------------------------------------------
+def median_seconds(epochs, n):
+    """Median seconds of each of the functions, which take turns, after one epoch that warms up."""
+    times = [[timeit.timeit(epoch, number=1) for epoch in epochs] for _ in range(n + 1)]
+    return [statistics.median(column) for column in zip(*times[1:])]
+
+
 def main(arguments=None):
     parser = command.parser("train_speed", __doc__)
     parser.add_argument("--quick", action="store_true", help="a tenth of the images")
     step = 10 if parser.parse_args(arguments).quick else 1
     torch.set_num_threads(1)
-    images, labels, *_ = fashion_mnist.load(fashion_mnist.prepare("auto", "data"), "data")
-    data = images[::step], labels[::step], N_TRAIN // step
+    data = load(step)
     print(f"torch {torch.__version__}, dropout {DROPOUT}; seconds per epoch, validation included\n")
     print("| n_units_1, n_units_2, batch_size | plain | ours | plain/ours |")
     print("|---|---|---|---|")
     for sizes in SIZES:
         epochs = [make(sizes, *data) for make in (pipeline, ours)]
-        epochs[1]()  # warms up; the pipeline's first batches are as slow as the others
-        times = [[timeit.timeit(epoch, number=1) for epoch in epochs] for _ in range(5)]
-        plain, own = (step * statistics.median(column) for column in zip(*times))
+        plain, own = (step * seconds for seconds in median_seconds(epochs, 5))
         print(f"| {sizes} | {plain:.2f} | {own:.2f} | {plain / own:.1f} |", flush=True)
 
 
