@@ -459,12 +459,15 @@ def on_one_axis(curves):
     return x, np.array(rows).reshape(-1, len(x))
 
 
-def draw_band(axis, x, table, name, colour):
-    """The median of table (runs, n) at x (n,), and its quartiles where there are several runs."""
-    low, middle, high = np.quantile(table, (0.25, 0.5, 0.75), axis=0)
-    name = name if len(table) == 1 else f"{name}: median and quartiles of {len(table)} runs"
-    axis.step(x, middle, where="post", color=colour, label=name)
-    axis.fill_between(x, low, high, step="post", color=colour, alpha=0.2, lw=0)
+def draw_bands(axis, curves):
+    """For each {name: (x (n,), table (runs, n))} the median, and the quartiles of several runs."""
+    for colour, (name, (x, table)) in zip(itertools.cycle(COLOURS), curves.items()):
+        if len(x):
+            low, middle, high = np.quantile(table, (0.25, 0.5, 0.75), axis=0)
+            several = f"{name}: median and quartiles of {len(table)} runs"
+            label = name if len(table) == 1 else several
+            axis.step(x, middle, where="post", color=colour, label=label)
+            axis.fill_between(x, low, high, step="post", color=colour, alpha=0.2, lw=0)
 
 
 def draw_comparison(methods):
@@ -472,13 +475,11 @@ def draw_comparison(methods):
     figure, axes = new_figure(11, 4.8, 1, 2, sharey=True)
     unit, seconds = unit_of(max(run.clock for run in runs))
     for axis, curve, scale in zip(axes, (Run.best_by_time, Run.best_by_trials), (seconds, 1)):
-        losses = []
-        for colour, (name, own) in zip(itertools.cycle(COLOURS), methods.items()):
-            x, table = on_one_axis([curve(run) for run in own])
-            losses += table.ravel().tolist()
-            if len(x):
-                draw_band(axis, x / scale, runs[0].sign * table, name, colour)
-        set_view(axis, runs[0], np.array(losses))
+        curves = {name: on_one_axis([curve(run) for run in own]) for name, own in methods.items()}
+        losses = np.concatenate([table.ravel() for _, table in curves.values()])
+        signed = {name: (x / scale, runs[0].sign * y) for name, (x, y) in curves.items()}
+        draw_bands(axis, signed)
+        set_view(axis, runs[0], losses)
     axes[0].set(xlabel=f"{unit}, downtime excluded", ylabel=f"best {runs[0].metric} so far")
     axes[1].set(xlabel="trials that have ended", ylabel="")
     add_legend(figure, axes[0], 1)

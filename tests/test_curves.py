@@ -168,13 +168,13 @@ def test_reports_of_some_epochs_are_drawn_at_these(tmp_path):
     surrogate = Surrogate(recording, n_trees=5)
     drawn = surrogate.objective(recording.curves[0].config, np.random.default_rng(0))
     assert [metrics["epoch"] for _, metrics in drawn] == [3, 6, 9]
-    _, n_epochs, n_trials = replay.run(surrogate, ("random", "none", 1, 3), 0, 3600, 1)
+    _, n_epochs, n_trials = replay.run(surrogate, ("random", "none"), 0, 3600, 1)
     assert n_epochs % 3 == 0 and 8 * n_trials < n_epochs <= 9 * n_trials
 
 
 # ---- Replay --------------------------------------------------------------------------------------
 def test_replayed_run_is_deterministic_and_counts_epochs(recording):
-    surrogate, method = Surrogate(recording, n_trees=10), ("random", "asha", 1, 3)
+    surrogate, method = Surrogate(recording, n_trees=10), ("random", "asha")
     runs = [replay.run(surrogate, method, seed, 1800, 4) for seed in (0, 0, 1)]
     for (errors, *counts), (again, *others), is_equal in zip(runs, runs[1:], (True, False)):
         assert (counts == others) == is_equal == np.array_equal(errors, again, equal_nan=True)
@@ -182,7 +182,7 @@ def test_replayed_run_is_deterministic_and_counts_epochs(recording):
         found = errors[~np.isnan(errors)]
         assert np.all(np.diff(found) <= 0) and 0 < found[-1] < 0.3 and np.isnan(errors[0]) == 0
         assert replay.times(1800)[[19, -1]].tolist() == [600, 1800] and len(errors) == 60
-    _, n_epochs, n_trials = replay.run(surrogate, ("random", "none", 1, 3), 0, 1800, 4)
+    _, n_epochs, n_trials = replay.run(surrogate, ("random", "none"), 0, 1800, 4)
     assert n_trials < runs[0][2]  # more trials in the same time
     assert n_epochs == pytest.approx(1800 * 4 / 20, rel=0.3)  # 4 workers, 10 or 30 s an epoch
 
@@ -208,7 +208,7 @@ def packed(recording, tmp_path, monkeypatch, in_this_process):
 
 def test_replay_command(packed, recording, tmp_path, capsys):
     words = [packed, "--repetitions", "2", "--results", str(tmp_path), "--workers", "8"]
-    replay.main([*words, "--searcher", "random", "--eta", "2", "--first_rung", "3"])
+    replay.main([*words, "--searcher", "random"])
     out = capsys.readouterr().out
     assert "the quality\n" in out and " 20 min  epochs  trials  runs\n" in out
     hours = sum(curve.seconds.sum() for curve in recording.curves) / 8 / 3600
