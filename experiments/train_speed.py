@@ -4,12 +4,14 @@ here: DataLoader, ToTensor for each image, autograd, torch.optim.Adam.
     python -m experiments.train_speed               a table, in about three minutes
     python -m experiments.train_speed --quick       on a tenth of the images
 
-The two take turns. Each goes on with the weights that it has; the table has the medians.
+Where there is a GPU it is timed too, step by step and as a CUDA graph. All ways take turns, and
+each goes on with the weights that it has. A cell has the median seconds of an epoch, validation
+included, and the accuracy after the last one, which should hardly differ.
 """
 
-import statistics
-import timeit
+import time
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -24,10 +26,21 @@ SIZES = [(512, 128, 64), (64, 64, 8), (1024, 1024, 128)]  # n_units_1, n_units_2
 DROPOUT, LEARNING_RATE, WEIGHT_DECAY = 0.2, 1e-3, 1e-6
 
 
-# ---- Two ways: each is a function that returns epoch() -------------------------------------------
-def ours(sizes, images, labels, n_train, speed_up=None):
-    """epoch() trains for one epoch and returns the validation accuracy; data: as from load()."""
-    model = make_model(sizes).to(images.device)
+def load(step=1):
+    """(images (n, 784), labels (n,), how many of them are for training): every step-th one."""
+    images, labels, *_ = fashion_mnist.load(fashion_mnist.prepare("auto", "data"), "data")
+    images, labels = torch.from_numpy(images[::step]), torch.from_numpy(labels[::step])
+    return images.flatten(1), labels.long(), N_TRAIN // step
+
+
+def make_model(sizes):
+    n_units = {"n_units_1": sizes[0], "n_units_2": sizes[1]}
+    return build({**n_units, "dropout_1": DROPOUT, "dropout_2": DROPOUT})
+
+
+# ---- Ways: each returns epoch(), which trains for one and returns the validation accuracy --------
+def ours(sizes, images, labels, n_train, device="cpu", speed_up=None):
+    images, labels, model = images.to(device), labels.to(device), make_model(sizes).to(device)
     optimizer = Adam(model.parameters(), LEARNING_RATE, WEIGHT_DECAY)
 
     def epoch():
@@ -38,16 +51,12 @@ def ours(sizes, images, labels, n_train, speed_up=None):
     return epoch
 
 
-def load(step=1, device="cpu"):
-    """(images (n, 784), labels, how many are for training): every step-th one."""
-    images, labels, *_ = fashion_mnist.load(fashion_mnist.prepare("auto", "data"), "data")
-    images, labels = torch.from_numpy(images[::step]), torch.from_numpy(labels[::step])
-    return images.flatten(1).to(device), labels.long().to(device), N_TRAIN // step
-
-
-def make_model(sizes):
-    n_units = {"n_units_1": sizes[0], "n_units_2": sizes[1]}
-    return build({**n_units, "dropout_1": DROPOUT, "dropout_2": DROPOUT})
+def as_graph(step):
+    """The step as one CUDA graph: a small network waits for the launches of its 50 kernels."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
 
 
 class Images(Dataset):
@@ -65,8 +74,7 @@ class Images(Dataset):
         return self.transform(Image.fromarray(image)), int(self.labels[i])
 
 
-def pipeline(sizes, images, labels, n_train):
-    """As `ours`, by the plain pipeline."""
+def plain(sizes, images, labels, n_train):
     training = Images(images[:n_train], labels[:n_train])
     batches = DataLoader(training, batch_size=sizes[2], shuffle=True, drop_last=True)
     validation = DataLoader(Images(images[n_train:], labels[n_train:]), batch_size=sizes[2])
@@ -94,10 +102,11 @@ def plain_epoch(model, optimizer, batches):
 
 
 # ---- The table -----------------------------------------------------------------------------------
-def median_seconds(epochs, n):
-    """Median seconds of each of the functions, which take turns, after one epoch that warms up."""
-    times = [[timeit.timeit(epoch, number=1) for epoch in epochs] for _ in range(n + 1)]
-    return [statistics.median(column) for column in zip(*times[1:])]
+def timed(epoch):
+    """(seconds, accuracy) of an epoch."""
+    before = time.perf_counter()
+    accuracy = epoch()
+    return time.perf_counter() - before, accuracy
 
 
 def main(arguments=None):
@@ -105,14 +114,19 @@ def main(arguments=None):
     parser.add_argument("--quick", action="store_true", help="a tenth of the images")
     step = 10 if parser.parse_args(arguments).quick else 1
     torch.set_num_threads(1)
-    data = load(step)
-    print(f"torch {torch.__version__}, dropout {DROPOUT}; seconds per epoch, validation included\n")
-    print("| n_units_1, n_units_2, batch_size | plain | ours | plain/ours |")
-    print("|---|---|---|---|")
+    ways, data = {"plain": (plain,), "ours": (ours,)}, load(step)
+    if torch.cuda.is_available():
+        ways |= {"GPU": (ours, "cuda"), "GPU as a graph": (ours, "cuda", as_graph)}
+        print(torch.cuda.get_device_name())
+    print(f"torch {torch.__version__}, dropout {DROPOUT}; seconds per epoch (accuracy)\n")
+    print(f"| n_units_1, n_units_2, batch_size | {' | '.join(ways)} |")
+    print("|---" * (1 + len(ways)) + "|")
     for sizes in SIZES:
-        epochs = [make(sizes, *data) for make in (pipeline, ours)]
-        plain, own = (step * seconds for seconds in median_seconds(epochs, 5))
-        print(f"| {sizes} | {plain:.2f} | {own:.2f} | {plain / own:.1f} |", flush=True)
+        epochs = [make(sizes, *data, *options) for make, *options in ways.values()]
+        runs = [[timed(epoch) for epoch in epochs] for _ in range(6)]  # the first one warms up
+        seconds = np.median(runs[1:], axis=0)[:, 0]
+        cells = [f"{step * s:.2f} ({a:.3f})" for s, (_, a) in zip(seconds, runs[-1])]
+        print(f"| {sizes} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
