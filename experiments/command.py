@@ -16,6 +16,8 @@ import traceback
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 
+from run import Parser
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -25,13 +27,8 @@ class Failed(Exception):
 
 
 # ---- Command line ----
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}; see --help\n")  # one line, without the usage
-
-
 def parser(name, description):
-    """Argument parser of experiments.NAME."""
+    """Argument parser of experiments.NAME, whose errors are one line."""
     layout = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     return Parser(prog=f"experiments.{name}", description=description, **layout)
 
@@ -129,7 +126,7 @@ def _begin(initializer, initargs):
 
 
 def as_they_end(futures):
-    """Yields (key, Future) of {Future: key}, and prints how far they are."""
+    """Yields (key, Future) of {Future: key}, and prints every five seconds how far they are."""
     started = told = time.time()
     for n, future in enumerate(as_completed(futures), 1):
         yield futures[future], future
@@ -139,6 +136,7 @@ def as_they_end(futures):
             print(f"{n}/{len(futures)} done, about {minutes:.1f} min left", file=sys.stderr)
 
 
+# ---- Other processes ----
 def children_of(pid):
     """The process ids of all descendants. Each thread has children of its own."""
     direct = []

@@ -36,7 +36,7 @@ import numpy as np
 
 from experiments import command, peers
 from experiments.families import CURVES, FAMILIES, N_EPOCHS
-from experiments.problems import PROBLEMS, find, lowest_loss, names
+from experiments.problems import PROBLEMS, find, names
 from experiments.simulated import Milestones, simulate
 from hpo.searchers import SEARCHERS
 from hpo.space import sample
@@ -179,7 +179,7 @@ def typical_loss(problem_name):
 
 def regrets(row):
     """{column: normalised regret} of a row."""
-    optimum, typical = lowest_loss(row["problem"]), typical_loss(row["problem"])
+    optimum, typical = find(row["problem"]).optimum, typical_loss(row["problem"])
     losses = {c: loss for c, loss in row.items() if c.startswith(("best_", "chosen_"))}
     return {c: np.clip((v - optimum) / (typical - optimum), 0, 1) for c, v in losses.items()}
 

@@ -22,10 +22,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from experiments import command
-from hpo.journal import Journal, load_run, read_events
+from hpo.journal import SIGN, Journal, load_run, read_events
 from hpo.space import config_key, constants, domains, encode, space_from_json, space_to_json
 
-SIGN = {"max": -1.0, "min": 1.0}  # of a loss
 SMOOTH = 0.12  # width of the smoothing in ln(epoch): at epoch 81 about 10 epochs either way
 N_ALIKE = 5  # curves whose jitter a new one may have
 EPOCHS = (1, 3, 9, 27, 81)  # at which, or at the next report, the forest compares curves

@@ -29,7 +29,6 @@ from hpo import choice, logordinal, lograndint, loguniform, randint, reverselogu
 from hpo.space import decode, encode, n_dims, sample, space_from_json
 
 TABLES = pathlib.Path(__file__).parent / "tables"
-SEARCHED = pathlib.Path("results/optima.csv")
 
 
 PROBLEMS = {}
@@ -326,20 +325,6 @@ def names(text):
         return [f"{family}:{number}" for number in range(first, last + 1)]
     known = f"{', '.join(PROBLEMS)}, or FAMILY:FIRST-LAST, of {', '.join(FAMILIES)}"
     raise argparse.ArgumentTypeError(f"no problem {text}; there are {known}")
-
-
-@functools.cache
-def lowest_loss(name):
-    """The optimum. That of a training is searched for, which takes a minute, and kept."""
-    problem, columns = find(name), {"problem": str, "optimum": float}
-    if not math.isnan(problem.optimum):
-        return problem.optimum
-    known = {row["problem"]: row["optimum"] for row in command.read_rows(SEARCHED, columns)}
-    if name not in known:
-        known[name] = search_optimum(problem, n_random=1500, n_starts=3, n_steps=300)[0]
-        SEARCHED.parent.mkdir(parents=True, exist_ok=True)
-        command.append_rows(SEARCHED, columns, [(name, known[name])])
-    return known[name]
 
 
 # ---- The optima, checked ----

@@ -79,12 +79,10 @@ def test_packed_file_gives_the_same(folder, recording, tmp_path, capsys):
 
 
 def test_seconds_are_those_of_the_first_machine_where_recordings_share_a_configuration(recording):
-    a, b, c, d = recording.curves[:4]
-    slow = [replace(curve, seconds=2 * curve.seconds) for curve in (b, c, d)]
-    parts = [a, b], slow[:2], slow[2:]
-    curves.put_on_one_clock([replace(recording, curves=part) for part in parts])
+    a, b, c = recording.curves[:3]
+    slow = [replace(curve, seconds=2 * curve.seconds) for curve in (b, c)]
+    curves.put_on_one_clock([replace(recording, curves=part) for part in ([a, b], slow)])
     assert slow[1].seconds == pytest.approx(c.seconds)
-    assert slow[2].seconds == pytest.approx(2 * d.seconds)
 
 
 def test_runs_in_the_repository_are_of_the_main_job():
@@ -96,14 +94,12 @@ def test_runs_in_the_repository_are_of_the_main_job():
 def test_runs_of_other_problems_are_refused(folder, tmp_path):
     (tmp_path / "bad.jsonl").write_text('{"space": 1}\n')
     record(tmp_path / "none", 0)
-    record(tmp_path / "other", 1, {**SPACE, "x": uniform(0, 2)})
-    record(tmp_path / "stand-in", 1, {**SPACE, "dataset": "synthetic"})
+    record(tmp_path / "other", 1, {**SPACE, "dataset": "synthetic"})
     for name, words in (
         ("none", "no trial has reported accuracy"),
         ("bad.jsonl", "not a file of packed curves"),
         ("nowhere", "No such file or directory; expected the folder of a run"),
         ("other", "its space, metric or mode differs"),
-        ("stand-in", "its space, metric or mode differs"),
     ):
         with pytest.raises(ValueError, match=f"{name}.*: {words}"):
             read([folder, tmp_path / name])
@@ -144,8 +140,6 @@ def test_quality_tells_real_curves_from_shuffled_ones(recording):
     for these, low, high in ((recording.curves, 0.8, 1), (shuffled, -1, 0.4)):
         line, _ = quality(replace(recording, curves=these), 3, n_trees=25)
         assert low < float(line.split("correlation ")[1].split(",")[0]) < high
-    few = replace(recording, curves=recording.curves[:1])
-    assert quality(few)[0].startswith("not checked on held-out curves: ")
 
 
 def test_surrogate_draws_curves_with_the_noise_of_the_recorded(recording):
@@ -174,14 +168,14 @@ def test_reports_of_some_epochs_are_drawn_at_these(tmp_path):
 
 # ---- Replay --------------------------------------------------------------------------------------
 def test_replayed_run_is_deterministic_and_counts_epochs(recording):
-    surrogate, method = Surrogate(recording, n_trees=10), ("random", "asha")
-    runs = [replay.run(surrogate, method, seed, 1800, 4) for seed in (0, 0, 1)]
-    for (errors, *counts), (again, *others), is_equal in zip(runs, runs[1:], (True, False)):
-        assert (counts == others) == is_equal == np.array_equal(errors, again, equal_nan=True)
-    for errors, *_ in runs:
-        found = errors[~np.isnan(errors)]
-        assert np.all(np.diff(found) <= 0) and 0 < found[-1] < 0.3 and np.isnan(errors[0]) == 0
-        assert replay.times(1800)[[19, -1]].tolist() == [600, 1800] and len(errors) == 60
+    surrogate = Surrogate(recording, n_trees=10)
+    runs = [replay.run(surrogate, ("random", "asha"), seed, 1800, 4) for seed in (0, 0, 1)]
+    errors = [found for found, *_ in runs]
+    np.testing.assert_array_equal(errors[0], errors[1])
+    assert runs[0][1:] == runs[1][1:] and not np.array_equal(errors[0], errors[2], equal_nan=True)
+    found = errors[0][~np.isnan(errors[0])]
+    assert np.all(np.diff(found) <= 0) and 0 < found[-1] < 0.3 and len(errors[0]) == 60
+    assert replay.times(1800)[[19, -1]].tolist() == [600, 1800]
     _, n_epochs, n_trials = replay.run(surrogate, ("random", "none"), 0, 1800, 4)
     assert n_trials < runs[0][2]  # more trials in the same time
     assert n_epochs == pytest.approx(1800 * 4 / 20, rel=0.3)  # 4 workers, 10 or 30 s an epoch

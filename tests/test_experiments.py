@@ -1,6 +1,5 @@
 """experiments/: the simulated clock, the problems and their optima, the comparison, the peers."""
 
-import argparse
 import itertools
 import math
 import zlib
@@ -80,34 +79,28 @@ def test_noise_has_the_true_loss_in_the_middle(name):
     observed = [problem.evaluate(config, rng) for _ in range(100)]
     error = np.std(observed) / math.sqrt(100)
     assert 0 < abs(np.mean(observed) - problem.true_loss(config)) < 4 * error
-    if name == "fashion4":
-        assert set(observed) == set(problems.repetitions(name, config))
 
 
 # ---- Families ----
 @pytest.mark.parametrize("family", FAMILIES)
 def test_generated_problem_is_sound(family):
     rng = np.random.default_rng(0)
-    for number in range(3 if family in ("train", "sgd") else 12):
+    for number in range(12):
         problem = generated(family, number)
         configs = [sample(problem.space, rng) for _ in range(100)]
         losses = np.array([problem.true_loss(config) for config in configs])
         observed = [problem.evaluate(config, rng) for config in configs]
-        if family in ("train", "sgd"):  # it overflows to numbers and to NaN
-            assert np.nanmax(losses) > 10 * np.nanmedian(losses) or number != 2
-            assert np.isnan(losses).any() or number != 2
-        else:
-            assert (np.isnan(losses).mean() > 0.05) == (family == "fail")
-            assert (max(observed) > 2.5 * max(losses)) == (family == "diverge")
-            worse = np.nanmin(losses) - problem.optimum
-            too_good = 0.005 * (np.nanmedian(losses) - problem.optimum)
-            assert worse >= 0 and not problem.true_loss(middle(problem.space)) < too_good
+        assert (np.isnan(losses).mean() > 0.05) == (family == "fail")
+        assert (max(observed) > 2.5 * max(losses)) == (family == "diverge")
+        too_good = 0.005 * (np.nanmedian(losses) - problem.optimum)
+        assert np.nanmin(losses) >= problem.optimum
+        assert not problem.true_loss(middle(problem.space)) < too_good
 
 
 def test_numbers_mean_the_same_problems_for_ever():
     """Or the rows of earlier comparisons, and the log, are of other problems."""
     expected = {"smooth": 4.27935, "rugged": 3.0171, "fail": 0.559315, "diverge": 1.54969}
-    expected |= {"choices": 5.29363, "noisy": 2.82583, "sgd": 0.712252, "agree": 2.0873}
+    expected |= {"choices": 5.29363, "noisy": 2.82583, "agree": 2.0873}
     for family, loss in (expected | {"cross": 0.29616}).items():
         problem = generated.__wrapped__(family, 2)
         config = sample(problem.space, np.random.default_rng(0))
@@ -147,16 +140,6 @@ def test_early_ranks_are_right_or_mislead(family, low, high):
     assert low < np.median(correlations) < high
 
 
-def test_optimum_of_a_training_is_searched_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(problems, "SEARCHED", tmp_path / "new" / "optima.csv")
-    found = iter([(0.5, {})])
-    monkeypatch.setattr(problems, "search_optimum", lambda *_, **settings: next(found))
-    assert [problems.lowest_loss.__wrapped__("train:0") for _ in range(2)] == [0.5, 0.5]
-    with pytest.raises(argparse.ArgumentTypeError, match="no problem smooth:1-; there are hart"):
-        problems.names("smooth:1-")
-    assert problems.names("smooth:8-10") == ["smooth:8", "smooth:9", "smooth:10"]
-
-
 # ---- The comparison ----
 SEARCHERS = """
 from hpo.searchers import RandomSearch
@@ -166,10 +149,6 @@ class Raises(RandomSearch):
         if len(trials) > 3:
             raise ArithmeticError("my mistake")
         return super().suggest(trials)
-
-class Ends(RandomSearch):
-    def suggest(self, trials):
-        return super().suggest(trials) if len(trials) < 5 else None
 """
 
 
@@ -205,8 +184,6 @@ def test_row_has_the_losses_after_each_third_of_the_trials(compare, tmp_path):
     for third, n in ((1, 4), (2, 8), (3, 12)):
         assert row[f"best_{third}"] == min(true for _, true in losses[:n])
         assert row[f"chosen_{third}"] == min(losses[:n])[1]
-    expected = row["best_3"] / compare_searchers.typical_loss("levy4")  # its optimum is 0
-    assert 0 < compare_searchers.regrets(row)["best_3"] == pytest.approx(min(expected, 1))
 
 
 def test_curves_are_judged_by_the_last_loss_of_the_best_so_far():
@@ -226,13 +203,10 @@ def test_curves_are_judged_by_the_last_loss_of_the_best_so_far():
     assert found == [math.inf, 3.0, 3.0, 4.0, 3.0] and len(trials) == 2
 
 
-def test_comparison_of_curves(compare, tmp_path, capsys):
+def test_comparison_of_curves(compare, tmp_path):
     out = compare("--searcher random --curves --problems agree:0 --seeds 2 --trials 3").out
     assert "agree: 1 problems" in out and out.count("\nrandom + none + 1") == 4
     assert (tmp_path / "curves" / "random.halving.1.csv").read_text().count("\n") == 3
-    with pytest.raises(SystemExit):
-        compare("--searcher random --curves --problems agree:0 smooth:1")
-    assert "error: --curves: smooth:1 has none; agree, cross" in capsys.readouterr().err
 
 
 def test_interrupted_comparison_continues(compare, tmp_path):
@@ -275,7 +249,8 @@ def test_bad_input_is_one_line(compare, capsys, tmp_path):
         (f"--results {tmp_path / 'random.csv'}", "cannot write to"),
         ("--searcher random", "random.csv, line 2: expected searcher, version, problem, seed"),
         ("--searcher nobody", "nobody"),
-        ("--seeds 0", "argument --seeds: expected an integer >= 1, got '0'"),
+        ("--problems smooth:1-", "no problem smooth:1-; there are hart"),
+        ("--searcher random --curves --problems smooth:1", "--curves: smooth:1 has none; agree"),
     ):
         with pytest.raises(SystemExit, match="2"):
             compare(arguments)
