@@ -173,22 +173,26 @@ def shorten(text, n):
     return text if len(text) <= n else f"{text[: n - 2]}.."
 
 
-def label_axis(axis, letter, name, domain):
-    """The x or y axis of a hyperparameter: the searcher's scale, with the user's values."""
+def ticks(domain):
+    """About five values to be shown of a hyperparameter."""
     from matplotlib.ticker import LogLocator, MaxNLocator
 
-    is_reverse = domain.kind.startswith("reverse")
     if isinstance(domain.values, list) or domain.n_values <= 6:
-        values = domain.values[:: math.ceil(domain.n_values / 6)]
-    else:
-        low, high = (1 - domain.high, 1 - domain.low) if is_reverse else (domain.low, domain.high)
-        locator = MaxNLocator(4, integer=domain.half > 0)
-        if (is_reverse or domain.kind.startswith("log")) and high > 10 * low:
-            locator = LogLocator(subs=[1] if high > 100 * low else [1, 2, 5], numticks=5)
-        values = [value for value in locator.tick_values(low, high) if low <= value <= high]
-        values = [1 - value for value in values] if is_reverse else values
-    texts = [f"{v:.6g}" if isinstance(v, float) else f"{v}" for v in values]
-    texts = [shorten(text, 12) for text in texts]
+        return domain.values[:: math.ceil(domain.n_values / 6)]
+    is_reverse, low, high = domain.kind.startswith("reverse"), domain.low, domain.high
+    if is_reverse:
+        low, high = 1 - high, 1 - low
+    locator = MaxNLocator(4, integer=domain.half > 0)
+    if (is_reverse or domain.kind.startswith("log")) and high > 10 * low:
+        locator = LogLocator(subs=[1] if high > 100 * low else [1, 2, 5], numticks=5)
+    values = [value for value in locator.tick_values(low, high) if low <= value <= high]
+    return [1 - value for value in values] if is_reverse else values
+
+
+def label_axis(axis, letter, name, domain):
+    """The x or y axis of a hyperparameter: the searcher's scale, with the user's values."""
+    values = ticks(domain)
+    texts = [shorten(f"{v:.6g}" if isinstance(v, float) else f"{v}", 12) for v in values]
     turned = {"rotation": 25, "ha": "right"} if letter == "x" and sum(map(len, texts)) > 22 else {}
     axis.set(**{f"{letter}label": shorten(name, 30), f"{letter}lim": (-0.04, 1.04)})
     set_ticks = axis.set_xticks if letter == "x" else axis.set_yticks
@@ -241,24 +245,23 @@ def set_view(axis, run, losses, include=-math.inf):
 def draw_trials(axis, run, x, losses, include=-math.inf):
     """Marks of run.shown at x (n,). Poor ones, and those without a loss (NaN), are at the edge."""
     worst, edge, last_edge = set_view(axis, run, losses, include)
-    y = np.where(losses > worst, edge, np.where(np.isnan(losses), last_edge, run.sign * losses))
+    is_poor, has_none = losses > worst, np.isnan(losses)
+    y = np.where(is_poor, edge, np.where(has_none, last_edge, run.sign * losses))
     look = {"ls": "", "alpha": 0.8, **size_of(len(x))}
     triangle = "v" if run.sign < 0 else "^"
     for status, (colour, marker) in STATUSES.items():
         own = np.array([trial.status == status for trial in run.shown])
         if own.any():
-            good, poor = own & ~(losses > worst), own & (losses > worst)
-            label = f"{own.sum()} {status}"
+            good, poor, label = own & ~is_poor, own & is_poor, f"{own.sum()} {status}"
             axis.plot(x[good], y[good], marker, color=colour, label=label, **look)
             axis.plot(x[poor], y[poor], triangle, color=colour, **look)
-    n_poor, n_none = (losses > worst).sum(), np.isnan(losses).sum()
-    if n_poor + n_none:
+    if is_poor.any() or has_none.any():
         middle = run.sign * worst + (edge - run.sign * worst) / 2
         axis.axhspan(middle, 2 * last_edge - edge, color="#eeeeee", zorder=0, lw=0)
         low, high = sorted((middle, axis.get_ylim()[run.sign < 0]))
         axis.set_yticks([tick for tick in axis.get_yticks() if low <= tick <= high])
-    if n_poor:
-        label = f"{n_poor} of them worse than {run.sign * worst:.4g}, at the edge"
+    if is_poor.any():
+        label = f"{is_poor.sum()} of them worse than {run.sign * worst:.4g}, at the edge"
         axis.plot([], [], triangle, color="grey", label=label)
 
 
@@ -291,9 +294,8 @@ def draw_curves(run):
     """None where trials report once: these are no curves."""
     from matplotlib.collections import LineCollection
 
-    curves = [(trial.curve, trial.status) for trial in run.shown]
-    curves += [(curve, "interrupted") for trial in run.trials for curve in trial.earlier]
-    epochs = [epoch for curve, _ in curves for epoch, _ in curve]
+    curves = [(trial.curve, trial.status) for trial in run.shown if trial.curve]
+    curves += [(c, "interrupted") for trial in run.trials for c in trial.earlier if c]
     if all(len(curve) < 2 for curve, _ in curves):
         return None
     figure, (axis,) = new_figure(11, 5)
@@ -302,22 +304,22 @@ def draw_curves(run):
     include = max((loss for trial in good for _, loss in trial.curve), default=0)
     draw_trials(axis, run, *ends.T, include)
     for status, (colour, _) in STATUSES.items():
-        own = [curve for curve, of in curves if of == status and curve]
-        lines = [np.array(curve) * (1, run.sign) for curve in own]
+        lines = [np.array(curve) * (1, run.sign) for curve, of in curves if of == status]
         look = {"lw": 0.8, "alpha": min(0.5, max(0.03, 50 / (len(lines) or 1)))}
         look["rasterized"] = len(lines) > MANY / 5
         axis.add_collection(LineCollection(lines, colors=colour, **look))
+    epochs = [epoch for curve, _ in curves for epoch, _ in curve]
     powers = [3**k for k in range(34) if 3**k <= max(epochs)]
     powers = powers[:: math.ceil(len(powers) / 9)]
     axis.set_xscale("log" if min(epochs) else "symlog")
     axis.set_xticks(powers, powers)
     axis.set_xticks([], minor=True)
     axis.set(xlabel="epoch", title="learning curves, with a mark where each ended")
-    first, eta = run.arguments["first_rung"], run.arguments["eta"]
-    rungs = [first * eta**k for k in range(50) if first * eta**k < (run.max_epochs or 0)]
-    for rung in rungs if run.arguments["stopping"] in ("auto", "halving", "asha") else []:
-        label = "rungs" if rung == first else None
-        axis.axvline(rung, color="grey", ls=":", lw=1, zorder=0, label=label)
+    if run.arguments["stopping"] in ("auto", "halving", "asha"):
+        label, rung = "rungs", run.arguments["first_rung"]
+        while rung < (run.max_epochs or 0):
+            axis.axvline(rung, color="grey", ls=":", lw=1, zorder=0, label=label)
+            label, rung = None, rung * run.arguments["eta"]
     add_legend(figure, axis)
     return figure
 
@@ -371,19 +373,21 @@ def draw_pairs(run, belief, pairs):
     scale["cmap"] = "cividis" if run.sign < 0 else "cividis_r"  # bright is good
     failed = [trial for trial in run.shown if trial.status == "failed"]
     others = [trial for trial in run.shown if trial.status != "failed"]
+    size = size_of(len(run.shown))
+    marks = [  # the last ones are on top
+        (others, "o", {**size, "color": "white", "mec": "black", "label": "trials"}),
+        (failed, "x", {**size, "color": "#D55E00", "label": "failed" if failed else None}),
+        ([run.best], "*", {**size, "color": "#D55E00", "mec": "white", "label": "best", "ms": 15}),
+    ]
     for axis, pair, values in zip(axes, pairs, maps):
         parts = [run.space[name] for name in pair]
         x, y = (places(domain, grid(domain, 20)) for domain in parts)
         mesh = axis.pcolormesh(x, y, values.T, shading="nearest", rasterized=True, **scale)
         for letter, name, domain in zip("xy", pair, parts):
             label_axis(axis, letter, name, domain)
-        for trials, marker, look in (
-            (others, "o", {"color": "white", "mec": "black", "label": "trials"}),
-            (failed, "x", {"color": "#D55E00", "label": "failed" if failed else None}),
-            ([run.best], "*", {"color": "#D55E00", "mec": "white", "label": "best", "ms": 15}),
-        ):
+        for trials, marker, look in marks:
             x, y = (places_of(d, [t.config[n] for t in trials]) for n, d in zip(pair, parts))
-            axis.plot(x, y, marker, **{**size_of(len(run.shown)), **look})
+            axis.plot(x, y, marker, **look)
     figure.colorbar(mesh, ax=axes, label=f"{run.metric}, model's mean")
     add_legend(figure, axes[0])
     return figure
@@ -506,19 +510,18 @@ def main(arguments=None):
     parser.add_argument("--results", type=pathlib.Path, metavar="FOLDER", help="where to write")
     args = parser.parse_args(arguments)
     with command.checking(parser), style():
-        runs = [Run(folder) for folder in args.folders]
+        first, *others = runs = [Run(folder) for folder in args.folders]
         for run in runs:
             if not run.trials:
                 raise ValueError(f"{run.folder}: no trial has started, nothing to draw yet")
-            if (run.metric, run.sign) != (runs[0].metric, runs[0].sign):
-                raise ValueError(f"{run.folder}: expected {runs[0].metric}, got {run.metric}")
-        if len(runs) == 1:
-            folder, figures = runs[0].folder / "pictures", draw_run(runs[0], Belief(runs[0]))
-        else:
-            methods = by_method(runs)
+            if (run.metric, run.sign) != (first.metric, first.sign):
+                raise ValueError(f"{run.folder}: expected {first.metric}, got {run.metric}")
+        if others:
+            methods, folder = by_method(runs), pathlib.Path("results/compared")
             print_table(methods)
-            folder = pathlib.Path("results/compared")
             figures = {"compared": draw_comparison(methods)}
+        else:
+            folder, figures = first.folder / "pictures", draw_run(first, Belief(first))
         folder = args.results or folder
         folder.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
