@@ -2,16 +2,15 @@
 
     python -m experiments.curves results/DIR ... experiments/runs/NAME.jsonl    packs runs in a file
 
-The surrogate is no Gaussian process, because that would favour a searcher that uses one. A forest
-of extremely randomised trees (Geurts, Ernst and Wehenkel 2006) weighs the n recorded curves: w (n,)
-is the share of the trees in which a recorded configuration has the same leaf as the new one. Then
+The surrogate is a forest of extremely randomised trees (Geurts, Ernst and Wehenkel 2006), as a
+Gaussian process would favour a searcher that uses one. w (n,) is the share of the trees in which a
+recorded configuration has the same leaf as the new one. Then, in log loss,
 
-    curve = sum_i w_i smooth_i + residual_j + level        in log loss
+    curve = sum_i w_i smooth_i + residual_j + level
 
 smooth_i is a recorded curve without its jitter. residual_j is the jitter of one of the five curves
-most like the sum. level ~ N(0, s^2) differs between repetitions of a training; s comes from
-configurations that were recorded more than once. No drawn curve is much better than the best
-recorded one, so record tuned runs too. A second forest draws the seconds of an epoch.
+most like the sum. level ~ N(0, s^2), where s comes from configurations that were recorded more than
+once. No drawn curve is much better than the best recorded one. A second forest draws the seconds.
 """
 
 import json

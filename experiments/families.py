@@ -211,27 +211,21 @@ def choices(rng):
     return space, floor, loss, add_noise(lambda loss: deviation)
 
 
-# Functions of Z (m, n) after BBOB (Hansen et al. 2009), 0 at Z = 0
-def ellipsoid(Z):
-    return Z**2 @ 1000 ** np.linspace(0, 1, Z.shape[1])
+SHAPES = [  # functions of Z (m, n), 0 at Z = 0, after BBOB (Hansen et al. 2009)
+    lambda Z: Z**2 @ 1000 ** np.linspace(0, 1, Z.shape[1]),  # ellipsoid
+    lambda Z: rosenbrock(Z / 2 + 1),
+    lambda Z: np.sum(np.where(Z > 0, 30 * Z, Z) ** 2, axis=1),  # attractive sector
+    lambda Z: np.sum(Z**2 + 5 * (1 - np.cos(2 * math.pi * Z / 2)), axis=1),  # Rastrigin
+    lambda Z: np.minimum(np.sum(Z**2, axis=1), poorer_basin(Z)),  # Lunacek et al. 2008
+]
 
 
-def rosenbrock(Z):
-    W = Z / 2 + 1
+def rosenbrock(W):
     return np.sum(100 * (W[:, 1:] - W[:, :-1] ** 2) ** 2 + (W[:, :-1] - 1) ** 2, axis=1)
 
 
-def attractive_sector(Z):  # without its oscillations
-    return np.sum(np.where(Z > 0, 30 * Z, Z) ** 2, axis=1)
-
-
-def rastrigin(Z):
-    return np.sum(Z**2 + 5 * (1 - np.cos(2 * math.pi * Z / 2)), axis=1)
-
-
-def two_basins(Z):  # the broad one is the poorer (Lunacek et al. 2008)
-    broad = 0.5 * Z.shape[1] + 0.3 * np.sum((Z - 4) ** 2, axis=1)
-    return np.minimum(np.sum(Z**2, axis=1), broad)
+def poorer_basin(Z):
+    return 0.5 * Z.shape[1] + 0.3 * np.sum((Z - 4) ** 2, axis=1)
 
 
 def rugged(rng):
@@ -240,9 +234,8 @@ def rugged(rng):
     space = draw_space(rng, n, [hpo.uniform(-5, 5)])
     star = draw_star(rng, space)
     rotation = np.linalg.qr(rng.standard_normal((n, n)))[0]
-    functions = ellipsoid, rosenbrock, attractive_sector, rastrigin, two_basins
-    function = functions[rng.integers(5)]
-    f = lambda X: function(10 * (X - star) @ rotation)
+    shape = SHAPES[rng.integers(len(SHAPES))]
+    f = lambda X: shape(10 * (X - star) @ rotation)
     # The plain function leaves every searcher at a regret near 0, so its logarithm is taken.
     unit = np.median(f(rng.random((300, n)))) * 10 ** rng.uniform(-3, 0)
     loss = lambda **config: math.log1p(f(numeric(space, config)[None])[0] / unit)

@@ -3,13 +3,11 @@
     python -m experiments.plot results/DIR [--format svg]     DIR/pictures/history.png, ...
     python -m experiments.plot results/A results/B ...        results/compared/compared.png
 
-history: every trial and the best so far. curves: dotted lines are rungs, grey curves of attempts
-that were interrupted. parameters: the metric against each hyperparameter, on the searcher's scale.
-Above it, what a Gaussian process of the trials expects and how unsure it is, as means over random
-values of the other hyperparameters. importance: the share of that process's variance over the space
-that one hyperparameter explains alone. pairs: the most important ones against each other, with the
-same mean as a map. workers: who trained what, and who waited. Several runs: those that differ in
-the seed alone are one method, with its median and quartiles.
+parameters: the metric against each hyperparameter, on the searcher's scale. Above it, what a
+Gaussian process of the trials expects and how unsure it is, as means over random values of the
+other hyperparameters. importance: the share of that process's variance over the space that one
+hyperparameter explains alone. pairs: the most important ones, with the same mean as a map. Several
+runs: those that differ in the seed alone are one method, with its median and quartiles.
 """
 
 import itertools
@@ -496,9 +494,11 @@ def print_table(methods):
     for name, runs in methods.items():
         values = [run.journal.to_metric(run.best.value) for run in runs if run.best] or [math.nan]
         best = f"{np.median(values):.6g} [{min(values):.6g}, {max(values):.6g}]"
-        failed = [sum(trial.status == "failed" for trial in run.shown) for run in runs]
-        columns = [len(run.shown) for run in runs], failed, [run.clock / 3600 for run in runs]
-        numbers = " ".join(f"{np.mean(column):7.4g}" for column in columns)
+        counts = [
+            (len(run.shown), sum(t.status == "failed" for t in run.shown), run.clock / 3600)
+            for run in runs
+        ]
+        numbers = " ".join(f"{mean:7.4g}" for mean in np.mean(counts, axis=0))
         print(f"{len(runs):4} {best:>32} {numbers}  {name}")
 
 

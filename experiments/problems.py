@@ -1,7 +1,6 @@
 """Problems to compare searchers on: what a configuration costs, with and without noise.
 
     python -m experiments.problems                    prints them
-    python -m experiments.problems --search 100000    looks for losses below the stated optima
     python -m experiments.problems smooth:0-4         instances 0 to 4 of a family (families.py)
 
 The named problems are of three groups: analytic functions; "hpo", formulas with the features of
@@ -10,7 +9,7 @@ parameters that never matter); and "real", trainings that were recorded or take 
 
 Most are for reports: searchers are tuned on families and on four real problems, "tune", and judged
 on "report". An optimum is exact where a formula or a whole grid gives it. Those of fashion7 and the
-two kernel problems are the lowest losses that `--search` found.
+two kernel problems are the lowest losses that a long search found (`--search` of commit 61ef908).
 """
 
 import argparse
@@ -26,7 +25,7 @@ import numpy as np
 from experiments import command
 from experiments.families import FAMILIES, Problem, generated
 from hpo import choice, logordinal, lograndint, loguniform, randint, reverseloguniform, uniform
-from hpo.space import decode, encode, n_dims, sample, space_from_json
+from hpo.space import encode, sample, space_from_json
 
 TABLES = pathlib.Path(__file__).parent / "tables"
 
@@ -223,14 +222,9 @@ def repetitions(name, config):
 
 def add_grid(name, half):
     """The loss is the mean of the repetitions, NaN if any diverged; a trial reports one of them."""
-
-    def loss(**config):
-        return repetitions(name, config).mean()
-
-    def observe(config, loss, rng):
-        return rng.choice(repetitions(name, config))
-
     optimum = float(np.nanmin(load_table(name)["loss"].mean(axis=-1)))
+    loss = lambda **config: repetitions(name, config).mean()
+    observe = lambda config, loss, rng: rng.choice(repetitions(name, config))
     PROBLEMS[name] = Problem("real", half, SPACES[name], optimum, loss, observe)
 
 
@@ -303,8 +297,8 @@ def add_kernel(name, half, n_groups, optimum, **others):
     PROBLEMS[name] = Problem("real", half, space, optimum, loss, observe)
 
 
-WEIGHT, RIDGE = loguniform(1e-6, 10), loguniform(1e-6, 1e2)
-add_kernel("kernel_diabetes", "tune", 2, 0.67942, linear=WEIGHT, ridge=RIDGE)
+ridges = {"linear": loguniform(1e-6, 10), "ridge": loguniform(1e-6, 1e2)}
+add_kernel("kernel_diabetes", "tune", 2, 0.67942, **ridges)
 add_kernel("kernel_cancer", "report", 3, 0.36906, ridge=loguniform(1e-5, 1e2))
 
 
@@ -327,31 +321,7 @@ def names(text):
     raise argparse.ArgumentTypeError(f"no problem {text}; there are {known}")
 
 
-# ---- The optima, checked ----
-def search_optimum(problem, n_random, n_starts=20, n_steps=2000):
-    """(lowest true loss found, its configuration): (1+1) evolution strategies with the one-fifth
-    rule, from the best of n_random configurations."""
-    rng = np.random.default_rng(0)
-
-    def evaluate(x):
-        loss = problem.true_loss(decode(problem.space, x))
-        return (loss if math.isfinite(loss) else math.inf), x
-
-    starts = [evaluate(x) for x in rng.random((n_random, n_dims(problem.space)))]
-    found = []
-    for best in sorted(starts, key=lambda pair: pair[0])[:n_starts]:
-        step = 0.1
-        for _ in range(n_steps):  # each moves about half of the coordinates
-            moves = rng.standard_normal(len(best[1])) * (rng.random(len(best[1])) < 0.5)
-            new = evaluate(np.clip(best[1] + step * moves, 0, 1))
-            is_better = new[0] < best[0]
-            step = min(step * 1.5, 0.3) if is_better else max(step * 0.92, 1e-4)
-            best = new if is_better else best
-        found.append(best)
-    loss, x = min(found, key=lambda pair: pair[0])
-    return loss, decode(problem.space, x)
-
-
+# ---- Command line ----
 def describe(name):
     """A line of the table that `main` prints, from 300 random configurations."""
     problem, rng = find(name), np.random.default_rng(0)
@@ -370,13 +340,10 @@ def main():
     parser = command.parser("problems", __doc__)
     some = {"type": names, "metavar": "NAME", "help": "default: all but families"}
     parser.add_argument("names", nargs="*", **some)
-    parser.add_argument("--search", type=command.positive_int, metavar="N_RANDOM")
     args = parser.parse_args()
     print(f"{'problem':<16}group    half   dim  optimum  median   noise    fail")
     for name in itertools.chain(*args.names) if args.names else PROBLEMS:
         print(describe(name), flush=True)
-        if args.search:
-            print("    found", *search_optimum(find(name), args.search), flush=True)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,6 @@ from experiments.simulated import Milestones, simulate
 from hpo.trial import n_threads
 
 MINUTES = (10, 20, 30, 60, 90, 180)
-COLUMNS = {"method": str, "repetition": int, "seconds": float, "error": float}
 TUTORIAL = ["random", "gp"], ["halving", "none"]  # searchers, rules
 
 
@@ -156,12 +155,6 @@ def main(arguments=None):
     title = f"error, mean [95% interval] of {args.repetitions} replayed runs; {recording.about}"
     print("", title, *report(runs, 3600 * args.hours), sep="\n")
     args.results.mkdir(parents=True, exist_ok=True)
-    (args.results / "runs.csv").unlink(missing_ok=True)
-    for name, of_method in runs.items():
-        for i, of_run in enumerate(errors(of_method)):
-            rows = [(name, i, *pair) for pair in zip(times(3600 * args.hours), of_run)]
-            command.append_rows(args.results / "runs.csv", COLUMNS, rows)
-    print(f"\n{args.results / 'runs.csv'}")
     try:
         draw(runs, 3600 * args.hours, args.results / "replay.png")
     except command.Failed as error:  # there is no matplotlib

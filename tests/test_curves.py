@@ -157,8 +157,6 @@ def test_surrogate_draws_curves_with_the_noise_of_the_recorded(recording):
 def test_reports_of_some_epochs_are_drawn_at_these(tmp_path):
     objective = partial(training, epochs=(0, 3, 6, 9))  # 0: before any training
     recording = read([record(tmp_path / "run", 20, objective=objective)])
-    ratios = [curve.seconds[0] / curve.seconds[1:].mean() for curve in recording.curves]
-    assert ratios == pytest.approx([2] * len(ratios), rel=0.3)  # two reports, two times
     surrogate = Surrogate(recording, n_trees=5)
     drawn = surrogate.objective(recording.curves[0].config, np.random.default_rng(0))
     assert [metrics["epoch"] for _, metrics in drawn] == [3, 6, 9]
@@ -210,10 +208,6 @@ def test_replay_command(packed, recording, tmp_path, capsys):
     tables = out.split("difference to random + halving, paired")
     assert [table.count("\nrandom + none") for table in tables] == [1, 1]
     assert [table.count("\nrandom + halving") for table in tables] == [1, 0]
-    rows = command.read_rows(tmp_path / "runs.csv", replay.COLUMNS)
-    methods = {(row["method"], row["repetition"]) for row in rows}
-    assert methods == {(f"random + {rule}", i) for rule in ("halving", "none") for i in (0, 1)}
-    assert 0 < np.nanmin([row["error"] for row in rows]) < 0.3
     has_matplotlib = importlib.util.find_spec("matplotlib") is not None
     assert (tmp_path / "replay.png").exists() == has_matplotlib
 
@@ -229,6 +223,3 @@ def test_what_cannot_be_replayed_is_named(packed, tmp_path):
             replay.main([*words, "--searcher", "random", *flags])
         assert text in str(failure.value)
     assert not (tmp_path / "out").exists()
-
-
-# ---- Picture -------------------------------------------------------------------------------------

@@ -72,15 +72,6 @@ def test_problem_is_sound(name):
     assert not problem.true_loss(middle(problem.space)) < too_good, "the middle gives it away"
 
 
-@pytest.mark.parametrize("name", ["levy4", "boosting8", "kernel_cancer", "fashion4"])
-def test_noise_has_the_true_loss_in_the_middle(name):
-    problem, rng = PROBLEMS[name], np.random.default_rng(0)
-    config = sample(problem.space, rng)
-    observed = [problem.evaluate(config, rng) for _ in range(100)]
-    error = np.std(observed) / math.sqrt(100)
-    assert 0 < abs(np.mean(observed) - problem.true_loss(config)) < 4 * error
-
-
 # ---- Families ----
 @pytest.mark.parametrize("family", FAMILIES)
 def test_generated_problem_is_sound(family):
@@ -105,14 +96,6 @@ def test_numbers_mean_the_same_problems_for_ever():
         problem = generated.__wrapped__(family, 2)
         config = sample(problem.space, np.random.default_rng(0))
         assert problem.true_loss(config) == pytest.approx(loss, rel=1e-5)
-
-
-@pytest.mark.parametrize("name", ["smooth:6", "rugged:4", "fail:2", "diverge:3", "noisy:0"])
-def test_optimum_of_a_generated_problem_is_reached_and_never_passed(name):
-    problem = problems.find(name)
-    loss, config = problems.search_optimum(problem, 300, n_starts=3, n_steps=400)
-    gap = (loss - problem.optimum) / compare_searchers.typical_loss(name)
-    assert 0 <= gap < 1e-3 and problem.true_loss(config) == loss
 
 
 def test_best_method_looks_poor_at_first():
@@ -265,7 +248,7 @@ def test_interval_is_that_of_the_mean_over_problems():
     assert mean == pytest.approx(np.mean(list(values.values()))) and low < mean < high
     assert high - low == pytest.approx(2 * 1.96 * 0.1 / math.sqrt(60), rel=0.25)  # as if normal
     one_each = {key: value for key, value in values.items() if key[1] == 0}
-    mean, low, high = compare_searchers.mean_and_interval(one_each)
+    _, low, high = compare_searchers.mean_and_interval(one_each)
     assert low < 0.3 and 1.7 < high  # over the three problems, at 0, 1 and 2
 
 
