@@ -61,9 +61,10 @@ def explain(folder, run, searcher_class, trial_id):
     print("recomputed:", "equal" if is_equal else "DIFFERENT: searcher or machine has changed")
     if isinstance(searcher, GPSearch) and trial.origin == "model":
         model = searcher.model(before, np.random.default_rng([searcher.seed, len(before)]))
+        x = encode(run["space"], trial.config)[None]
         show_model(run, searcher, model, before)
-        show_prediction(run, searcher, model, before, trial)
-        show_neighbours(run, searcher, model, before, trial)
+        show_prediction(run, searcher, model, before, x)
+        show_neighbours(run, searcher, model, before, x)
     return is_equal
 
 
@@ -87,10 +88,10 @@ def show_model(run, searcher, model, before):
     print(f"standard deviation {deviations[0]}, noise {deviations[1]}")
 
 
-def show_prediction(run, searcher, model, before, trial):
-    """Prints what the model says of a trial's configuration, in the metric's own units."""
+def show_prediction(run, searcher, model, before, x):
+    """Prints what the model says of a point x (1, d), in the metric's own units."""
     to_metric = lambda y: SIGN[run["mode"]] * (model.centre + model.unit * y.mean())
-    x, column = encode(run["space"], trial.config)[None], searcher.category_in_turn(before)
+    column = searcher.category_in_turn(before)
     (mu, sigma), best = model.predict(x), searcher.to_improve(model, column)[1].min(axis=0)
     deviation = model.unit * np.hypot(sigma[0, 0], mu.std())
     print(f"\nprediction there: {to_metric(mu):.5g} +- {deviation:.2g}")
@@ -103,8 +104,7 @@ def show_prediction(run, searcher, model, before, trial):
         print(f"seconds per epoch: predicted {np.exp(cost_features(x) @ model.costs)[0]:.3g}")
 
 
-def show_neighbours(run, searcher, model, before, trial):
-    x = encode(run["space"], trial.config)[None]
+def show_neighbours(run, searcher, model, before, x):
     points = model.inputs(np.concatenate([x, searcher.encode(before)]))
     correlation = model.losses.process.shape(model.losses.theta, points[:1], points[1:])[0][0]
     ranked = sorted(zip(correlation, before), key=lambda pair: -pair[0])

@@ -263,6 +263,11 @@ def draw_trials(axis, run, x, losses, include=-math.inf):
         axis.plot([], [], triangle, color="grey", label=label)
 
 
+def draw_lines(axis, places, label, **look):
+    for i, x in enumerate(places):
+        axis.axvline(x, color="grey", ls=":", label=None if i else label, **look)
+
+
 # ---- Pictures of a run ---------------------------------------------------------------------------
 def draw_history(run):
     figure, axes = new_figure(11, 4.4, 1, 2, sharey=True)
@@ -273,10 +278,8 @@ def draw_history(run):
     draw_trials(axes[1], run, bests[0], run.losses)
     for axis, (x, y) in zip(axes, [(times / seconds, best), bests]):
         axis.step(x, run.sign * y, where="post", color="black", label="best so far")
-    resumed = [event["session"]["at"] for event in run.events if "session" in event]
-    for at in resumed:
-        label = "resumed" if at == resumed[0] else None
-        axes[0].axvline(at / seconds, color="grey", ls=":", label=label)
+    resumed = [event["session"]["at"] / seconds for event in run.events if "session" in event]
+    draw_lines(axes[0], resumed, "resumed")
     axes[0].set(xlabel=f"{unit}, downtime excluded", xlim=(0, None))
     axes[1].set(xlabel="trials, in the order of their ends", ylabel="")
     title = f"no {run.metric} so far"
@@ -314,10 +317,9 @@ def draw_curves(run):
     axis.set_xticks([], minor=True)
     axis.set(xlabel="epoch", title="learning curves, with a mark where each ended")
     if run.arguments["stopping"] in ("auto", "halving", "asha"):
-        label, rung = "rungs", run.arguments["first_rung"]
-        while rung < (run.max_epochs or 0):
-            axis.axvline(rung, color="grey", ls=":", lw=1, zorder=0, label=label)
-            label, rung = None, rung * run.arguments["eta"]
+        rungs = [run.arguments["first_rung"] * run.arguments["eta"] ** k for k in range(50)]
+        rungs = [rung for rung in rungs if rung < (run.max_epochs or 0)]
+        draw_lines(axis, rungs, "rungs", lw=1, zorder=0)
     add_legend(figure, axis)
     return figure
 

@@ -98,27 +98,14 @@ def test_numbers_mean_the_same_problems_for_ever():
         assert problem.true_loss(config) == pytest.approx(loss, rel=1e-5)
 
 
-def test_best_method_looks_poor_at_first():
-    """Of 8 problems most have another method with a lower median."""
-    n_poor, rng = 0, np.random.default_rng(0)
-    for problem in (generated("choices", number) for number in range(8)):
-        losses = {}
-        for config in (sample(problem.space, rng) for _ in range(400)):
-            losses.setdefault(config["method"], []).append(problem.true_loss(config))
-        n_poor += min(losses.values(), key=min) != min(losses.values(), key=np.median)
-    assert n_poor >= 5
-
-
 @pytest.mark.parametrize("family, low, high", [("agree", 0.9, 1), ("cross", -0.3, 0.75)])
 def test_early_ranks_are_right_or_mislead(family, low, high):
     rng, correlations = np.random.default_rng(0), []
-    for number in range(6):
-        problem = generated(family, number)
+    for problem in (generated(family, number) for number in range(6)):
         configs = [sample(problem.space, rng) for _ in range(40)]
         losses = np.array([[loss for _, loss in problem.curve(c, rng)] for c in configs])
         last = np.array([problem.true_loss(config) for config in configs])
         assert losses.shape == (40, N_EPOCHS) and last.min() >= problem.optimum
-        assert np.abs(losses[:, -1] - last).max() < 0.2 * np.ptp(last)
         correlations.append(rank_correlation(losses[:, 0], last))
     assert low < np.median(correlations) < high
 
@@ -273,12 +260,11 @@ def test_parameter_maps_numbers_to_all_values(name):
 
 
 def test_peer_is_told_each_ended_trial_once_and_failures_as_the_worst(monkeypatch):
-    told, keys = [], iter("abcde")
-    ask = lambda: (next(keys), {"x": 0.5})
-    recorder = lambda parameters, seed: (ask, told.extend)
+    told, keys, config = [], iter("abcde"), {"x": 0.5}
+    recorder = lambda parameters, seed: (lambda: (next(keys), config), told.extend)
     monkeypatch.setitem(peers.PEERS, "recorder", (recorder, "numpy no-such-package"))
     assert peers.missing("recorder").endswith(": pip install numpy no-such-package")
-    peer, config, trials = peers.Peer("recorder", SPACE), {"x": 0.5}, []
+    peer, trials = peers.Peer("recorder", SPACE), []
     for i in range(3):
         assert peer.suggest(trials) == (config, "recorder")
         trials.append(Trial(i, config, ""))
