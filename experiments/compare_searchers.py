@@ -312,11 +312,14 @@ def compare(parser, args, names):
     calls, absent = {}, {}
     for (seed, problem), name in itertools.product(keys, versions):
         is_recorded = any(problem == other for other, _ in recorded[name])
-        if not args.table and not is_recorded and (problem, seed) not in runs[name]:
-            call = name, versions[name], problem, seed, *settings
-            (calls if versions[name] else absent)[name, problem, seed] = call
-    for name in dict.fromkeys(name for name, *_ in absent):
-        print(peers.missing(name.split(EACH)[0]), file=sys.stderr)
+        if is_recorded or (problem, seed) in runs[name]:
+            continue
+        if versions[name] is None:
+            absent[name] = peers.missing(name.split(EACH)[0])
+        elif not args.table:
+            calls[name, problem, seed] = name, versions[name], problem, seed, *settings
+    for text in absent.values():
+        print(text, file=sys.stderr)
     if calls:
         args.results.mkdir(parents=True, exist_ok=True)
         with command.in_processes(run, calls, args.processes) as ended:

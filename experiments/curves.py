@@ -29,7 +29,7 @@ N_ALIKE = 5  # curves whose jitter a new one may have
 EPOCHS = (1, 3, 9, 27, 81)  # at which, or at the next report, the forest compares curves
 
 
-# ---- Recordings ----------------------------------------------------------------------------------
+# ---- Recordings ----
 @dataclass
 class Curve:
     """One trial: hyperparameters, losses (k,) at its epochs (k,), and seconds (k,) before each."""
@@ -164,7 +164,7 @@ def pack(recording, path):
     path.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
 
 
-# ---- Forest --------------------------------------------------------------------------------------
+# ---- Forest ----
 class Forest:
     """Extremely randomised trees on X (n, d) and Y (n, q)."""
 
@@ -202,7 +202,7 @@ def grow(X, Y, rows, rng):
     return (k, thresholds[k], *(grow(X, Y, rows[side], rng) for side in sides))
 
 
-# ---- Surrogate -----------------------------------------------------------------------------------
+# ---- Surrogate ----
 class Surrogate:
     """New curves after n recorded ones, with reports at the epochs (E,) of these; see the top."""
 

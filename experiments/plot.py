@@ -38,7 +38,7 @@ MANY = 500  # from so many marks on, an SVG holds them as an image
 N_BOOTSTRAPS = 10
 
 
-# ---- A run ---------------------------------------------------------------------------------------
+# ---- A run ----
 class Run:
     """A run, read from its folder. clock: the seconds that it has taken so far."""
 
@@ -92,7 +92,7 @@ def unit_of(seconds):
     return next((unit for unit in units if seconds >= 3 * unit[1]), units[-1])
 
 
-# ---- What a Gaussian process of the trials believes ----------------------------------------------
+# ---- What a Gaussian process of the trials believes ----
 class Belief:
     """The process of ended trials, by default all of a run. model: None where they are too few."""
 
@@ -149,7 +149,7 @@ def importance(run, belief):
     return dict(ranked) | {"combinations": rows[-1]}
 
 
-# ---- Axes and marks ------------------------------------------------------------------------------
+# ---- Axes and marks ----
 def grid(domain, n):
     """Encoded values (g, n_dims) of a hyperparameter, g <= n but for a choice."""
     if isinstance(domain, Choice):
@@ -268,7 +268,7 @@ def draw_lines(axis, places, label, **look):
         axis.axvline(x, color="grey", ls=":", label=None if i else label, **look)
 
 
-# ---- Pictures of a run ---------------------------------------------------------------------------
+# ---- Pictures of a run ----
 def draw_history(run):
     figure, axes = new_figure(11, 4.4, 1, 2, sharey=True)
     unit, seconds = unit_of(run.clock)
@@ -437,7 +437,7 @@ def draw_run(run, belief):
     return {name: figure for name, figure in figures.items() if figure}
 
 
-# ---- Comparison of runs --------------------------------------------------------------------------
+# ---- Comparison of runs ----
 def by_method(runs):
     """{name: [Run]}: the arguments in which the runs differ, but for the seed."""
     names = dict.fromkeys(name for run in runs for name in run.arguments if name != "seed")
@@ -504,7 +504,7 @@ def print_table(methods):
         print(f"{len(runs):4} {best:>32} {numbers}  {name}")
 
 
-# ---- Command line --------------------------------------------------------------------------------
+# ---- Command line ----
 def main(arguments=None):
     parser = command.parser("plot", __doc__)
     parser.add_argument("folders", nargs="+", metavar="DIR", help="the folder of a run")

@@ -297,8 +297,8 @@ def add_kernel(name, half, n_groups, optimum, **others):
     PROBLEMS[name] = Problem("real", half, space, optimum, loss, observe)
 
 
-ridges = {"linear": loguniform(1e-6, 10), "ridge": loguniform(1e-6, 1e2)}
-add_kernel("kernel_diabetes", "tune", 2, 0.67942, **ridges)
+RANGES = {"linear": loguniform(1e-6, 10), "ridge": loguniform(1e-6, 1e2)}
+add_kernel("kernel_diabetes", "tune", 2, 0.67942, **RANGES)
 add_kernel("kernel_cancer", "report", 3, 0.36906, ridge=loguniform(1e-5, 1e2))
 
 

@@ -31,7 +31,7 @@ MINUTES = (10, 20, 30, 60, 90, 180)
 TUTORIAL = ["random", "gp"], ["halving", "none"]  # searchers, rules
 
 
-# ---- One run -------------------------------------------------------------------------------------
+# ---- One run ----
 def times(seconds):
     """(T,) seconds at which errors are noted: for the table, and sixty for the picture."""
     of_table = [60 * m for m in MINUTES if 60 * m < seconds]
@@ -83,7 +83,7 @@ def run_all(surrogate, methods, args):
     return runs
 
 
-# ---- What came out -------------------------------------------------------------------------------
+# ---- What came out ----
 def errors(runs):
     """(runs, T) lowest errors so far; a run without one has the worst of all, NaN if all are."""
     table = np.array([errors for errors, _, _ in runs])
@@ -118,7 +118,7 @@ def draw(runs, seconds, path):
     print(path)
 
 
-# ---- Command line --------------------------------------------------------------------------------
+# ---- Command line ----
 def main(arguments=None):
     parser = command.parser("replay", __doc__)
     add = parser.add_argument

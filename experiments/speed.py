@@ -50,7 +50,7 @@ def objective(config):
 N_PENDING = 3  # trials that have no result yet when the next is suggested
 
 
-# ---- Trials and reports --------------------------------------------------------------------------
+# ---- Trials and reports ----
 @contextlib.contextmanager
 def tuned(**options):
     """Context with the Run that `tune` returned; what it prints as on a terminal goes nowhere."""
@@ -123,7 +123,7 @@ def training(args):
     print(f"{args.workers} workers train {100 * share:.1f}% of the time, {len(run.trials)} trials")
 
 
-# ---- Suggestions ---------------------------------------------------------------------------------
+# ---- Suggestions ----
 def suggest(args):
     """Prints a line for each number of trials."""
     names = args.searcher or SEARCHERS
@@ -162,7 +162,7 @@ def suggestion_seconds(name, n, n_suggestions):
     return seconds[n_suggestions:]
 
 
-# ---- Command line --------------------------------------------------------------------------------
+# ---- Command line ----
 def main(arguments=None):
     parts = {"loop": loop, "reports": reports, "training": training, "suggest": suggest}
     parser = command.parser("speed", __doc__)

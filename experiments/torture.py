@@ -195,7 +195,7 @@ class Run:
             self.tally.wrong.append("the CSVs are not what the journal makes of them")
 
 
-# ---- Processes die -------------------------------------------------------------------------------
+# ---- Processes die ----
 def kill_tuners(home, n, rng):
     run = Run(home, Tally())
     for _ in range(n):
@@ -247,7 +247,7 @@ def kill_servers(home, n, rng):
     return tallies
 
 
-# ---- The folder fails ----------------------------------------------------------------------------
+# ---- The folder fails ----
 def take_folders(home, n, rng):
     """A file-size limit stands for a full disk: it cuts the write that reaches it short, too."""
     kinds = ("disk full", "folder deleted", "folder made read-only", "folder moved")
@@ -322,7 +322,7 @@ def damage(data, rng):
     ])  # fmt: skip
 
 
-# ---- All together --------------------------------------------------------------------------------
+# ---- All together ----
 PARTS = [
     ("kills", 100, kill_tuners, "times that the tuner is killed and resumed"),
     ("trials", 210, kill_trials, f"trials, which die in {len(FAULTS) - 2} ways"),

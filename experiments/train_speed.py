@@ -38,7 +38,7 @@ def make_model(sizes):
     return build({**n_units, "dropout_1": DROPOUT, "dropout_2": DROPOUT})
 
 
-# ---- Ways: each returns epoch(), which trains for one and returns the validation accuracy --------
+# ---- Ways: each returns epoch(), which trains for one and returns the validation accuracy ----
 def ours(sizes, images, labels, n_train, device="cpu", speed_up=None):
     images, labels, model = images.to(device), labels.to(device), make_model(sizes).to(device)
     optimizer = Adam(model.parameters(), LEARNING_RATE, WEIGHT_DECAY)
@@ -101,7 +101,7 @@ def plain_epoch(model, optimizer, batches):
         optimizer.step()
 
 
-# ---- The table -----------------------------------------------------------------------------------
+# ---- The table ----
 def timed(epoch):
     """(seconds, accuracy) of an epoch."""
     before = time.perf_counter()

@@ -51,7 +51,7 @@ def recording(folder):
     return read([folder])
 
 
-# ---- Recordings ----------------------------------------------------------------------------------
+# ---- Recordings ----
 def test_folder_is_read_with_its_times(folder, recording):
     trials = [trial for trial in load(folder) if trial.status != "failed"]
     assert recording.about == "59 recorded curves, 59 of them to epoch 9"
@@ -107,7 +107,7 @@ def test_runs_of_other_problems_are_refused(folder, tmp_path):
     assert len(read([folder, elsewhere]).curves) == 59
 
 
-# ---- The surrogate -------------------------------------------------------------------------------
+# ---- The surrogate ----
 def test_forest_weighs_its_neighbours():
     rng = np.random.default_rng(0)
     X, new = rng.random((80, 4)), rng.random((200, 4))
@@ -164,7 +164,7 @@ def test_reports_of_some_epochs_are_drawn_at_these(tmp_path):
     assert n_epochs % 3 == 0 and 8 * n_trials < n_epochs <= 9 * n_trials
 
 
-# ---- Replay --------------------------------------------------------------------------------------
+# ---- Replay ----
 def test_replayed_run_is_deterministic_and_counts_epochs(recording):
     surrogate = Surrogate(recording, n_trees=10)
     runs = [replay.run(surrogate, ("random", "asha"), seed, 1800, 4) for seed in (0, 0, 1)]
