@@ -7,6 +7,7 @@ import io
 import math
 import multiprocessing
 import os
+import pathlib
 import signal
 import sys
 import threading
@@ -15,6 +16,9 @@ import traceback
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 
+from run import Parser
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -23,13 +27,8 @@ class Failed(Exception):
 
 
 # ---- Command line ----
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}; see --help\n")  # one line, without the usage
-
-
 def parser(name, description):
-    """Argument parser of experiments.NAME."""
+    """Argument parser of experiments.NAME, whose errors are one line."""
     layout = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     return Parser(prog=f"experiments.{name}", description=description, **layout)
 
@@ -127,7 +126,7 @@ def _begin(initializer, initargs):
 
 
 def as_they_end(futures):
-    """Yields (key, Future) of {Future: key}, and prints how far they are."""
+    """Yields (key, Future) of {Future: key}, and prints every five seconds how far they are."""
     started = told = time.time()
     for n, future in enumerate(as_completed(futures), 1):
         yield futures[future], future
@@ -135,6 +134,33 @@ def as_they_end(futures):
             told = time.time()
             minutes = (told - started) / n * (len(futures) - n) / 60
             print(f"{n}/{len(futures)} done, about {minutes:.1f} min left", file=sys.stderr)
+
+
+# ---- Other processes ----
+def children_of(pid):
+    """The process ids of all descendants. Each thread has children of its own."""
+    direct = []
+    for path in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # it has ended
+            direct += map(int, path.read_text().split())
+    return [*direct, *(pid for child in direct for pid in children_of(child))]
+
+
+def is_alive(pid, word=""):
+    """Whether there is such a process, with a word in its command line."""
+    try:
+        words = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()  # empty once it has ended
+    except OSError:
+        return False
+    return bool(words) and word.encode() in words
+
+
+def end_tree(process):
+    """Kills a process and its descendants."""
+    for pid in [process.pid, *children_of(process.pid)]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
 
 
 # ---- CSVs ----

@@ -4,19 +4,16 @@
     python -m experiments.compare_searchers --searcher gp --searcher my_gp.py:MySearcher --quick
     python -m experiments.compare_searchers --half report --searcher gp --searcher ax
 
-A run is a searcher, a problem and a seed. Trials last log-normal times; the seed decides durations
-and noise, trial by trial, the same for every searcher. A run is a row of RESULTS/<searcher>.csv,
-written when it ends. What has a row is not run again until the file of the searcher changes, so
-that an interrupted comparison goes on. Runs of peers take hours: those of experiments/compared/
-are read too, whatever version is installed, and a problem that has some there is not run again.
+A run is a searcher, a problem and a seed, and becomes a row of RESULTS/<searcher>.csv. The seed
+decides durations and noise, the same for every searcher. What has a row is not run again until the
+file of the searcher changes, so an interrupted comparison goes on. Runs of peers take hours: those
+of experiments/compared/ are read too, whatever version is installed.
 
 Normalised regret after n trials have ended: (lowest true loss so far - optimum) / (median true loss
-of random configurations - optimum), clipped to [0, 1]. True means without noise; the optimum is the
-best known. `chosen` is the same for the trial with the lowest observed loss, which is what a user
-takes home. Means are over the seeds of a problem, then over problems. Intervals: 95%, bootstrap
-over the runs of each problem (over problems where each has one run); differences to the first
-searcher are paired by problem and seed. Judge on problems and seeds that nobody has looked at:
-`--problems smooth:40-59 fail:40-59 --seeds 1` are drawn anew, as families.py says.
+of random configurations - optimum), clipped to [0, 1]. True means without noise. `chosen` is the
+same for the trial with the lowest observed loss, which is what a user takes home. Means are over
+the seeds of a problem, then over problems. Intervals: 95%, bootstrap over the runs of each problem
+(over problems where each has one run). Differences to the first searcher are paired.
 
 With --curves trials report every epoch, and a method is a searcher, a rule and a first rung. It has
 the time in which 20 random configurations would train to the last epoch. Regrets are those of the
@@ -36,7 +33,7 @@ import numpy as np
 
 from experiments import command, peers
 from experiments.families import CURVES, FAMILIES, N_EPOCHS
-from experiments.problems import PROBLEMS, find, lowest_loss, names
+from experiments.problems import PROBLEMS, find, names
 from experiments.simulated import Milestones, simulate
 from hpo.searchers import SEARCHERS
 from hpo.space import sample
@@ -59,19 +56,20 @@ configurations; chosen: of the trial with the lowest noisy loss"""
 # ---- One run ----
 def searcher_class(name):
     name = name.split(EACH)[0]
-    if name in peers.PEERS:
-        return functools.partial(peers.Peer, name)
-    return command.find_searcher(name)
+    return functools.partial(peers.Peer, name) if is_peer(name) else command.find_searcher(name)
+
+
+def is_peer(name):
+    return name.split(EACH)[0] in peers.PEERS
 
 
 def version_of(name):
     """The peer's version, None if it is not installed; or a hash of our searcher's files."""
-    name, *rule = name.split(EACH)
-    if name in peers.PEERS:
-        return peers.version(name)
+    if is_peer(name):
+        return peers.version(name.split(EACH)[0])
     parts = [kind for kind in searcher_class(name).__mro__ if kind.__module__ != "builtins"]
-    if rule and (function := command.find_rule(rule[0])):
-        parts.append(function.func)
+    if EACH in name and (rule := command.find_rule(name.split(EACH)[1])):
+        parts.append(rule.func)
     files = dict.fromkeys(map(inspect.getsourcefile, parts))
     contents = b"".join(pathlib.Path(path).read_bytes() for path in files)
     return hashlib.sha1(contents).hexdigest()[:10]
@@ -83,35 +81,34 @@ def thirds(n_trials):
 
 def run(name, version, problem_name, seed, n_workers, n_trials):
     """The row of a run."""
+    problem = find(problem_name)
     with command.blaming(f"{name} on {problem_name}, seed {seed}"):
         if version != version_of(name):
             raise ValueError("its file has changed since the comparison began; run it again")
-        look = run_curves if EACH in name else run_trials
-        losses, trials = look(name, problem_name, seed, n_workers, n_trials)
+        max_epochs = N_EPOCHS if EACH in name else None
+        searcher = searcher_class(name)(problem.space, seed, max_epochs)
+        settings = {"seed": zlib.crc32(problem_name.encode()) + seed, "max_epochs": max_epochs}
+        # Peers have first trials of their own; ours are served the middle of the space.
+        settings |= {"n_workers": n_workers, "start": () if is_peer(name) else None}
+        if EACH in name:
+            _, rule, first_rung = name.split(EACH)
+            settings["rule"] = command.find_rule(rule, int(first_rung))
+            seconds = n_trials * full_seconds(problem_name) / n_workers
+            losses, trials = run_curves(problem, searcher, seconds, **settings)
+        else:
+            losses, trials = run_trials(problem, searcher, n_trials, **settings)
     seconds = np.mean([trial.suggest_seconds for trial in trials if trial.origin != "start"])
     return [name, version, problem_name, seed, n_workers, n_trials, *losses, f"{seconds:.4g}"]
 
 
-def simulated(name, problem_name, seed, objective, max_epochs=None, **settings):
-    """The trials of the searcher on the problem."""
-    problem = find(problem_name)
-    searcher = searcher_class(name)(problem.space, seed, max_epochs)
-    own_start = name.split(EACH)[0] in peers.PEERS  # peers have first trials of their own
-    settings |= {"max_epochs": max_epochs, "start": () if own_start else None}
-    noise_seed = zlib.crc32(problem_name.encode()) + seed
-    return simulate(searcher, problem.space, objective, noise_seed, **settings)
-
-
-def run_trials(name, problem_name, seed, n_workers, n_trials):
+def run_trials(problem, searcher, n_trials, **settings):
     """(the losses of COLUMNS, the trials)."""
-    problem = find(problem_name)
 
     def objective(config, rng):
         seconds = rng.lognormal(0, 0.5)  # drawn first: the same for every searcher
         yield seconds, {"loss": problem.evaluate(config, rng)}
 
-    settings = {"n_workers": n_workers, "n_trials": n_trials}
-    trials = simulated(name, problem_name, seed, objective, **settings)
+    trials = simulate(searcher, problem.space, objective, n_trials=n_trials, **settings)
     best, chosen, lowest = [math.inf], [math.inf], math.inf  # after 0, 1, ... trials
     for trial in sorted(trials, key=lambda trial: trial.ended):
         true_loss = problem.true_loss(trial.config) if trial.status == "done" else math.inf
@@ -131,23 +128,20 @@ def full_seconds(problem_name):
     return np.median([sum(seconds for seconds, _ in curve) for curve in curves])
 
 
-def run_curves(name, problem_name, seed, n_workers, n_trials):
+def run_curves(problem, searcher, seconds, **settings):
     """(the losses of CURVE_COLUMNS, the trials): true last losses of configurations."""
-    problem, (_, rule, first_rung) = find(problem_name), name.split(EACH)
 
     def objective(config, rng):
-        for seconds, loss in problem.curve(config, rng):
-            yield seconds, {"loss": loss}
+        for epoch_seconds, loss in problem.curve(config, rng):
+            yield epoch_seconds, {"loss": loss}
 
     def last_loss(config):
         loss = problem.true_loss(config)
         return loss if math.isfinite(loss) else math.inf
 
-    seconds = n_trials * full_seconds(problem_name) / n_workers
     journal = Milestones(problem.space, [part * seconds for part in PARTS])
-    settings = {"n_workers": n_workers, "seconds": seconds, "journal": journal}
-    settings["rule"] = command.find_rule(rule, int(first_rung))
-    trials = simulated(name, problem_name, seed, objective, N_EPOCHS, **settings)
+    settings |= {"seconds": seconds, "journal": journal}
+    trials = simulate(searcher, problem.space, objective, **settings)
     journal.note(math.inf)
     chosen = [last_loss(best[1]) if best else math.inf for best in journal.best]
     tried = [last_loss(trial.config) for trial in trials if trial.value is not None]
@@ -164,7 +158,7 @@ def read_runs(folder, versions, workers, trials):
     runs = {}
     for name, version in versions.items():
         wanted = {"searcher": name, "workers": workers, "trials": trials}
-        wanted |= {} if name in peers.PEERS else {"version": version}
+        wanted |= {} if is_peer(name) else {"version": version}
         columns = CURVE_COLUMNS if EACH in name else COLUMNS
         rows = command.read_rows(results_file(folder, name), columns)
         rows = [row for row in rows if wanted.items() <= row.items()]
@@ -182,7 +176,7 @@ def typical_loss(problem_name):
 
 def regrets(row):
     """{column: normalised regret} of a row."""
-    optimum, typical = lowest_loss(row["problem"]), typical_loss(row["problem"])
+    optimum, typical = find(row["problem"]).optimum, typical_loss(row["problem"])
     losses = {c: loss for c, loss in row.items() if c.startswith(("best_", "chosen_"))}
     return {c: np.clip((v - optimum) / (typical - optimum), 0, 1) for c, v in losses.items()}
 
@@ -247,37 +241,29 @@ def table(runs, heads, means):
     return lines
 
 
-def by_group(runs):
-    """Yields (group, n_problems, runs with their regrets): all problems pooled, then each group.
-
-    Of those problems that all searchers have; the others are named.
-    """
+def report(runs, n_workers, n_trials):
+    """Prints the tables: all problems pooled, then each group, of those that all searchers have."""
     problems = [{problem for problem, _ in mine} for mine in runs.values()]
     common = set.intersection(*problems) if problems else set()
     if left_out := set().union(*problems) - common:
         print(f"left out, as a searcher has no runs of them yet: {', '.join(sorted(left_out))}")
-    groups = {name: find(name).group for name in sorted(common)}
-    for group in dict.fromkeys(["pooled", *groups.values()] if common else []):
-        members = {name for name in common if group in ("pooled", groups[name])}
+    groups = {"pooled": common} if common else {}
+    for name in sorted(common):
+        groups.setdefault(find(name).group, set()).add(name)
+    for group, members in groups.items():
         part = {
             name: {key: row | regrets(row) for key, row in mine.items() if key[0] in members}
             for name, mine in runs.items()
         }
-        yield group, len(members), part
-
-
-def report(runs, n_workers, n_trials):
-    """Prints the tables."""
-    for group, n_problems, part in by_group(runs):
-        print(f"\n{group}: {n_problems} problems, workers: {n_workers}")
+        print(f"\n{group}: {len(members)} problems, workers: {n_workers}")
         print(*table(part, *shown_columns(next(iter(part)), n_trials)), sep="\n")
     print(LEGEND)
-    for name in [name for name in runs if name.split(EACH)[0] in peers.PEERS]:
+    for name in filter(is_peer, runs):
         print(name, *sorted({row["version"] for row in runs[name].values()}), sep=": ")
 
 
 # ---- Command line ----
-def parse(arguments=None, name="compare_searchers", description=__doc__):
+def parse(arguments, name, description):
     parser = command.parser(name, description)
     add, several = parser.add_argument, {"action": "append", "metavar": "NAME"}
     add("--searcher", **several, help="ours, a peer, or FILE.py:CLASS; again for more; default all")
@@ -311,48 +297,48 @@ def parse(arguments=None, name="compare_searchers", description=__doc__):
 
 def compare(parser, args, names):
     """{searcher: {(problem, seed): row}} of all there is, once what is missing has been run."""
-    settings = args.workers, args.trials
+    settings, columns = (args.workers, args.trials), CURVE_COLUMNS if args.curves else COLUMNS
     with command.checking(parser):
         if args.curves:
             if others := [name for name in args.problems if not find(name).curve]:
                 raise ValueError(f"--curves: {others[0]} has none; {', '.join(CURVES)} have")
             rules = args.stopping or ["halving", "none"]
-            methods = itertools.product(names, rules, [str(args.first_rung)])
-            names = [EACH.join(method) for method in methods]
+            names = map(EACH.join, itertools.product(names, rules, [str(args.first_rung)]))
         command.check_results(args.results)
         versions = {name: version_of(name) for name in names}
-        compared = read_runs(COMPARED, versions, *settings)
+        recorded = read_runs(COMPARED, versions, *settings)
         runs = read_runs(args.results, versions, *settings)
-    recorded = {(name, problem) for name in names for problem, _ in compared[name]}
     keys = list(itertools.product(range(args.seeds), args.problems))
-    tasks = [
-        (name, versions[name], problem, seed, *settings)
-        for (seed, problem), name in itertools.product(keys, names)
-        if (problem, seed) not in runs[name] and (name, problem) not in recorded
-    ]
-    for name in dict.fromkeys(task[0] for task in tasks if task[1] is None):
-        print(peers.missing(name.split(EACH)[0]), file=sys.stderr)
-    if not args.table:
+    calls, absent = {}, {}
+    for (seed, problem), name in itertools.product(keys, versions):
+        is_recorded = any(problem == other for other, _ in recorded[name])
+        if is_recorded or (problem, seed) in runs[name]:
+            continue
+        if versions[name] is None:
+            absent[name] = peers.missing(name.split(EACH)[0])
+        elif not args.table:
+            calls[name, problem, seed] = name, versions[name], problem, seed, *settings
+    for text in absent.values():
+        print(text, file=sys.stderr)
+    if calls:
         args.results.mkdir(parents=True, exist_ok=True)
-        calls = {task: task for task in tasks if task[1]}  # those that can be run
         with command.in_processes(run, calls, args.processes) as ended:
-            for task, future in ended:
-                row = future.result()
-                columns = CURVE_COLUMNS if args.curves else COLUMNS
-                command.append_rows(results_file(args.results, task[0]), columns, [row])
+            for (name, *_), future in ended:
+                command.append_rows(results_file(args.results, name), columns, [future.result()])
         runs = read_runs(args.results, versions, *settings)
-    for name in names:
-        both = compared[name] | runs[name]
-        runs[name] = {key: both[key] for key in both if key[::-1] in keys}
+    for name in versions:
+        both = recorded[name] | runs[name]
+        runs[name] = {key: row for key, row in both.items() if key[::-1] in keys}
     if without := [name for name, mine in runs.items() if not mine]:
         print(f"no runs yet: {', '.join(without)}")
     return {name: mine for name, mine in runs.items() if mine}
 
 
-def main(arguments=None):
-    parser, args = parse(arguments)
-    names = list(dict.fromkeys(args.searcher or [*reversed(SEARCHERS), *peers.PEERS]))
-    report(compare(parser, args, names), args.workers, args.trials)
+def main(arguments=None, searchers=None, name="compare_searchers", description=__doc__):
+    parser, args = parse(arguments, name, description)
+    searchers = args.searcher or searchers or [*reversed(SEARCHERS), *peers.PEERS]
+    runs = compare(parser, args, list(dict.fromkeys(searchers)))
+    report(runs, args.workers, args.trials)
 
 
 if __name__ == "__main__":

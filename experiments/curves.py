@@ -2,16 +2,15 @@
 
     python -m experiments.curves results/DIR ... experiments/runs/NAME.jsonl    packs runs in a file
 
-The surrogate is no Gaussian process, because that would favour a searcher that uses one. A forest
-of extremely randomised trees (Geurts, Ernst and Wehenkel 2006) weighs the n recorded curves: w (n,)
-is the share of the trees in which a recorded configuration has the same leaf as the new one. Then
+The surrogate is a forest of extremely randomised trees (Geurts, Ernst and Wehenkel 2006), as a
+Gaussian process would favour a searcher that uses one. w (n,) is the share of the trees in which a
+recorded configuration has the same leaf as the new one. Then, in log loss,
 
-    curve = sum_i w_i smooth_i + residual_j + level        in log loss
+    curve = sum_i w_i smooth_i + residual_j + level
 
 smooth_i is a recorded curve without its jitter. residual_j is the jitter of one of the five curves
-most like the sum. level ~ N(0, s^2) differs between repetitions of a training; s comes from
-configurations that were recorded more than once. No drawn curve is much better than the best
-recorded one, so record tuned runs too. A second forest draws the seconds of an epoch.
+most like the sum. level ~ N(0, s^2), where s comes from configurations that were recorded more than
+once. No drawn curve is much better than the best recorded one. A second forest draws the seconds.
 """
 
 import json
@@ -22,16 +21,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from experiments import command
-from hpo.journal import Journal, load_run, read_events
+from hpo.journal import SIGN, Journal, load_run, read_events
 from hpo.space import config_key, constants, domains, encode, space_from_json, space_to_json
 
-SIGN = {"max": -1.0, "min": 1.0}  # of a loss
 SMOOTH = 0.12  # width of the smoothing in ln(epoch): at epoch 81 about 10 epochs either way
 N_ALIKE = 5  # curves whose jitter a new one may have
 EPOCHS = (1, 3, 9, 27, 81)  # at which, or at the next report, the forest compares curves
 
 
-# ---- Recordings ----------------------------------------------------------------------------------
+# ---- Recordings ----
 @dataclass
 class Curve:
     """One trial: hyperparameters, losses (k,) at its epochs (k,), and seconds (k,) before each."""
@@ -166,7 +164,7 @@ def pack(recording, path):
     path.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
 
 
-# ---- Forest --------------------------------------------------------------------------------------
+# ---- Forest ----
 class Forest:
     """Extremely randomised trees on X (n, d) and Y (n, q)."""
 
@@ -204,7 +202,7 @@ def grow(X, Y, rows, rng):
     return (k, thresholds[k], *(grow(X, Y, rows[side], rng) for side in sides))
 
 
-# ---- Surrogate -----------------------------------------------------------------------------------
+# ---- Surrogate ----
 class Surrogate:
     """New curves after n recorded ones, with reports at the epochs (E,) of these; see the top."""
 

@@ -1,30 +1,30 @@
 """Tries to break runs on a Dask cluster: kills workers, tuner and scheduler under way.
 
-    python -m experiments.dask_check [--rounds 3] [--workers 3] [--seed 0]     a minute a round
+    python -m experiments.dask_check [--rounds 3] [--trials 30] [--seed 0]     a minute a round
 
-A real scheduler and real workers on this machine. In each round a run is begun, and one after the
-other a worker's process is killed (its nanny starts another), a worker is killed with its nanny
-and a new one joins, a worker stands still for a while, the tuner is killed and the run resumed, and
-at last the scheduler is killed and another started. The table counts what must not happen: a report
-that was answered but is not in the journal (lost), or is there twice; a training process or a child
-of one that outlives the run (orphans); a run that does not end (hangs). Needs distributed.
+A real scheduler and three real workers on this machine. In each round a run is begun. Then, in a
+random order, a worker's process is killed (its nanny starts another), a worker is killed with its
+nanny and a new one joins, a worker stands still for a while, and the tuner is killed and the run
+resumed. At last the scheduler is killed and another one started. What is counted is what
+experiments.torture counts, by the same side log. Needs distributed.
 """
 
-import collections
-import json
+import contextlib
 import os
 import pathlib
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 
 from experiments import command
-from hpo.journal import load, read_events
+from experiments.command import ROOT, children_of, end_tree, is_alive
+from experiments.torture import Run, Tally, print_table
+from hpo.journal import load
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 TUNER = """
 import sys
 from hpo import dask_backend
@@ -32,27 +32,6 @@ import hpo.tuner
 dask_backend.PERIOD, dask_backend.SILENCE, hpo.tuner.N_LOST = 0.5, 4.0, 3
 from run import main
 sys.exit(main())
-"""
-OBJECTIVE = """
-import json, os, subprocess, time
-from hpo import Reporter, uniform
-
-config_space = {"x": uniform(0, 1), "epochs": 12}
-metric, mode = "loss", "min"
-
-
-def objective(config):
-    child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
-    with open(os.path.join(os.environ["CHECK_FOLDER"], f"{os.getpid()}.jsonl"), "a") as file:
-        print(json.dumps([os.getpid(), child.pid]), file=file, flush=True)
-        report = Reporter()
-        for epoch in range(1, config["epochs"] + 1):
-            time.sleep(0.15)
-            loss = config["x"] / epoch
-            report(epoch=epoch, loss=loss, mark=f"{os.getpid()} {epoch}")
-            print(json.dumps(f"{os.getpid()} {epoch}"), file=file, flush=True)
-    child.kill()
-    child.wait()
 """
 
 
@@ -62,16 +41,18 @@ class Cluster:
     def __init__(self, n_workers, folder, port):
         self.n_workers, self.folder, self.port = n_workers, folder, port
         self.address = f"tcp://127.0.0.1:{port}"
-        self.environment = os.environ | {"PYTHONPATH": str(ROOT), "CHECK_FOLDER": str(folder)}
+        log = {"TORTURE_LOG": str(folder / "log")}
+        self.environment = os.environ | {"PYTHONPATH": str(ROOT)} | log
         self.start()
 
     def start(self):
         self.scheduler = self.begin("scheduler", "--port", str(self.port))
-        self.workers = [self.begin("worker", self.address) for _ in range(self.n_workers)]
+        self.workers = [self.begin_worker() for _ in range(self.n_workers)]
+
+    def begin_worker(self):
+        return self.begin("worker", self.address, "--nthreads", "1", "--death-timeout", "20")
 
     def begin(self, what, *words):
-        if what == "worker":
-            words = [*words, "--nthreads", "1", "--death-timeout", "20"]
         words = [sys.executable, "-m", f"distributed.cli.dask_{what}", *words, "--no-dashboard"]
         words += ["--dashboard-address", ":0"]
         with open(self.folder / f"{what}.log", "a") as log:
@@ -83,134 +64,82 @@ class Cluster:
             end_tree(process)
 
 
-def children_of(pid):
-    """The process ids of all descendants."""
-    found = pathlib.Path(f"/proc/{pid}/task").glob("*/children")  # a thread has its own
-    direct = [int(child) for path in found for child in path.read_text().split()]
-    return [*direct, *(pid for child in direct for pid in children_of(child))]
+class DaskRun(Run):
+    """The run of a cluster, whose own processes have the side log in their environment too."""
+
+    def __init__(self, home, tally, cluster):
+        super().__init__(home, tally)
+        self.cluster = cluster
+
+    def start(self, *arguments):
+        options = *arguments, "--dask", self.cluster.address
+        return super().start(*options, fault="grandchildren", program=("-c", TUNER))
+
+    def processes(self):
+        """Trials, and the children that they have begun."""
+        trials = self.notes("process")
+        return [pid for pid in super().processes() if pid in trials or is_alive(pid, "sleep")]
 
 
-def end_tree(process):
-    for pid in [process.pid, *children_of(process.pid)]:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    process.wait()
-
-
-def tuner(cluster, *words):
-    words = [sys.executable, "-c", TUNER, *words, "--dask", cluster.address]
-    output = open(cluster.folder / "tuner.log", "a")  # noqa: SIM115 (the process has it too)
-    return subprocess.Popen(words, cwd=ROOT, stdout=output, stderr=output)
-
-
-def play(rng, cluster, n_trials):
-    """One round; the number of hangs."""
-    run, objective = cluster.folder / "run", cluster.folder / "objective.py"
-    objective.write_text(OBJECTIVE)
-    options = ["--trials", str(n_trials), "--workers", str(len(cluster.workers))]
-    options += ["--stopping", "none", "--results", str(run)]
-    process = tuner(cluster, str(objective), *options)
-    while not (run / "reports.csv").exists() or not load(run):
-        time.sleep(0.1)
+def play(rng, run, n_trials):
+    """One round."""
+    cluster, tally = run.cluster, run.tally
+    options = ["--trials", n_trials, "--workers", len(cluster.workers)]
+    options += ["--set", "epochs=12", "--set", "seconds=0.15"]
+    process = run.start(*options)
+    run.seconds_to_answers(9)
     for what in rng.sample(["child", "worker", "pause", "tuner", "child", "tuner"], 6):
         time.sleep(rng.uniform(1, 3))
-        worker = rng.choice(cluster.workers)
+        worker, begun = rng.choice(cluster.workers), time.monotonic()
         if what == "child" and (found := children_of(worker.pid)):
             os.kill(found[-1], signal.SIGKILL)  # a trial, its fork server, or Dask's own process
         elif what == "worker":
             end_tree(worker)
-            cluster.workers[cluster.workers.index(worker)] = cluster.begin(
-                "worker", cluster.address
-            )
+            cluster.workers[cluster.workers.index(worker)] = cluster.begin_worker()
         elif what == "pause":
             pids = [worker.pid, *children_of(worker.pid)]
-            for number, seconds in ((signal.SIGSTOP, rng.uniform(1, 8)), (signal.SIGCONT, 0)):
+            for number, seconds in (signal.SIGSTOP, rng.uniform(1, 8)), (signal.SIGCONT, 0):
                 for pid in pids:
-                    if pathlib.Path(f"/proc/{pid}").exists():
+                    with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, number)
                 time.sleep(seconds)
         elif what == "tuner" and process.poll() is None:
             process.kill()
-            process.wait()
-            process = tuner(cluster, "--resume", str(run))
-    hangs = 0
+            run.printed += process.communicate()[0]
+            process = run.start()
+        tally.hung(time.monotonic() - begun)
     if process.poll() is None:
         end_tree(cluster.scheduler)
-        hangs += ends(process) not in (1, 2)  # 2: it was just looking for the scheduler
+        tally.hung(run.wait(process, 1, 2, seconds=120))  # 2: it was just looking for it
         cluster.end()
         cluster.start()
-        process = tuner(cluster, "--resume", str(run))
-    return hangs + (ends(process) != 0)
-
-
-def ends(process, seconds=120):
-    """The exit code; None for a process that had to be killed."""
-    try:
-        return process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        return None
-
-
-def check(cluster, n_trials):
-    """Counts: reports, lost, twice, orphans, unended."""
-    marks, answered, pids = collections.Counter(), [], []
-    for event in read_events(cluster.folder / "run"):
-        marks.update([event["metrics"]["mark"]] if "report" in event else [])
-    for path in cluster.folder.glob("*.jsonl"):
-        first, *lines = map(json.loads, path.read_text().splitlines())
-        pids += first
-        answered += lines
-    until = time.monotonic() + 15  # relays of a killed tuner need SILENCE to notice
-    while (left := [pid for pid in pids if is_ours(pid)]) and time.monotonic() < until:
-        time.sleep(0.2)
-    trials = load(cluster.folder / "run")
-    return {
-        "reports": len(answered), "lost": sum(mark not in marks for mark in answered),
-        "twice": sum(n > 1 for n in marks.values()), "orphans": len(left),
-        "unended": n_trials - sum(trial.status in ("done", "failed") for trial in trials),
-    }  # fmt: skip
-
-
-def told(counts):
-    return ", ".join(f"{n} {what}" for what, n in counts.items())
-
-
-def is_ours(pid):
-    try:
-        words = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return b"multiprocessing" in words or b"sleep" in words
+        process = run.start()
+    tally.hung(run.wait(process, 0, seconds=120))
+    run.check()
+    statuses = [trial.status for trial in load(run.folder)]
+    if n_unended := n_trials - statuses.count("done") - statuses.count("failed"):
+        tally.wrong.append(f"{n_unended} trials have not ended")
 
 
 def main(arguments=None):
     parser = command.parser("dask_check", __doc__)
     parser.add_argument("--rounds", type=command.positive_int, default=3)
-    parser.add_argument("--workers", type=command.positive_int, default=3)
     parser.add_argument("--trials", type=command.positive_int, default=30)
-    parser.add_argument("--port", type=command.positive_int, default=8790)
     parser.add_argument("--seed", type=command.natural, default=0)
-    args, total = parser.parse_args(arguments), collections.Counter()
+    args, tallies = parser.parse_args(arguments), {}
     for i in range(args.rounds):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        tally = tallies[f"round {i}"] = Tally()
+        print(f"round {i} ...", file=sys.stderr)
         with tempfile.TemporaryDirectory() as folder:
-            cluster = Cluster(args.workers, pathlib.Path(folder), args.port + i)
+            cluster = Cluster(3, pathlib.Path(folder), port)
             try:
-                hangs = play(random.Random(args.seed + i), cluster, args.trials)
-                found = {**check(cluster, args.trials), "hangs": hangs}
+                run = DaskRun(cluster.folder, tally, cluster)
+                play(random.Random(args.seed + i), run, args.trials)
             finally:
                 cluster.end()
-            print(
-                f"round {i}: " + ", ".join(f"{n} {what}" for what, n in found.items()), flush=True
-            )
-            if any(n for what, n in found.items() if what != "reports"):
-                print((cluster.folder / "tuner.log").read_text()[-3000:])
-            total.update(found)
-    print(f"\nall: {told(total)}")
-    return 1 if any(n for what, n in total.items() if what != "reports") else 0
+    return print_table(tallies)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ os.environ.update(dict.fromkeys(command.THREAD_VARIABLES, "1"))  # as run.py: th
 
 import numpy as np
 
-from hpo.journal import load, load_run
+from hpo.journal import SIGN, load, load_run
 from hpo.searchers import GPSearch, cost_features
 from hpo.space import Choice, domains, encode, snap
 from hpo.tuner import last_epoch, suggest
@@ -60,22 +60,25 @@ def explain(folder, run, searcher_class, trial_id):
     is_equal = suggestion == (trial.config, trial.origin)
     print("recomputed:", "equal" if is_equal else "DIFFERENT: searcher or machine has changed")
     if isinstance(searcher, GPSearch) and trial.origin == "model":
-        show_model(run, searcher, before, trial)
+        model = searcher.model(before, np.random.default_rng([searcher.seed, len(before)]))
+        x = encode(run["space"], trial.config)[None]
+        show_model(run, searcher, model, before)
+        show_prediction(run, searcher, model, before, x)
+        show_neighbours(run, searcher, model, before, x)
     return is_equal
 
 
-def show_model(run, searcher, before, trial):
-    """Prints what the model says of a trial's configuration, in the metric's own units."""
-    model = searcher.model(before, np.random.default_rng([searcher.seed, len(before)]))
-    losses, process = model.losses, model.losses.process
-    names, columns = list(domains(run["space"])), []  # columns: of an encoded configuration
+def show_model(run, searcher, model, before):
+    """Prints the settings that were fitted."""
+    process, names, columns = model.losses.process, [], []  # columns: of an encoded configuration
     for name, domain in domains(run["space"]).items():
         is_choice = isinstance(domain, Choice)
         columns += [f"{name}={value!r}" for value in domain.values] if is_choice else [name]
+        names.append(name)
     column = searcher.category_in_turn(before)
     if column is not None:
         print(f"the turn of {columns[column]}, tried least: to improve on its own best trial")
-    lengthscales, ridge, signal, noise = process.split(losses.theta)
+    lengthscales, ridge, signal, noise = process.split(model.losses.theta)
     print("\nlengthscales, the most influential first (a range has length 1):")
     for i in np.argsort(lengthscales, kind="stable"):
         print(f"  {[*names, '(epoch)'][i]:<24}{lengthscales[i]:.3g}")
@@ -84,13 +87,15 @@ def show_model(run, searcher, before, trial):
     deviations = [f"{model.unit * math.sqrt(variance):.3g}" for variance in (signal, noise)]
     print(f"standard deviation {deviations[0]}, noise {deviations[1]}")
 
-    sign = -1.0 if run["mode"] == "max" else 1.0
-    x = encode(run["space"], trial.config)[None]
+
+def show_prediction(run, searcher, model, before, x):
+    """Prints what the model says of a point x (1, d), in the metric's own units."""
+    to_metric = lambda y: SIGN[run["mode"]] * (model.centre + model.unit * y.mean())
+    column = searcher.category_in_turn(before)
     (mu, sigma), best = model.predict(x), searcher.to_improve(model, column)[1].min(axis=0)
-    value = sign * (model.centre + model.unit * mu.mean())
-    print(f"\nprediction there: {value:.5g} +- {model.unit * np.hypot(sigma[0, 0], mu.std()):.2g}")
-    target = sign * (model.centre + model.unit * best.mean())
-    print(f"to be improved on: {target:.5g}, what pending trials may find included")
+    deviation = model.unit * np.hypot(sigma[0, 0], mu.std())
+    print(f"\nprediction there: {to_metric(mu):.5g} +- {deviation:.2g}")
+    print(f"to be improved on: {to_metric(best):.5g}, what pending trials may find included")
     anywhere = snap(run["space"], np.random.default_rng(0).random((2000, x.shape[1])))
     score, others = (searcher.score(model, X, best) for X in (x, anywhere))
     random = f"median {np.median(others):.3f}, best {others.max():.3f}"
@@ -98,17 +103,18 @@ def show_model(run, searcher, before, trial):
     if model.costs is not None:
         print(f"seconds per epoch: predicted {np.exp(cost_features(x) @ model.costs)[0]:.3g}")
 
+
+def show_neighbours(run, searcher, model, before, x):
     points = model.inputs(np.concatenate([x, searcher.encode(before)]))
-    correlation = process.shape(losses.theta, points[:1], points[1:])[0][0]
-    nearness = {other.id: value for other, value in zip(before, correlation)}
-    order = sorted(before, key=lambda other: -nearness[other.id])
-    nearest = [other for other in order if other.status != "running"][:5]
+    correlation = model.losses.process.shape(model.losses.theta, points[:1], points[1:])[0][0]
+    ranked = sorted(zip(correlation, before), key=lambda pair: -pair[0])
+    ended = [pair for pair in ranked if pair[1].status != "running"]
     print("\nthe nearest ended trials, and all pending ones:")
-    for other in [*nearest, *(other for other in order if other.status == "running")]:
-        value = "" if other.value is None else f"{sign * other.value:.5g}"
-        about = f"correlation {nearness[other.id]:.3f}  {other.status:<11} {value:<10}"
-        values = [(name, other.config[name]) for name in names]
+    for nearness, other in [*ended[:5], *(p for p in ranked if p[1].status == "running")]:
+        value = "" if other.value is None else f"{SIGN[run['mode']] * other.value:.5g}"
+        values = [(name, other.config[name]) for name in domains(run["space"])]
         values = [f"{n}={v:.3g}" if isinstance(v, float) else f"{n}={v}" for n, v in values]
+        about = f"correlation {nearness:.3f}  {other.status:<11} {value:<10}"
         print(f"  trial {other.id:<4} {about} {', '.join(values)}")
 
 

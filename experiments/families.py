@@ -1,43 +1,51 @@
-"""Families of problems, so that every decision can be judged on problems that nobody has seen.
+"""Families of problems: fresh ones by number, so that no decision depends on problems seen before.
 
-    python -m experiments.problems smooth:0-4 train:7        prints instances of them
+    python -m experiments.problems smooth:0-4 fail:7         prints instances of them
     python -m experiments.compare_searchers --problems fail:20-29 choices:20-29 --searcher gp
-    python -m experiments.compare_searchers --curves --problems cross:0-4 sgd:0-4
+    python -m experiments.compare_searchers --curves --problems cross:0-4 agree:0-4
 
-`generated(family, number)` draws an instance from a generator of its own: its dimension, kinds of
-domains, optimum, widths, noise. The landscape depends on the point x in [0, 1]^n of the numeric
-parameters (integers and grids at the middle of their cells, log scales taken). star is the point
-of the best configuration; d = x - star. Optima are exact, as every penalty is 0 at star; but those
-of `train` and `sgd`, real trainings, are the lowest losses that a search found. A change to what is
-drawn makes other problems of all numbers: numbers in the log then mean nothing.
+`generated(family, number)` draws the space, the optimum, the widths and the noise of an instance.
+The loss is a function of the point x in [0, 1]^n of the numeric parameters. star is the point of
+the best configuration, and d = x - star. Every penalty is 0 at star, so optima are exact. Do not
+change what is drawn: all numbers would become other problems, and those in the log mean nothing.
 """
 
 import functools
 import math
 import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.problems import Problem
-from hpo.space import (
-    choice,
-    decode,
-    domains,
-    logordinal,
-    lograndint,
-    loguniform,
-    n_dims,
-    ordinal,
-    randint,
-    reverseloguniform,
-    uniform,
-)
+import hpo
+from hpo.space import decode, domains, n_dims
 
-KINDS = [
-    loguniform(1e-6, 1), loguniform(1e-4, 1e3), uniform(0, 1), uniform(-5, 10), randint(1, 8),
-    randint(4, 1024), lograndint(8, 512), reverseloguniform(0, 0.999), ordinal([0, 1, 3, 10]),
-    logordinal([16, 32, 64, 128, 256])
+DOMAINS = [
+    hpo.loguniform(1e-6, 1), hpo.loguniform(1e-4, 1e3), hpo.uniform(0, 1), hpo.uniform(-5, 10),
+    hpo.randint(1, 8), hpo.randint(4, 1024), hpo.lograndint(8, 512),
+    hpo.reverseloguniform(0, 0.999), hpo.ordinal([0, 1, 3, 10]),
+    hpo.logordinal([16, 32, 64, 128, 256]),
 ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Problem:
+    group: str  # analytic, hpo, real, or the family
+    half: str  # tune, report, fresh
+    space: dict
+    optimum: float
+    loss: Callable  # loss(**config): without noise, NaN where the trial fails
+    observe: Callable  # observe(config, loss, rng): with noise
+    curve: Callable | None = None  # curve(config, rng) yields (seconds, loss) of each epoch
+
+    def true_loss(self, config):
+        return float(self.loss(**config))
+
+    def evaluate(self, config, rng):
+        """What a trial reports; NaN when it fails."""
+        loss = self.true_loss(config)
+        return float(self.observe(config, loss, rng)) if math.isfinite(loss) else math.nan
 
 
 # ---- Parts of a landscape ----
@@ -47,7 +55,7 @@ def numeric(space, config):
     return np.concatenate(parts)
 
 
-def draw_space(rng, n, kinds=KINDS):
+def draw_space(rng, n, kinds=DOMAINS):
     return {f"x{i}": kinds[rng.integers(len(kinds))] for i in range(1, n + 1)}
 
 
@@ -61,9 +69,9 @@ def draw_star(rng, space):
 
 
 def draw_bowls(rng, n, narrowness=1.0, n_irrelevant=0):
-    """Function d (n,) -> penalties (n,) in [0, 1], 0 at d = 0.
+    """Function d (n,) -> the share in [0, 1] that is kept of what can be won, 1 at d = 0.
 
-    Each is a bowl that saturates, with two widths, one of which may be infinite (a plateau). Some
+    Each parameter has a bowl with two widths, one of which may be infinite (a plateau). Some
     parameters shift the bottom of others, which makes ridges; the irrelevant ones do no more.
     """
     widths = 10 ** rng.uniform(-0.8, 0.2, (2, n)) / narrowness
@@ -73,31 +81,23 @@ def draw_bowls(rng, n, narrowness=1.0, n_irrelevant=0):
     weights[np.argsort(weights)[:n_irrelevant]] = 0
     mixing = np.eye(n) + np.triu(rng.uniform(-1, 1, (n, n)) * (rng.random((n, n)) < 0.3), 1)
 
-    def penalties(d):
+    def kept(d):
         t = mixing @ d
-        return weights * (1 - np.exp(-((t / np.where(t < 0, *widths)) ** 2)))
+        return np.prod(1 - weights * (1 - np.exp(-((t / np.where(t < 0, *widths)) ** 2))))
 
-    return penalties
-
-
-def draw_border(rng, star, least, most):
-    """Function x -> is it beyond a border near star? The share of points that are is in bounds."""
-    X = rng.random((1000, len(star)))
-    while True:
-        normal = rng.standard_normal(len(star)) * (rng.random(len(star)) < 2.5 / len(star))
-        curvature, margin = rng.uniform(-1, 1), rng.uniform(0.01, 0.1)
-
-        def is_beyond(x, normal=normal, curvature=curvature, margin=margin):
-            d = x - star
-            return d @ normal + curvature * np.sum(d**2, axis=-1) > margin
-
-        if least < is_beyond(X).mean() < most:
-            return is_beyond
+    return kept
 
 
 def draw_scale(rng):
     """(loss of the best configuration, how much is left to lose)."""
     return 10 ** rng.uniform(-1.5, 0.5), 10 ** rng.uniform(-1, 1.5)
+
+
+def draw_landscape(rng, n):
+    """(space, star, kept(config), floor, height): the loss is floor + height (1 - kept)."""
+    space = draw_space(rng, n)
+    star, bowls, (floor, height) = draw_star(rng, space), draw_bowls(rng, n), draw_scale(rng)
+    return space, star, lambda config: bowls(numeric(space, config) - star), floor, height
 
 
 def add_noise(deviation):
@@ -113,18 +113,18 @@ def smooth(rng, n=None):
     space = draw_space(rng, n)
     star = draw_star(rng, space)
     bowls = draw_bowls(rng, n, n_irrelevant=rng.integers(3) * n // 8)
-    shifts = {"a": (0.0, 0.0)}  # of a category: the penalty, and how far the first optimum moves
+    shifts = {"a": (0.0, 0.0)}  # category -> its penalty, and how far the first optimum moves
     if rng.random() < 1 / 3:
         for category in "bcde"[: rng.integers(1, 5)]:
             shifts[category] = rng.uniform(0.01, 0.2), rng.uniform(-0.4, 0.4)
-        space["category"] = choice([str(c) for c in rng.permutation(list(shifts))])
+        space["category"] = hpo.choice([str(c) for c in rng.permutation(list(shifts))])
     floor, height = draw_scale(rng)
 
     def loss(**config):
         d = numeric(space, config) - star
         penalty, shift = shifts[config.get("category", "a")]
         d[0] += shift
-        return floor + height * (1 - (1 - penalty) * np.prod(1 - bowls(d)))
+        return floor + height * (1 - (1 - penalty) * bowls(d))
 
     least, growth = 10 ** rng.uniform(-4, -2), 10 ** rng.uniform(-3, -1)
     return space, floor, loss, add_noise(lambda loss: least * height + growth * (loss - floor))
@@ -138,24 +138,30 @@ def noisy(rng):
     return space, floor, loss, add_noise(lambda loss: deviation)
 
 
-def spoiled(rng, most):
-    """A smooth problem and its border: (space, floor, loss, deviation, is_beyond(config))."""
-    n = rng.integers(2, 9)
-    space = draw_space(rng, n)
-    star, bowls, (floor, height) = draw_star(rng, space), draw_bowls(rng, n), draw_scale(rng)
-    is_beyond = draw_border(rng, star, 0.1, most)
+def draw_spoiled(rng, most):
+    """(space, floor, loss, deviation, is_beyond(config)): a border passes near the optimum, and a
+    tenth of the space at least, the share `most` at most, is beyond it."""
+    space, star, kept, floor, height = draw_landscape(rng, rng.integers(2, 9))
+    X = rng.random((1000, len(star)))
+
+    def side(x):  # above the margin: beyond the border
+        d = x - star
+        return d @ normal + curvature * np.sum(d**2, axis=-1)
+
+    share = 0.0
+    while not 0.1 < share < most:
+        normal = rng.standard_normal(len(star)) * (rng.random(len(star)) < 2.5 / len(star))
+        curvature, margin = rng.uniform(-1, 1), rng.uniform(0.01, 0.1)
+        share = (side(X) > margin).mean()
     deviation = 10 ** rng.uniform(-4, -1.5) * height
-
-    def loss(**config):
-        return floor + height * (1 - np.prod(1 - bowls(numeric(space, config) - star)))
-
-    return space, floor, loss, deviation, lambda config: is_beyond(numeric(space, config))
+    loss = lambda **config: floor + height * (1 - kept(config))
+    return space, floor, loss, deviation, lambda config: side(numeric(space, config)) > margin
 
 
 def fail(rng):
-    """A tenth to 60 % of the space fails; the border passes near the optimum. In half of the
-    problems one trial in thirty fails by chance as well."""
-    space, floor, plain_loss, deviation, is_beyond = spoiled(rng, 0.6)
+    """A tenth to 60 % of the space fails. In half of the problems one trial in thirty fails by
+    chance as well."""
+    space, floor, plain_loss, deviation, is_beyond = draw_spoiled(rng, 0.6)
     chance = rng.choice([0, 1 / 30])
 
     def loss(**config):
@@ -169,7 +175,7 @@ def fail(rng):
 
 def diverge(rng):
     """Beyond the border, in a tenth to half of the space, losses are finite, huge and random."""
-    space, floor, plain_loss, deviation, is_beyond = spoiled(rng, 0.5)
+    space, floor, plain_loss, deviation, is_beyond = draw_spoiled(rng, 0.5)
     factor, decades = 10 ** rng.uniform(0.5, 1.5), rng.uniform(0, 11)
 
     def loss(**config):
@@ -193,220 +199,83 @@ def choices(rng):
     own = dict(zip(methods, np.arange(n_shared, len(star)).reshape(-1, n_own)))
     bowls = {m: draw_bowls(rng, n_shared + n_own, 1.5 if m == best else 0.5) for m in methods}
     penalties = {m: 0.0 if m == best else rng.uniform(0.05, 0.2) for m in methods}
-    space["method"] = choice(sorted(methods))
+    space["method"] = hpo.choice(sorted(methods))
     floor, height = draw_scale(rng)
 
     def loss(**config):
         method, d = config["method"], numeric(space, config) - star
         d = np.append(d[:n_shared], d[own[method]])
-        return floor + height * (1 - (1 - penalties[method]) * np.prod(1 - bowls[method](d)))
+        return floor + height * (1 - (1 - penalties[method]) * bowls[method](d))
 
     deviation = 10 ** rng.uniform(-4, -1.5) * height
     return space, floor, loss, add_noise(lambda loss: deviation)
 
 
-def ellipsoid(Z, n):
-    return Z**2 @ 1000 ** np.linspace(0, 1, n)
+SHAPES = [  # functions of Z (m, n), 0 at Z = 0, after BBOB (Hansen et al. 2009)
+    lambda Z: Z**2 @ 1000 ** np.linspace(0, 1, Z.shape[1]),  # ellipsoid
+    lambda Z: rosenbrock(Z / 2 + 1),
+    lambda Z: np.sum(np.where(Z > 0, 30 * Z, Z) ** 2, axis=1),  # attractive sector
+    lambda Z: np.sum(Z**2 + 5 * (1 - np.cos(2 * math.pi * Z / 2)), axis=1),  # Rastrigin
+    lambda Z: np.minimum(np.sum(Z**2, axis=1), poorer_basin(Z)),  # Lunacek et al. 2008
+]
 
 
-def valley(Z, n):
-    """Rosenbrock's, with the optimum at 0."""
-    W = Z / 2 + 1
+def rosenbrock(W):
     return np.sum(100 * (W[:, 1:] - W[:, :-1] ** 2) ** 2 + (W[:, :-1] - 1) ** 2, axis=1)
 
 
-def sector(Z, n):
-    """Of all orthants one is cheap (Hansen et al. 2009, f6, without its oscillations)."""
-    return np.sum(np.where(Z > 0, 30 * Z, Z) ** 2, axis=1)
-
-
-def waves(Z, n):
-    """Rastrigin's."""
-    return np.sum(Z**2 + 5 * (1 - np.cos(2 * math.pi * Z / 2)), axis=1)
-
-
-def basins(Z, n):
-    """A broad basin beside a narrower, deeper one (after Lunacek et al. 2008)."""
-    return np.minimum(np.sum(Z**2, axis=1), 0.5 * n + 0.3 * np.sum((Z - 4) ** 2, axis=1))
+def poorer_basin(Z):
+    return 0.5 * Z.shape[1] + 0.3 * np.sum((Z - 4) ** 2, axis=1)
 
 
 def rugged(rng):
-    """Black-box functions in a rotated frame, after BBOB; without noise."""
+    """Black-box functions in a rotated frame, without noise."""
     n = rng.integers(2, 9)
-    space = draw_space(rng, n, [uniform(-5, 5)])
+    space = draw_space(rng, n, [hpo.uniform(-5, 5)])
     star = draw_star(rng, space)
     rotation = np.linalg.qr(rng.standard_normal((n, n)))[0]
-    function = (ellipsoid, valley, sector, waves, basins)[rng.integers(5)]
-    f = lambda X: function(10 * (X - star) @ rotation, n)
-    # the plain function leaves every searcher at a regret near 0: its logarithm, to some degree
+    shape = SHAPES[rng.integers(len(SHAPES))]
+    f = lambda X: shape(10 * (X - star) @ rotation)
+    # The plain function leaves every searcher at a regret near 0, so its logarithm is taken.
     unit = np.median(f(rng.random((300, n)))) * 10 ** rng.uniform(-3, 0)
-
-    def loss(**config):
-        return math.log1p(f(numeric(space, config)[None])[0] / unit)
-
+    loss = lambda **config: math.log1p(f(numeric(space, config)[None])[0] / unit)
     return space, 0.0, loss, lambda config, loss, rng: loss
 
 
-# ---- Real trainings, in milliseconds ----
-N_TRAIN, N_VALID, N_REPETITIONS = 128, 256, 3
-N_EPOCHS = 27  # of the learning curves
-MODEL = {
-    "learning_rate": loguniform(1e-4, 30), "momentum": reverseloguniform(0, 0.999),
-    "batch_size": lograndint(8, 128), "weight_decay": loguniform(1e-7, 1),
-    "n_units": lograndint(1, 64), "init_scale": loguniform(0.01, 10),
-    "activation": choice(["relu", "tanh"])
-}  # fmt: skip
-USUAL = {  # of those that an instance does not tune
-    "momentum": 0.5, "batch_size": 16, "weight_decay": 1e-6, "n_units": 16, "init_scale": 1.0,
-    "activation": "tanh"
-}  # fmt: skip
-
-
-def draw_task(rng):
-    """(X, Y, metric): rows of a random network with noise, Y numbers or one-hot classes."""
-    n_inputs, n_hidden = rng.integers(2, 9), rng.integers(1, 9)
-    X = rng.standard_normal((N_TRAIN + N_VALID, n_inputs)) * 10 ** rng.uniform(-0.7, 0.5, n_inputs)
-    metric = ["squared", "entropy", "error"][rng.integers(3)]
-    n_outputs = rng.integers(1, 3) if metric == "squared" else rng.integers(2, 5)
-    hidden = np.tanh(X @ rng.standard_normal((n_inputs, n_hidden)))
-    Y = hidden @ rng.standard_normal((n_hidden, n_outputs))
-    Y += rng.uniform(0.05, 0.5) * Y.std() * rng.standard_normal(Y.shape)
-    Y = (Y - Y.mean(0)) / Y.std() if metric == "squared" else np.eye(n_outputs)[Y.argmax(1)]
-    return X, Y, metric
-
-
-def training(task, config, n_epochs):
-    """Yields the validation losses (N_REPETITIONS,) after each epoch: SGD of a network with one
-    hidden layer, from as many seeds at once. They are huge, inf or NaN where it diverges."""
-    X, Y, metric = task
-    rng, s, b = np.random.default_rng(0), N_REPETITIONS, int(config["batch_size"])
-    is_relu, momentum = config["activation"] == "relu", config["momentum"]
-    decay, rate = config["weight_decay"], config["learning_rate"]
-    sizes = X.shape[1] + 1, config["n_units"] + 1, Y.shape[1]  # with a column of ones each
-    X = np.hstack([X, np.ones((len(X), 1))])
-    V = rng.standard_normal((s, sizes[0], sizes[1] - 1)) * config["init_scale"] / sizes[0] ** 0.5
-    W = rng.standard_normal((s, sizes[1], sizes[2])) * config["init_scale"] / sizes[1] ** 0.5
-    dV, dW = np.zeros_like(V), np.zeros_like(W)
-
-    def forward(X):
-        H = np.maximum(X @ V, 0) if is_relu else np.tanh(X @ V)
-        H = np.concatenate([H, np.ones((*H.shape[:-1], 1))], axis=-1)
-        outputs = H @ W
-        if metric != "squared":  # probabilities
-            outputs = np.exp(outputs - outputs.max(-1, keepdims=True))
-            outputs /= outputs.sum(-1, keepdims=True)
-        return H, outputs
-
-    for _ in range(n_epochs):
-        order = rng.permuted(np.tile(np.arange(N_TRAIN), (s, 1)), axis=1)
-        for i in range(0, N_TRAIN - b + 1, b):
-            rows = order[:, i : i + b]
-            with np.errstate(all="ignore"):
-                H, outputs = forward(X[rows])
-                error = (outputs - Y[rows]) / b
-                back = (error @ W.swapaxes(1, 2))[..., :-1]
-                back *= H[..., :-1] > 0 if is_relu else 1 - H[..., :-1] ** 2
-                dV = momentum * dV + X[rows].swapaxes(1, 2) @ back + decay * V
-                dW = momentum * dW + H.swapaxes(1, 2) @ error + decay * W
-                V, W = V - rate * dV, W - rate * dW
-        with np.errstate(all="ignore"):
-            _, outputs = forward(X[N_TRAIN:])
-            yield validation_loss(outputs, Y[N_TRAIN:], metric)
-
-
-def validation_loss(outputs, Y, metric):
-    if metric == "squared":
-        return np.mean((outputs - Y) ** 2, axis=(1, 2))
-    if metric == "entropy":
-        return -np.mean(np.log(np.sum(outputs * Y, axis=2) + 1e-300), axis=1)
-    errors = np.mean(outputs.argmax(2) != Y.argmax(1), axis=1)
-    return np.where(np.isfinite(outputs).all((1, 2)), errors, math.nan)
-
-
-def train(rng, n_epochs=None):
-    """The loss is the mean of the repetitions, NaN if any overflowed; a trial reports one of them.
-    Each instance has its data, its loss and those of the parameters that are tuned."""
-    task, drawn = draw_task(rng), int(rng.choice([3, 9, 20]))
-    tuned = rng.permutation(list(USUAL))[: rng.integers(1, 7)]
-    space = {name: MODEL[name] for name in MODEL if name == "learning_rate" or name in tuned}
-
-    @functools.lru_cache(10_000)
-    def repetitions(values):
-        """Losses (n_epochs, N_REPETITIONS)."""
-        config = USUAL | dict(zip(space, values))
-        return np.array(list(training(task, config, n_epochs or drawn)))
-
-    def loss(**config):
-        with np.errstate(over="ignore"):
-            mean = repetitions(tuple(config.values()))[-1].mean()
-        return mean if math.isfinite(mean) else math.nan
-
-    def observe(config, loss, rng):
-        return rng.choice(repetitions(tuple(config.values()))[-1])
-
-    def curve(config, rng):
-        losses = repetitions(tuple(config.values()))[:, rng.integers(N_REPETITIONS)]
-        config = USUAL | config  # seconds as a slow interpreter takes them, small batches most
-        seconds = (1 + config["n_units"] / 16) * (1 + 64 / config["batch_size"])
-        yield from with_seconds(losses, seconds, rng)
-
-    return space, math.nan, loss, observe, curve
-
-
 # ---- Learning curves: a problem's loss is that of the last epoch ----
-def with_seconds(losses, seconds, rng):
-    """Yields (seconds, loss) of each epoch; all epochs of a trial are fast or slow together."""
-    seconds *= rng.lognormal(0, 0.2)
-    for loss in losses:
-        yield seconds * rng.lognormal(0, 0.05), float(loss)
+N_EPOCHS = 27
 
 
-def sgd(rng):
-    """As train, but each epoch is reported."""
-    return train(rng, N_EPOCHS)
-
-
-def with_noise(rng, height, losses, seconds):
-    """(observe, curve) of losses(config) (N_EPOCHS,) and seconds(config) of an epoch."""
-    of_trial, of_epoch = height * 10 ** rng.uniform(-3.5, -1.7, 2)
-
-    def observe(config, loss, rng):
-        return loss + np.hypot(of_trial, of_epoch) * rng.standard_normal()
-
-    def curve(config, rng):
-        noise = of_trial * rng.standard_normal() + of_epoch * rng.standard_normal(N_EPOCHS)
-        yield from with_seconds(losses(config) + noise, seconds(config), rng)
-
-    return observe, curve
-
-
-def curved(rng, draw_speed):
+def draw_curves(rng, draw_speed):
     """A smooth problem, and how its configurations come to their last losses.
 
     Each begins near the largest loss. What is still to go decays as exp(-speed e / N_EPOCHS), less
     a constant that makes it 0 at the last epoch. draw_speed(rng, star) -> function x -> speed.
     """
-    n = rng.integers(2, 8)
-    space = draw_space(rng, n)
-    star, bowls, (floor, height) = draw_star(rng, space), draw_bowls(rng, n), draw_scale(rng)
-    speed_at, cost, column = draw_speed(rng, star), rng.uniform(-1, 1), rng.integers(n)
+    space, star, kept, floor, height = draw_landscape(rng, rng.integers(2, 8))
+    speed_at, cost, column = draw_speed(rng, star), rng.uniform(-1, 1), rng.integers(len(star))
+    of_trial, of_epoch = height * 10 ** rng.uniform(-3.5, -1.7, 2)  # deviations of the noise
 
     def losses(config):
-        x = numeric(space, config)
-        left = np.exp(-speed_at(x) * np.arange(1, N_EPOCHS + 1) / N_EPOCHS)
+        left = np.exp(-speed_at(numeric(space, config)) * np.arange(1, N_EPOCHS + 1) / N_EPOCHS)
         left = (left - left[-1]) / (1 - left[-1])
-        return floor + height * (1 - np.prod(1 - bowls(x - star)) * (1 - left))
+        return floor + height * (1 - kept(config) * (1 - left))
 
-    def seconds(config):
-        return 10 ** (cost * numeric(space, config)[column])
+    def curve(config, rng):
+        noise = of_trial * rng.standard_normal() + of_epoch * rng.standard_normal(N_EPOCHS)
+        seconds = 10 ** (cost * numeric(space, config)[column])
+        seconds *= rng.lognormal(0, 0.2)  # all epochs of a trial are fast or slow together
+        for loss in losses(config) + noise:
+            yield seconds * rng.lognormal(0, 0.05), float(loss)
 
-    return space, floor, lambda **c: losses(c)[-1], *with_noise(rng, height, losses, seconds)
+    observe = add_noise(lambda loss: np.hypot(of_trial, of_epoch))
+    return space, floor, lambda **config: losses(config)[-1], observe, curve
 
 
 def agree(rng):
     """Early ranks are right: all configurations learn at the same speed."""
     speed = 10 ** rng.uniform(0, 1.2)
-    return curved(rng, lambda rng, star: lambda x: speed)
+    return draw_curves(rng, lambda rng, star: lambda x: speed)
 
 
 def cross(rng):
@@ -418,44 +287,16 @@ def cross(rng):
         sign = 1 if star[column] < 0.5 else -1
         return lambda x: slow * 10 ** (decades * sign * (x[column] - star[column]))
 
-    return curved(rng, draw_speed)
+    return draw_curves(rng, draw_speed)
 
 
-def boosting(rng):
-    """High rates are good early and not last: the bias exp(-rate e) falls fast, but large steps are
-    coarse, and more effort than the data bear overfits. Other parameters have bowls."""
-    n = rng.integers(1, 6)
-    space = {"rate": loguniform(0.003, 3), **draw_space(rng, n)}
-    star, bowls = draw_star(rng, space)[1:], draw_bowls(rng, n)
-    (floor, height), coarse, bearable = draw_scale(rng), rng.uniform(0.1, 0.5), rng.uniform(3, 10)
-    cost = rng.uniform(-1, 1)
-
-    def share(rate, e):
-        step = coarse * rate**0.5 / (1 + rate**0.5)
-        over = 0.1 * np.maximum(np.log(rate * e / bearable), 0) ** 2
-        return 1 - (1 - np.exp(-rate * e)) * (1 - step) + over
-
-    def losses(config):
-        kept = np.prod(1 - bowls(numeric(space, config)[1:] - star))
-        kept = kept * (1 - share(config["rate"], np.arange(1, N_EPOCHS + 1)))
-        return floor + height * (1 - kept)
-
-    def seconds(config):
-        return 10 ** (cost * numeric(space, config)[1])
-
-    # the lowest over a fine grid of rates, as no formula gives it
-    optimum = floor + height * share(np.geomspace(0.003, 3, 10**6), N_EPOCHS).min()
-    return space, optimum, lambda **c: losses(c)[-1], *with_noise(rng, height, losses, seconds)
-
-
-CURVES = {f.__name__: f for f in (agree, cross, boosting, sgd)}
-FAMILIES = {f.__name__: f for f in (smooth, rugged, fail, diverge, choices, noisy, train)} | CURVES
+CURVES = {f.__name__: f for f in (agree, cross)}
+FAMILIES = {f.__name__: f for f in (smooth, rugged, fail, diverge, choices, noisy)} | CURVES
 
 
 @functools.cache
 def generated(family, number):
-    """The problem of that number. Its optimum is NaN where it has to be searched."""
+    """The problem of that number."""
     rng = np.random.default_rng([zlib.crc32(family.encode()), number])
     space, optimum, loss, observe, *curve = FAMILIES[family](rng)
-    curve = curve[0] if family in CURVES else None
-    return Problem(family, "fresh", space, float(optimum), loss, observe, curve)
+    return Problem(family, "fresh", space, float(optimum), loss, observe, *curve)

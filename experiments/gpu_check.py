@@ -1,25 +1,18 @@
-"""What a GPU brings to the running example, in about five minutes; without a GPU it says so.
+"""Whether trials share a GPU well and give its memory back; without a GPU it says so.
 
-    python -m experiments.gpu_check                          all parts
-    python -m experiments.gpu_check --parts speed memory     some
+    python -m experiments.gpu_check                     both parts, in about three minutes
+    python -m experiments.gpu_check --parts memory      one; experiments.train_speed has the speed
 
 Each part goes on without the others, and prints as it goes. Exit code 1 when a part has failed.
 
-speed     seconds per epoch on the CPU, and on the GPU step by step and as a CUDA graph
-accuracy  of short trainings with the same seeds on GPU and CPU
 memory    GPU memory of one trial, and whether it is free again once the trial was killed
 sharing   epochs per second of all processes together, for 1 to 8 of them on one GPU
-job       the main job with four workers
 """
 
-import json
 import multiprocessing
 import os
 import pathlib
 import signal
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
 import traceback
@@ -27,10 +20,8 @@ import traceback
 import torch
 
 from experiments import command
-from experiments.train_speed import LEARNING_RATE, SIZES, WEIGHT_DECAY, make_model
+from experiments.train_speed import SIZES, load, ours
 from hpo.trial import LocalBackend, Report, Trial
-from train import fashion_mnist
-from train.mlp_fashion_mnist import N_TRAIN, Adam, train, validate
 
 CONFIG = {"n_units_1": 1024, "n_units_2": 1024, "batch_size": 128, "dropout_1": 0.2}
 CONFIG |= {"dropout_2": 0.2, "learning_rate": 1e-3, "weight_decay": 1e-6, "epochs": 81}
@@ -40,94 +31,23 @@ def say(text):
     print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
 
 
-def as_graph(step):
-    """The step as one CUDA graph: a small network waits for the launches of its 50 kernels."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
-
-
-def trainer(sizes, device, seed=0, n_train=N_TRAIN, speed_up=None):
-    """epoch() trains for one epoch and returns the validation accuracy."""
-    images, labels = fashion_mnist.load(fashion_mnist.prepare("auto", "data"), "data")[:2]
-    images = torch.from_numpy(images).flatten(1).to(device)
-    labels = torch.from_numpy(labels).long().to(device)
-    torch.manual_seed(seed)
-    torch.set_flush_denormal(True)  # as the objective does
-    n_validate = n_train // 5  # a tenth of an epoch validates on a tenth too
-    model = make_model(sizes).to(device)
-    optimizer = Adam(model.parameters(), LEARNING_RATE, WEIGHT_DECAY)
-
-    def epoch():
-        train(model, optimizer, images[:n_train], labels[:n_train], sizes[2], speed_up)
-        return validate(model, images[N_TRAIN:][:n_validate], labels[N_TRAIN:][:n_validate])
-
-    return epoch
-
-
-def seconds_of(epoch, n):
-    """Median of n epochs after one that warms up."""
-    times = []
-    for _ in range(n + 1):
-        begun = time.perf_counter()
-        epoch()
-        times.append(time.perf_counter() - begun)
-    return statistics.median(times[1:])
-
-
-# ---- The parts -----------------------------------------------------------------------------------
-def speed(args):
-    for sizes in SIZES:
-        torch.set_num_threads(1)
-        part = N_TRAIN // 10
-        own = 10 * seconds_of(trainer(sizes, "cpu", n_train=part), 1)
-        text = f"{sizes}: CPU, 1 thread {own:.2f} s an epoch"
-        if torch.cuda.is_available():
-            steps = seconds_of(trainer(sizes, "cuda"), 2)
-            graph = seconds_of(trainer(sizes, "cuda", speed_up=as_graph), 3)
-            text += f"; GPU {steps:.3f} s, as a graph {graph:.3f} s"
-        say(text)
-
-
-def accuracy(args):
-    """Different random numbers: the two agree only on the average."""
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
-    ways = {"CPU": ("cpu", None)}
-    if torch.cuda.is_available():
-        ways |= {"GPU": ("cuda", None), "GPU as a graph": ("cuda", as_graph)}
-    found = {}
-    for way, (device, speed_up) in ways.items():
-        found[way] = []
-        for seed in range(args.seeds):
-            epoch = trainer((256, 64, 64), device, seed, speed_up=speed_up)
-            found[way].append([epoch() for _ in range(2)][-1])
-        say(f"{way}: {' '.join(f'{a:.4f}' for a in found[way])} after 2 epochs")
-        if way != "CPU" and args.seeds > 1:
-            differences = [a - b for a, b in zip(found[way], found["CPU"], strict=True)]
-            error = statistics.stdev(differences) / args.seeds**0.5
-            say(f"{way} - CPU: {statistics.mean(differences):+.4f} +- {error:.4f}, paired by seed")
-
-
-def memory(args):
+def memory():
     """Free memory is asked of the driver, so it counts the processes of others too."""
     with tempfile.TemporaryDirectory() as folder:
         backend = LocalBackend("train/mlp_fashion_mnist.py", seed=0, n_workers=4)
-        found = backend.describe(space=None, metric=None, mode=None)
-        config = {**found["space"], **CONFIG}
+        space = backend.describe(space=None, metric=None, mode=None)["space"]
         backend.begin(pathlib.Path(folder, "logs"), 0)
         for i, how in enumerate(["in order", "by SIGKILL"]):
-            before, trial = free_memory(), Trial(i, config, "check")
+            before, trial = free_memory(), Trial(i, {**space, **CONFIG}, "check")
             backend.start(trial)
-            while not isinstance((event := backend.wait()[0]), Report):
+            if not isinstance((event := backend.wait()[0]), Report):
                 raise command.Failed(f"the trial has ended: {event}")
             used = before - free_memory()
             if how == "in order":
                 backend.kill(trial)
             else:
-                children = f"/proc/{backend.process.pid}/task/{backend.process.pid}/children"
-                for pid in pathlib.Path(children).read_text().split():
-                    os.kill(int(pid), signal.SIGKILL)
+                for pid in command.children_of(backend.process.pid):
+                    os.kill(pid, signal.SIGKILL)
             begun = time.perf_counter()
             backend.wait()
             seconds, left = time.perf_counter() - begun, before - free_memory()
@@ -142,7 +62,7 @@ def free_memory():
     return torch.cuda.mem_get_info()[0] / 2**20 if torch.cuda.is_available() else 0
 
 
-def sharing(args):
+def sharing():
     spawn = multiprocessing.get_context("spawn")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for sizes in SIZES[:2]:
@@ -162,7 +82,7 @@ def sharing(args):
 def train_for(sizes, device, barrier, rates):
     """Notes the epochs per second while all train; each is the tenth part of an epoch."""
     torch.set_num_threads(1)
-    epoch = trainer(sizes, device, n_train=N_TRAIN // 10)
+    epoch = ours(sizes, *load(10), device)
     epoch()
     barrier.wait(120)  # seconds: if another one has died, all fail
     begun, n = time.monotonic(), 0
@@ -172,35 +92,19 @@ def train_for(sizes, device, barrier, rates):
     rates[int(multiprocessing.current_process().name)] = n / 10 / (time.monotonic() - begun)
 
 
-def job(args):
-    with tempfile.TemporaryDirectory() as folder:
-        words = ["run.py", "--hours", str(args.seconds / 3600), "--results", f"{folder}/run"]
-        ended = subprocess.run(
-            [sys.executable, *words], check=False, capture_output=True, text=True
-        )
-        if ended.returncode:
-            raise command.Failed(ended.stderr[-2000:])
-        say(ended.stdout[ended.stdout.index("\nended") :])
-        lines = pathlib.Path(folder, "run/journal.jsonl").read_text().splitlines()
-        n_reports = sum("report" in json.loads(line) for line in lines)
-        say(f"{n_reports} epochs in {args.seconds:.0f} s")
-
-
-PARTS = {f.__name__: f for f in (speed, accuracy, memory, sharing, job)}
+PARTS = {f.__name__: f for f in (memory, sharing)}
 
 
 def main(arguments=None):
     parser = command.parser("gpu_check", __doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--seconds", type=command.positive, default=120, help="of the main job")
-    parser.add_argument("--seeds", type=command.positive_int, default=5, help="of the accuracy")
     args, n_failed = parser.parse_args(arguments), 0
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: the CPU instead"
     say(f"torch {torch.__version__}, {name}, {os.cpu_count()} cores")
     for part in args.parts:
         say(f"---- {part}")
         try:
-            PARTS[part](args)
+            PARTS[part]()
         except Exception:  # the other parts go on; the exit code tells
             n_failed += 1
             say(f"{part} has failed\n{traceback.format_exc()}")

@@ -1,15 +1,10 @@
 """Other people's optimisers behind our searchers' interface, each as its documentation recommends.
 
-| name | what | pending trials | failed trials |
-|---|---|---|---|
-| optuna_tpe | TPESampler as it comes (5.0: multivariate) | its constant liar | pruned: rank last |
-| optuna_gp | GPSampler as it comes | qLogEI over RUNNING trials, by Optuna | imputed |
-| ax | Client, method "fast": centre, Sobol, BoTorch | X_pending, by Ax | imputed |
-
-imputed: told as the worst finite loss so far, and not at all before the first one. These peers
-ignore failures otherwise, and go on suggesting beside them. Logarithmic ranges, integers, ordered
-grids and categories are declared as such to each. Each has its own initial design, where our
-searchers are served the middle of the space by the tuner.
+optuna_tpe: TPESampler with its constant liar; failed trials are pruned. optuna_gp: GPSampler. ax:
+Client, method "fast". To the last two, failed trials are told as the worst finite loss so far, and
+not at all before the first one: they ignore failures otherwise, and go on suggesting beside them.
+Logarithmic ranges, integers, ordered grids and categories are declared as such to each. Each has
+its own initial design, where our searchers are served the middle of the space by the tuner.
 
 A peer is a function (parameters, seed) -> (ask, tell). Its key is what it knows a trial by.
     ask() -> (key, {name: number})                 the next trial
@@ -47,25 +42,14 @@ def parameter(name, domain):
     """A grid is an integer, its index; 1 - value of reverseloguniform is loguniform."""
     if domain.kind in ("choice", "ordinal", "logordinal", "finrange", "logfinrange"):
         kind, values = "category" if domain.kind == "choice" else "int", list(domain.values)
-        bounds, value = (0, len(values) - 1, False), values.__getitem__
-    elif "int" in domain.kind:
-        kind, bounds, value = "int", (*domain.arguments, domain.kind == "lograndint"), int
-    else:
-        kind, (low, high) = "float", map(float, domain.arguments)
-        bounds, value = (low, high, domain.kind == "loguniform"), float
-        if domain.kind == "reverseloguniform":
-            bounds, value = (1 - high, 1 - low, True), lambda v: min(max(1 - v, low), high)
-    return Parameter(name, kind, *bounds, value)
-
-
-def declared(parameters, category, integer, real):
-    """{name: what one of the functions makes of the parameter}."""
-    functions = {"category": category, "int": integer, "float": real}
-    return {p.name: functions[p.kind](p) for p in parameters}
-
-
-def values(p):
-    return list(range(p.high + 1))
+        return Parameter(name, kind, 0, len(values) - 1, False, values.__getitem__)
+    if "int" in domain.kind:
+        return Parameter(name, "int", *domain.arguments, domain.kind == "lograndint", int)
+    low, high = map(float, domain.arguments)
+    if domain.kind == "reverseloguniform":
+        flip = lambda number: min(max(1 - number, low), high)
+        return Parameter(name, "float", 1 - high, 1 - low, True, flip)
+    return Parameter(name, "float", low, high, domain.kind == "loguniform", float)
 
 
 # ---- The peers ----
@@ -73,12 +57,13 @@ def optuna(parameters, seed, sampler, failed, **settings):
     import optuna
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    distributions = declared(
-        parameters,
-        lambda p: CategoricalDistribution(values(p)),
-        lambda p: IntDistribution(p.low, p.high, log=p.log),
-        lambda p: FloatDistribution(p.low, p.high, log=p.log),
-    )
+    def distribution(p):
+        if p.kind == "category":
+            return CategoricalDistribution(list(range(p.high + 1)))
+        kind = IntDistribution if p.kind == "int" else FloatDistribution
+        return kind(p.low, p.high, log=p.log)
+
+    distributions = {p.name: distribution(p) for p in parameters}
     sampler = getattr(optuna.samplers, sampler)(seed=seed, **settings)
     study = optuna.create_study(sampler=sampler)
 
@@ -98,23 +83,22 @@ def optuna(parameters, seed, sampler, failed, **settings):
 
 # what Optuna 5 does by default, given for versions before
 TPE = {"sampler": "TPESampler", "multivariate": True, "constant_liar": True}
+GP = {"sampler": "GPSampler"}
 
 
 def ax(parameters, seed):
     from ax.api.client import Client
     from ax.api.configs import ChoiceParameterConfig, RangeParameterConfig
 
-    def category(p):
-        names = [str(i) for i in values(p)]
-        return ChoiceParameterConfig(p.name, names, parameter_type="str", is_ordered=False)
-
-    def number(p):
+    def dimension(p):
+        if p.kind == "category":
+            names = [str(i) for i in range(p.high + 1)]
+            return ChoiceParameterConfig(p.name, names, parameter_type="str", is_ordered=False)
         scaling = "log" if p.log else "linear"
         return RangeParameterConfig(p.name, (p.low, p.high), p.kind, scaling=scaling)
 
-    dimensions = declared(parameters, category, number, number)
     client = Client(random_seed=seed)
-    client.configure_experiment(parameters=list(dimensions.values()))
+    client.configure_experiment(parameters=[dimension(p) for p in parameters])
     client.configure_optimization(objective="-loss")
     client.configure_generation_strategy("fast", initialization_random_seed=seed)
 
@@ -134,10 +118,7 @@ def ax(parameters, seed):
 # ---- As a searcher of ours ----
 PEERS = {  # its function, the packages that it needs
     "optuna_tpe": (functools.partial(optuna, failed="PRUNED", **TPE), "optuna"),
-    "optuna_gp": (
-        functools.partial(optuna, failed="FAIL", sampler="GPSampler"),
-        "optuna torch scipy",
-    ),
+    "optuna_gp": (functools.partial(optuna, failed="FAIL", **GP), "optuna torch scipy"),
     "ax": (ax, "ax-platform"),
     # recorded by this file of commit 2ac5384, and not to be run by this one
     "skopt": (None, "scikit-optimize"),

@@ -3,13 +3,11 @@
     python -m experiments.plot results/DIR [--format svg]     DIR/pictures/history.png, ...
     python -m experiments.plot results/A results/B ...        results/compared/compared.png
 
-history: every trial and the best so far. curves: dotted lines are rungs, grey curves of attempts
-that were interrupted. parameters: the metric against each hyperparameter, on the searcher's scale.
-Above it, what a Gaussian process of the trials expects and how unsure it is, as means over random
-values of the other hyperparameters. importance: the share of that process's variance over the space
-that one hyperparameter explains alone. pairs: the most important ones against each other, with the
-same mean as a map. workers: who trained what, and who waited. Several runs: those that differ in
-the seed alone are one method, with its median and quartiles.
+parameters: the metric against each hyperparameter, on the searcher's scale. Above it, what a
+Gaussian process of the trials expects and how unsure it is, as means over random values of the
+other hyperparameters. importance: the share of that process's variance over the space that one
+hyperparameter explains alone. pairs: the most important ones, with the same mean as a map. Several
+runs: those that differ in the seed alone are one method, with its median and quartiles.
 """
 
 import itertools
@@ -40,7 +38,7 @@ MANY = 500  # from so many marks on, an SVG holds them as an image
 N_BOOTSTRAPS = 10
 
 
-# ---- A run ---------------------------------------------------------------------------------------
+# ---- A run ----
 class Run:
     """A run, read from its folder. clock: the seconds that it has taken so far."""
 
@@ -94,7 +92,7 @@ def unit_of(seconds):
     return next((unit for unit in units if seconds >= 3 * unit[1]), units[-1])
 
 
-# ---- What a Gaussian process of the trials believes ----------------------------------------------
+# ---- What a Gaussian process of the trials believes ----
 class Belief:
     """The process of ended trials, by default all of a run. model: None where they are too few."""
 
@@ -151,7 +149,7 @@ def importance(run, belief):
     return dict(ranked) | {"combinations": rows[-1]}
 
 
-# ---- Axes and marks ------------------------------------------------------------------------------
+# ---- Axes and marks ----
 def grid(domain, n):
     """Encoded values (g, n_dims) of a hyperparameter, g <= n but for a choice."""
     if isinstance(domain, Choice):
@@ -173,22 +171,26 @@ def shorten(text, n):
     return text if len(text) <= n else f"{text[: n - 2]}.."
 
 
-def label_axis(axis, letter, name, domain):
-    """The x or y axis of a hyperparameter: the searcher's scale, with the user's values."""
+def ticks(domain):
+    """About five values to be shown of a hyperparameter."""
     from matplotlib.ticker import LogLocator, MaxNLocator
 
-    is_reverse = domain.kind.startswith("reverse")
     if isinstance(domain.values, list) or domain.n_values <= 6:
-        values = domain.values[:: math.ceil(domain.n_values / 6)]
-    else:
-        low, high = (1 - domain.high, 1 - domain.low) if is_reverse else (domain.low, domain.high)
-        locator = MaxNLocator(4, integer=domain.half > 0)
-        if (is_reverse or domain.kind.startswith("log")) and high > 10 * low:
-            locator = LogLocator(subs=[1] if high > 100 * low else [1, 2, 5], numticks=5)
-        values = [value for value in locator.tick_values(low, high) if low <= value <= high]
-        values = [1 - value for value in values] if is_reverse else values
-    texts = [f"{v:.6g}" if isinstance(v, float) else f"{v}" for v in values]
-    texts = [shorten(text, 12) for text in texts]
+        return domain.values[:: math.ceil(domain.n_values / 6)]
+    is_reverse, low, high = domain.kind.startswith("reverse"), domain.low, domain.high
+    if is_reverse:
+        low, high = 1 - high, 1 - low
+    locator = MaxNLocator(4, integer=domain.half > 0)
+    if (is_reverse or domain.kind.startswith("log")) and high > 10 * low:
+        locator = LogLocator(subs=[1] if high > 100 * low else [1, 2, 5], numticks=5)
+    values = [value for value in locator.tick_values(low, high) if low <= value <= high]
+    return [1 - value for value in values] if is_reverse else values
+
+
+def label_axis(axis, letter, name, domain):
+    """The x or y axis of a hyperparameter: the searcher's scale, with the user's values."""
+    values = ticks(domain)
+    texts = [shorten(f"{v:.6g}" if isinstance(v, float) else f"{v}", 12) for v in values]
     turned = {"rotation": 25, "ha": "right"} if letter == "x" and sum(map(len, texts)) > 22 else {}
     axis.set(**{f"{letter}label": shorten(name, 30), f"{letter}lim": (-0.04, 1.04)})
     set_ticks = axis.set_xticks if letter == "x" else axis.set_yticks
@@ -241,28 +243,32 @@ def set_view(axis, run, losses, include=-math.inf):
 def draw_trials(axis, run, x, losses, include=-math.inf):
     """Marks of run.shown at x (n,). Poor ones, and those without a loss (NaN), are at the edge."""
     worst, edge, last_edge = set_view(axis, run, losses, include)
-    y = np.where(losses > worst, edge, np.where(np.isnan(losses), last_edge, run.sign * losses))
+    is_poor, has_none = losses > worst, np.isnan(losses)
+    y = np.where(is_poor, edge, np.where(has_none, last_edge, run.sign * losses))
     look = {"ls": "", "alpha": 0.8, **size_of(len(x))}
     triangle = "v" if run.sign < 0 else "^"
     for status, (colour, marker) in STATUSES.items():
         own = np.array([trial.status == status for trial in run.shown])
         if own.any():
-            good, poor = own & ~(losses > worst), own & (losses > worst)
-            label = f"{own.sum()} {status}"
+            good, poor, label = own & ~is_poor, own & is_poor, f"{own.sum()} {status}"
             axis.plot(x[good], y[good], marker, color=colour, label=label, **look)
             axis.plot(x[poor], y[poor], triangle, color=colour, **look)
-    n_poor, n_none = (losses > worst).sum(), np.isnan(losses).sum()
-    if n_poor + n_none:
+    if is_poor.any() or has_none.any():
         middle = run.sign * worst + (edge - run.sign * worst) / 2
         axis.axhspan(middle, 2 * last_edge - edge, color="#eeeeee", zorder=0, lw=0)
         low, high = sorted((middle, axis.get_ylim()[run.sign < 0]))
         axis.set_yticks([tick for tick in axis.get_yticks() if low <= tick <= high])
-    if n_poor:
-        label = f"{n_poor} of them worse than {run.sign * worst:.4g}, at the edge"
+    if is_poor.any():
+        label = f"{is_poor.sum()} of them worse than {run.sign * worst:.4g}, at the edge"
         axis.plot([], [], triangle, color="grey", label=label)
 
 
-# ---- Pictures of a run ---------------------------------------------------------------------------
+def draw_lines(axis, places, label, **look):
+    for i, x in enumerate(places):
+        axis.axvline(x, color="grey", ls=":", label=None if i else label, **look)
+
+
+# ---- Pictures of a run ----
 def draw_history(run):
     figure, axes = new_figure(11, 4.4, 1, 2, sharey=True)
     unit, seconds = unit_of(run.clock)
@@ -272,10 +278,8 @@ def draw_history(run):
     draw_trials(axes[1], run, bests[0], run.losses)
     for axis, (x, y) in zip(axes, [(times / seconds, best), bests]):
         axis.step(x, run.sign * y, where="post", color="black", label="best so far")
-    resumed = [event["session"]["at"] for event in run.events if "session" in event]
-    for at in resumed:
-        label = "resumed" if at == resumed[0] else None
-        axes[0].axvline(at / seconds, color="grey", ls=":", label=label)
+    resumed = [event["session"]["at"] / seconds for event in run.events if "session" in event]
+    draw_lines(axes[0], resumed, "resumed")
     axes[0].set(xlabel=f"{unit}, downtime excluded", xlim=(0, None))
     axes[1].set(xlabel="trials, in the order of their ends", ylabel="")
     title = f"no {run.metric} so far"
@@ -291,9 +295,8 @@ def draw_curves(run):
     """None where trials report once: these are no curves."""
     from matplotlib.collections import LineCollection
 
-    curves = [(trial.curve, trial.status) for trial in run.shown]
-    curves += [(curve, "interrupted") for trial in run.trials for curve in trial.earlier]
-    epochs = [epoch for curve, _ in curves for epoch, _ in curve]
+    curves = [(trial.curve, trial.status) for trial in run.shown if trial.curve]
+    curves += [(c, "interrupted") for trial in run.trials for c in trial.earlier if c]
     if all(len(curve) < 2 for curve, _ in curves):
         return None
     figure, (axis,) = new_figure(11, 5)
@@ -302,22 +305,21 @@ def draw_curves(run):
     include = max((loss for trial in good for _, loss in trial.curve), default=0)
     draw_trials(axis, run, *ends.T, include)
     for status, (colour, _) in STATUSES.items():
-        own = [curve for curve, of in curves if of == status and curve]
-        lines = [np.array(curve) * (1, run.sign) for curve in own]
+        lines = [np.array(curve) * (1, run.sign) for curve, of in curves if of == status]
         look = {"lw": 0.8, "alpha": min(0.5, max(0.03, 50 / (len(lines) or 1)))}
         look["rasterized"] = len(lines) > MANY / 5
         axis.add_collection(LineCollection(lines, colors=colour, **look))
+    epochs = [epoch for curve, _ in curves for epoch, _ in curve]
     powers = [3**k for k in range(34) if 3**k <= max(epochs)]
     powers = powers[:: math.ceil(len(powers) / 9)]
     axis.set_xscale("log" if min(epochs) else "symlog")
     axis.set_xticks(powers, powers)
     axis.set_xticks([], minor=True)
     axis.set(xlabel="epoch", title="learning curves, with a mark where each ended")
-    first, eta = run.arguments["first_rung"], run.arguments["eta"]
-    rungs = [first * eta**k for k in range(50) if first * eta**k < (run.max_epochs or 0)]
-    for rung in rungs if run.arguments["stopping"] in ("auto", "halving", "asha") else []:
-        label = "rungs" if rung == first else None
-        axis.axvline(rung, color="grey", ls=":", lw=1, zorder=0, label=label)
+    if run.arguments["stopping"] in ("auto", "halving", "asha"):
+        rungs = [run.arguments["first_rung"] * run.arguments["eta"] ** k for k in range(50)]
+        rungs = [rung for rung in rungs if rung < (run.max_epochs or 0)]
+        draw_lines(axis, rungs, "rungs", lw=1, zorder=0)
     add_legend(figure, axis)
     return figure
 
@@ -371,19 +373,21 @@ def draw_pairs(run, belief, pairs):
     scale["cmap"] = "cividis" if run.sign < 0 else "cividis_r"  # bright is good
     failed = [trial for trial in run.shown if trial.status == "failed"]
     others = [trial for trial in run.shown if trial.status != "failed"]
+    size = size_of(len(run.shown))
+    marks = [  # the last ones are on top
+        (others, "o", {**size, "color": "white", "mec": "black", "label": "trials"}),
+        (failed, "x", {**size, "color": "#D55E00", "label": "failed" if failed else None}),
+        ([run.best], "*", {**size, "color": "#D55E00", "mec": "white", "label": "best", "ms": 15}),
+    ]
     for axis, pair, values in zip(axes, pairs, maps):
         parts = [run.space[name] for name in pair]
         x, y = (places(domain, grid(domain, 20)) for domain in parts)
         mesh = axis.pcolormesh(x, y, values.T, shading="nearest", rasterized=True, **scale)
         for letter, name, domain in zip("xy", pair, parts):
             label_axis(axis, letter, name, domain)
-        for trials, marker, look in (
-            (others, "o", {"color": "white", "mec": "black", "label": "trials"}),
-            (failed, "x", {"color": "#D55E00", "label": "failed" if failed else None}),
-            ([run.best], "*", {"color": "#D55E00", "mec": "white", "label": "best", "ms": 15}),
-        ):
+        for trials, marker, look in marks:
             x, y = (places_of(d, [t.config[n] for t in trials]) for n, d in zip(pair, parts))
-            axis.plot(x, y, marker, **{**size_of(len(run.shown)), **look})
+            axis.plot(x, y, marker, **look)
     figure.colorbar(mesh, ax=axes, label=f"{run.metric}, model's mean")
     add_legend(figure, axes[0])
     return figure
@@ -433,7 +437,7 @@ def draw_run(run, belief):
     return {name: figure for name, figure in figures.items() if figure}
 
 
-# ---- Comparison of runs --------------------------------------------------------------------------
+# ---- Comparison of runs ----
 def by_method(runs):
     """{name: [Run]}: the arguments in which the runs differ, but for the seed."""
     names = dict.fromkeys(name for run in runs for name in run.arguments if name != "seed")
@@ -459,12 +463,15 @@ def on_one_axis(curves):
     return x, np.array(rows).reshape(-1, len(x))
 
 
-def draw_band(axis, x, table, name, colour):
-    """The median of table (runs, n) at x (n,), and its quartiles where there are several runs."""
-    low, middle, high = np.quantile(table, (0.25, 0.5, 0.75), axis=0)
-    name = name if len(table) == 1 else f"{name}: median and quartiles of {len(table)} runs"
-    axis.step(x, middle, where="post", color=colour, label=name)
-    axis.fill_between(x, low, high, step="post", color=colour, alpha=0.2, lw=0)
+def draw_bands(axis, curves):
+    """For each {name: (x (n,), table (runs, n))} the median, and the quartiles of several runs."""
+    for colour, (name, (x, table)) in zip(itertools.cycle(COLOURS), curves.items()):
+        if len(x):
+            low, middle, high = np.quantile(table, (0.25, 0.5, 0.75), axis=0)
+            several = f"{name}: median and quartiles of {len(table)} runs"
+            label = name if len(table) == 1 else several
+            axis.step(x, middle, where="post", color=colour, label=label)
+            axis.fill_between(x, low, high, step="post", color=colour, alpha=0.2, lw=0)
 
 
 def draw_comparison(methods):
@@ -472,13 +479,11 @@ def draw_comparison(methods):
     figure, axes = new_figure(11, 4.8, 1, 2, sharey=True)
     unit, seconds = unit_of(max(run.clock for run in runs))
     for axis, curve, scale in zip(axes, (Run.best_by_time, Run.best_by_trials), (seconds, 1)):
-        losses = []
-        for colour, (name, own) in zip(itertools.cycle(COLOURS), methods.items()):
-            x, table = on_one_axis([curve(run) for run in own])
-            losses += table.ravel().tolist()
-            if len(x):
-                draw_band(axis, x / scale, runs[0].sign * table, name, colour)
-        set_view(axis, runs[0], np.array(losses))
+        curves = {name: on_one_axis([curve(run) for run in own]) for name, own in methods.items()}
+        losses = np.concatenate([table.ravel() for _, table in curves.values()])
+        signed = {name: (x / scale, runs[0].sign * y) for name, (x, y) in curves.items()}
+        draw_bands(axis, signed)
+        set_view(axis, runs[0], losses)
     axes[0].set(xlabel=f"{unit}, downtime excluded", ylabel=f"best {runs[0].metric} so far")
     axes[1].set(xlabel="trials that have ended", ylabel="")
     add_legend(figure, axes[0], 1)
@@ -491,13 +496,15 @@ def print_table(methods):
     for name, runs in methods.items():
         values = [run.journal.to_metric(run.best.value) for run in runs if run.best] or [math.nan]
         best = f"{np.median(values):.6g} [{min(values):.6g}, {max(values):.6g}]"
-        failed = [sum(trial.status == "failed" for trial in run.shown) for run in runs]
-        columns = [len(run.shown) for run in runs], failed, [run.clock / 3600 for run in runs]
-        numbers = " ".join(f"{np.mean(column):7.4g}" for column in columns)
+        counts = [
+            (len(run.shown), sum(t.status == "failed" for t in run.shown), run.clock / 3600)
+            for run in runs
+        ]
+        numbers = " ".join(f"{mean:7.4g}" for mean in np.mean(counts, axis=0))
         print(f"{len(runs):4} {best:>32} {numbers}  {name}")
 
 
-# ---- Command line --------------------------------------------------------------------------------
+# ---- Command line ----
 def main(arguments=None):
     parser = command.parser("plot", __doc__)
     parser.add_argument("folders", nargs="+", metavar="DIR", help="the folder of a run")
@@ -505,19 +512,18 @@ def main(arguments=None):
     parser.add_argument("--results", type=pathlib.Path, metavar="FOLDER", help="where to write")
     args = parser.parse_args(arguments)
     with command.checking(parser), style():
-        runs = [Run(folder) for folder in args.folders]
+        first, *others = runs = [Run(folder) for folder in args.folders]
         for run in runs:
             if not run.trials:
                 raise ValueError(f"{run.folder}: no trial has started, nothing to draw yet")
-            if (run.metric, run.sign) != (runs[0].metric, runs[0].sign):
-                raise ValueError(f"{run.folder}: expected {runs[0].metric}, got {run.metric}")
-        if len(runs) == 1:
-            folder, figures = runs[0].folder / "pictures", draw_run(runs[0], Belief(runs[0]))
-        else:
-            methods = by_method(runs)
+            if (run.metric, run.sign) != (first.metric, first.sign):
+                raise ValueError(f"{run.folder}: expected {first.metric}, got {run.metric}")
+        if others:
+            methods, folder = by_method(runs), pathlib.Path("results/compared")
             print_table(methods)
-            folder = pathlib.Path("results/compared")
             figures = {"compared": draw_comparison(methods)}
+        else:
+            folder, figures = first.folder / "pictures", draw_run(first, Belief(first))
         folder = args.results or folder
         folder.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():

@@ -1,7 +1,6 @@
 """Problems to compare searchers on: what a configuration costs, with and without noise.
 
     python -m experiments.problems                    prints them
-    python -m experiments.problems --search 100000    looks for losses below the stated optima
     python -m experiments.problems smooth:0-4         instances 0 to 4 of a family (families.py)
 
 The named problems are of three groups: analytic functions; "hpo", formulas with the features of
@@ -10,59 +9,25 @@ parameters that never matter); and "real", trainings that were recorded or take 
 
 Most are for reports: searchers are tuned on families and on four real problems, "tune", and judged
 on "report". An optimum is exact where a formula or a whole grid gives it. Those of fashion7 and the
-two kernel problems are the lowest losses that `--search` found.
+two kernel problems are the lowest losses that a long search found (`--search` of commit 61ef908).
 """
 
 import argparse
 import functools
 import itertools
+import json
 import math
 import pathlib
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
 from experiments import command
-from hpo.space import (
-    choice,
-    decode,
-    encode,
-    finrange,
-    logfinrange,
-    logordinal,
-    lograndint,
-    loguniform,
-    n_dims,
-    ordinal,
-    randint,
-    reverseloguniform,
-    sample,
-    uniform,
-)
+from experiments.families import FAMILIES, Problem, generated
+from hpo import choice, logordinal, lograndint, loguniform, randint, reverseloguniform, uniform
+from hpo.space import encode, sample, space_from_json
 
 TABLES = pathlib.Path(__file__).parent / "tables"
-SEARCHED = pathlib.Path("results/optima.csv")
-
-
-@dataclass(frozen=True)
-class Problem:
-    group: str  # analytic, hpo, real, or the family
-    half: str  # tune, report, fresh
-    space: dict
-    optimum: float
-    loss: Callable  # loss(**config): without noise, NaN where the trial fails
-    observe: Callable  # observe(config, loss, rng): with noise
-    curve: Callable | None = None  # curve(config, rng) yields (seconds, loss) of each epoch
-
-    def true_loss(self, config):
-        return float(self.loss(**config))
-
-    def evaluate(self, config, rng):
-        """What a trial reports; NaN when it fails."""
-        loss = self.true_loss(config)
-        return float(self.observe(config, loss, rng)) if math.isfinite(loss) else math.nan
 
 
 PROBLEMS = {}
@@ -238,32 +203,8 @@ def agent6(
 
 
 # ---- Real: recorded by experiments/record_tables.py of commit 2ac5384, with scikit-learn ----
-GRIDS = {
-    "svm_digits": {
-        "C": logfinrange(1e-3, 1e4, 15), "gamma": logfinrange(1e-6, 10, 15),
-        "kernel": choice(["rbf", "poly", "sigmoid"]),
-        "scaler": choice(["none", "standard", "minmax"])
-    },
-    "fashion4": {
-        "learning_rate": logfinrange(1e-5, 1, 11), "batch_size": ordinal([16, 32, 64, 128]),
-        "n_units_1": logordinal([16, 64, 256]), "dropout_1": finrange(0, 0.8, 5)
-    },
-    "boosting_cancer": {
-        "learning_rate": logfinrange(0.003, 1, 8),
-        "n_estimators": logordinal([5, 10, 20, 40, 80]), "max_depth": randint(1, 6),
-        "subsample": finrange(0.4, 1, 3), "max_features": logfinrange(0.1, 1, 3)
-    },
-    "mlp_digits": {
-        "learning_rate": logfinrange(1e-5, 1, 11), "n_units": logordinal([8, 24, 72, 216]),
-        "batch_size": logordinal([8, 24, 72]), "weight_decay": logfinrange(1e-6, 1, 4),
-        "activation": choice(["relu", "tanh", "logistic"])
-    },
-    "forest_wine": {
-        "n_estimators": logordinal([2, 4, 8, 16, 32, 64]), "max_depth": randint(1, 6),
-        "min_samples_leaf": logordinal([1, 2, 4, 8, 16]), "max_features": finrange(0.1, 1, 4),
-        "bootstrap": choice([True, False])
-    },
-}  # fmt: skip
+SPACES = json.loads((TABLES / "spaces.json").read_text())
+SPACES = {name: space_from_json(space) for name, space in SPACES.items()}
 
 
 @functools.cache
@@ -275,32 +216,22 @@ def load_table(name):
 
 def repetitions(name, config):
     """Recorded losses (n_repetitions,) of a configuration of a grid."""
-    cell = tuple(list(d.values).index(config[key]) for key, d in GRIDS[name].items())
+    cell = tuple(list(d.values).index(config[key]) for key, d in SPACES[name].items())
     return load_table(name)["loss"][cell]
 
 
 def add_grid(name, half):
     """The loss is the mean of the repetitions, NaN if any diverged; a trial reports one of them."""
-
-    def loss(**config):
-        return repetitions(name, config).mean()
-
-    def observe(config, loss, rng):
-        return rng.choice(repetitions(name, config))
-
     optimum = float(np.nanmin(load_table(name)["loss"].mean(axis=-1)))
-    PROBLEMS[name] = Problem("real", half, GRIDS[name], optimum, loss, observe)
+    loss = lambda **config: repetitions(name, config).mean()
+    observe = lambda config, loss, rng: rng.choice(repetitions(name, config))
+    PROBLEMS[name] = Problem("real", half, SPACES[name], optimum, loss, observe)
 
 
-for grid in GRIDS:
-    add_grid(grid, "report" if grid in ("mlp_digits", "forest_wine") else "tune")
-
-
-MLP = {
-    "n_units_1": randint(4, 1024), "n_units_2": randint(4, 1024), "batch_size": randint(8, 128),
-    "dropout_1": uniform(0, 0.99), "dropout_2": uniform(0, 0.99),
-    "learning_rate": loguniform(1e-6, 1), "weight_decay": loguniform(1e-8, 1)
-}  # fmt: skip
+for grid in ("svm_digits", "fashion4", "boosting_cancer"):
+    add_grid(grid, "tune")
+for grid in ("mlp_digits", "forest_wine"):
+    add_grid(grid, "report")
 
 
 def fashion7_moments(config):
@@ -309,7 +240,7 @@ def fashion7_moments(config):
     arrays, outputs = load_table("fashion7"), []
     for k in range(len(arrays) // 6):
         W, b = ([arrays[f"{letter}{k}{i}"] for i in range(3)] for letter in "Wb")
-        hidden = np.tanh(W[0] @ (encode(MLP, config) * 4 - 2) + b[0])
+        hidden = np.tanh(W[0] @ (encode(SPACES["fashion7"], config) * 4 - 2) + b[0])
         outputs.append(W[2] @ np.tanh(W[1] @ hidden + b[1]) + b[2])
     mean, log_deviation = np.mean(outputs, axis=0)
     return mean, math.exp(min(max(log_deviation, -5), 0))
@@ -320,7 +251,7 @@ def fashion7_observe(config, loss, rng):
     return min(math.exp(mean + deviation * rng.standard_normal()), 0.95)
 
 
-@problem("real", 0.15504, space=MLP, observe=fashion7_observe)
+@problem("real", 0.15504, space=SPACES["fashion7"], observe=fashion7_observe)
 def fashion7(**config):
     return math.exp(fashion7_moments(config)[0])
 
@@ -366,24 +297,20 @@ def add_kernel(name, half, n_groups, optimum, **others):
     PROBLEMS[name] = Problem("real", half, space, optimum, loss, observe)
 
 
-WEIGHT, RIDGE = loguniform(1e-6, 10), loguniform(1e-6, 1e2)
-add_kernel("kernel_diabetes", "tune", 2, 0.67942, linear=WEIGHT, ridge=RIDGE)
+RANGES = {"linear": loguniform(1e-6, 10), "ridge": loguniform(1e-6, 1e2)}
+add_kernel("kernel_diabetes", "tune", 2, 0.67942, **RANGES)
 add_kernel("kernel_cancer", "report", 3, 0.36906, ridge=loguniform(1e-5, 1e2))
 
 
 # ---- Problems by name ----
 def find(name):
     """The problem called `name`: smooth:7 is number 7 of its family."""
-    from experiments.families import generated  # which needs Problem
-
     family, colon, number = name.partition(":")
     return generated(family, int(number)) if colon else PROBLEMS[name]
 
 
 def names(text):
     """Argparse type: the list of names in "branin2", "smooth:7" or "smooth:0-9"."""
-    from experiments.families import FAMILIES
-
     family, _, numbers = text.partition(":")
     if text in PROBLEMS:
         return [text]
@@ -394,45 +321,7 @@ def names(text):
     raise argparse.ArgumentTypeError(f"no problem {text}; there are {known}")
 
 
-@functools.cache
-def lowest_loss(name):
-    """The optimum. That of a training is searched for, which takes a minute, and kept."""
-    problem, columns = find(name), {"problem": str, "optimum": float}
-    if not math.isnan(problem.optimum):
-        return problem.optimum
-    known = {row["problem"]: row["optimum"] for row in command.read_rows(SEARCHED, columns)}
-    if name not in known:
-        known[name] = search_optimum(problem, n_random=1500, n_starts=3, n_steps=300)[0]
-        SEARCHED.parent.mkdir(parents=True, exist_ok=True)
-        command.append_rows(SEARCHED, columns, [(name, known[name])])
-    return known[name]
-
-
-# ---- The optima, checked ----
-def search_optimum(problem, n_random, n_starts=20, n_steps=2000):
-    """(lowest true loss found, its configuration): (1+1) evolution strategies with the one-fifth
-    rule, from the best of n_random configurations."""
-    rng = np.random.default_rng(0)
-
-    def evaluate(x):
-        loss = problem.true_loss(decode(problem.space, x))
-        return (loss if math.isfinite(loss) else math.inf), x
-
-    starts = [evaluate(x) for x in rng.random((n_random, n_dims(problem.space)))]
-    found = []
-    for best in sorted(starts, key=lambda pair: pair[0])[:n_starts]:
-        step = 0.1
-        for _ in range(n_steps):  # each moves about half of the coordinates
-            moves = rng.standard_normal(len(best[1])) * (rng.random(len(best[1])) < 0.5)
-            new = evaluate(np.clip(best[1] + step * moves, 0, 1))
-            is_better = new[0] < best[0]
-            step = min(step * 1.5, 0.3) if is_better else max(step * 0.92, 1e-4)
-            best = new if is_better else best
-        found.append(best)
-    loss, x = min(found, key=lambda pair: pair[0])
-    return loss, decode(problem.space, x)
-
-
+# ---- Command line ----
 def describe(name):
     """A line of the table that `main` prints, from 300 random configurations."""
     problem, rng = find(name), np.random.default_rng(0)
@@ -443,28 +332,18 @@ def describe(name):
     return (
         f"{name:<16}{problem.group:<9}{problem.half:<7}{len(problem.space):>3}  "
         f"{problem.optimum:<9.4g}{np.nanmedian(losses):<9.4g}{noise:<9.2g}"
-        f"{np.isnan(losses).mean():>5.0%}  "
-        + " ".join(sorted({domain.kind for domain in problem.space.values()}))
+        f"{np.isnan(losses).mean():>5.0%}"
     )
 
 
 def main():
     parser = command.parser("problems", __doc__)
-    add = parser.add_argument
-    add(
-        "names",
-        nargs="*",
-        type=names,
-        metavar="NAME",
-        help="default: all but families",
-    )
-    add("--search", type=command.positive_int, metavar="N", help="from N random configurations")
+    some = {"type": names, "metavar": "NAME", "help": "default: all but families"}
+    parser.add_argument("names", nargs="*", **some)
     args = parser.parse_args()
-    print(f"{'problem':<16}group    half   dim  optimum  median   noise    fail  parameters")
+    print(f"{'problem':<16}group    half   dim  optimum  median   noise    fail")
     for name in itertools.chain(*args.names) if args.names else PROBLEMS:
         print(describe(name), flush=True)
-        if args.search:
-            print("    found", *search_optimum(find(name), args.search), flush=True)
 
 
 if __name__ == "__main__":

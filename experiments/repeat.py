@@ -5,9 +5,8 @@
 
 A method is a searcher and a stopping rule. All other flags are those of run.py. Each run has a
 folder RESULTS/<method>/<seed>; the same command goes on where it was interrupted. At the end there
-are a picture (experiments.plot) and a table: the lowest loss after parts of the budget, its mean
-over the seeds with a 95% bootstrap interval, and the differences to the first method, paired by
-seed. Where more is better, a loss is the metric with its sign turned.
+are a picture and a table: the lowest loss after parts of the budget, and the differences to the
+first method, paired by seed. Where more is better, a loss is the metric with its sign turned.
 """
 
 import itertools
@@ -71,23 +70,21 @@ def is_over(folder, options):
 
 def report(runs, options):
     """Prints the table."""
-    all_runs = list(itertools.chain(*runs.values()))
     if "trials" in options:
         curve, budget, unit = plot.Run.best_by_trials, options["trials"], "trials"
     else:
-        curve, budget, unit = plot.Run.best_by_time, max(run.clock for run in all_runs), "s"
-    heads = {part: f"{part * budget:.0f} {unit}" for part in PARTS}
-    rows = {name: {} for name in runs}
+        budget = max(run.clock for own in runs.values() for run in own)
+        curve, unit = plot.Run.best_by_time, "s"
+    heads, rows = {part: f"{part * budget:.0f} {unit}" for part in PARTS}, {}
     for name, own in runs.items():
-        for seed, run in enumerate(own):
-            x, losses = curve(run)
-            row = {part: losses[x <= part * budget] for part in PARTS}
-            if all(found.size and np.isfinite(found[-1]) for found in row.values()):
-                rows[name][0, seed] = {part: found[-1] for part, found in row.items()}
+        for seed, (x, losses) in enumerate(map(curve, own)):
+            row = {p: losses[x <= p * budget][-1:] for p in PARTS}
+            if all(np.isfinite(found).any() for found in row.values()):
+                row = {part: float(found[0]) for part, found in row.items()}
+                rows.setdefault(name, {})[0, seed] = row
             else:
                 print(f"{name}, seed {seed}: no result after {heads[PARTS[0]]}, left out")
-    rows = {name: mine for name, mine in rows.items() if mine}
-    print(f"\nlowest loss of {all_runs[0].metric} so far")
+    print(f"\nlowest loss of {own[0].metric} so far")
     print(*compare_searchers.table(rows, heads, {}) if rows else ["nothing to compare"], sep="\n")
 
 

@@ -8,10 +8,10 @@ surrogate made of the recorded curves; how well it predicts held-out curves is p
 experiments/curves.py). Record with `run.py --searcher random --stopping none`: how a trial would
 have gone on after a rule ended it is not known.
 
-Every searcher meets every rule. Repetition i has seed i for all of them, so they start alike, and
-differences are paired. "Error" is the lowest observed so far; it is 1 - metric where more is
-better. A run without a result yet counts as the worst of all. By default: random search and the
-Gaussian process, with and without successive halving, as in Syne Tune's tutorial.
+Every searcher meets every rule. Repetition i has seed i for all of them, so differences are paired.
+"Error" is the lowest observed so far; it is 1 - metric where more is better. A run without a result
+yet counts as the worst of all. By default: random search and the Gaussian process, with and without
+successive halving, as in Syne Tune's tutorial.
 """
 
 import itertools
@@ -28,11 +28,10 @@ from experiments.simulated import Milestones, simulate
 from hpo.trial import n_threads
 
 MINUTES = (10, 20, 30, 60, 90, 180)
-COLUMNS = {"method": str, "repetition": int, "seconds": float, "error": float}
 TUTORIAL = ["random", "gp"], ["halving", "none"]  # searchers, rules
 
 
-# ---- One run -------------------------------------------------------------------------------------
+# ---- One run ----
 def times(seconds):
     """(T,) seconds at which errors are noted: for the table, and sixty for the picture."""
     of_table = [60 * m for m in MINUTES if 60 * m < seconds]
@@ -42,12 +41,12 @@ def times(seconds):
 def run(surrogate, method, seed, seconds, n_workers):
     """(lowest errors (T,) at the times, NaN before the first; epochs trained; trials started).
 
-    method: the arguments (searcher, rule, first_rung, eta) of find_searcher and find_rule.
+    method: names (searcher, rule).
     """
     journal = Milestones(surrogate.space, times(seconds))
-    with command.blaming(f"{method[0]} + {method[1]}, repetition {seed}"):
+    with command.blaming(f"{EACH.join(method)}, repetition {seed}"):
         searcher = command.find_searcher(method[0])(surrogate.space, seed, surrogate.max_epochs)
-        settings = {"rule": command.find_rule(*method[1:]), "max_epochs": surrogate.max_epochs}
+        settings = {"rule": command.find_rule(method[1]), "max_epochs": surrogate.max_epochs}
         settings |= {"journal": journal, "n_workers": n_workers, "seconds": seconds}
         noise_seed = 2**32 + seed  # not the searcher's
         trials = simulate(searcher, surrogate.space, surrogate.objective, noise_seed, **settings)
@@ -70,20 +69,21 @@ def _run(*arguments):
 
 
 def run_all(surrogate, methods, args):
-    """{name: [what `run` returns, for each repetition]} of the methods {name: method}."""
-    keys = [(name, i) for i in range(args.repetitions) for name in methods]
-    calls = {key: (methods[key[0]], key[1], 3600 * args.hours, args.workers) for key in keys}
+    """{name: [what `run` returns, for each repetition]} of the methods."""
+    keys = itertools.product(range(args.repetitions), methods)
+    settings = 3600 * args.hours, args.workers
+    calls = {(name, i): (name.split(EACH), i, *settings) for i, name in keys}
     pool = command.in_processes(_run, calls, args.processes, 1, _receive, (surrogate,))
     with pool as ended:
         found = {key: future.result() for key, future in ended}
     runs = {name: [found[name, i] for i in range(args.repetitions)] for name in methods}
-    for name, of_method in runs.items():
-        if not any(n_epochs for _, n_epochs, _ in of_method):
+    for name, own in runs.items():
+        if not any(n_epochs for _, n_epochs, _ in own):
             raise command.Failed(f"{name}: no report in {args.hours:g} hours; give more --hours")
     return runs
 
 
-# ---- What came out -------------------------------------------------------------------------------
+# ---- What came out ----
 def errors(runs):
     """(runs, T) lowest errors so far; a run without one has the worst of all, NaN if all are."""
     table = np.array([errors for errors, _, _ in runs])
@@ -94,12 +94,11 @@ def report(runs, seconds):
     """Lines of text: errors at some minutes, what was trained, and differences to the first."""
     heads = {60 * m: f"{m:g} min" for m in MINUTES if 60 * m <= seconds}
     heads = heads or {seconds: f"{seconds / 60:g} min"}
-    rows = {}
-    for name, of_method in runs.items():
-        shown = errors(of_method)[:, [np.abs(times(seconds) - at).argmin() for at in heads]]
-        counts = [{"epochs": n_epochs, "trials": n_trials} for _, n_epochs, n_trials in of_method]
+    columns, rows = [np.abs(times(seconds) - at).argmin() for at in heads], {}
+    for name, own in runs.items():
         rows[name] = {
-            ("replay", i): dict(zip(heads, of_run)) | counts[i] for i, of_run in enumerate(shown)
+            ("replay", i): dict(zip(heads, found)) | {"epochs": n_epochs, "trials": n_trials}
+            for i, (found, (_, n_epochs, n_trials)) in enumerate(zip(errors(own)[:, columns], own))
         }
     return table(rows, heads, {"epochs": "epochs", "trials": "trials"})
 
@@ -108,11 +107,10 @@ def draw(runs, seconds, path):
     """Median and quartiles of the error over time; needs matplotlib."""
     with plot.style():
         figure, (axis,) = plot.new_figure(7, 4.5)
-        tops = []
-        for colour, (name, of_method) in zip(itertools.cycle(plot.COLOURS), runs.items()):
-            table = np.array(errors(of_method))
-            plot.draw_band(axis, times(seconds) / 60, table, name, colour)
-            tops.append(np.quantile(table[:, 3], 0.75))  # what comes before would hide the rest
+        curves = {name: (times(seconds) / 60, errors(own)) for name, own in runs.items()}
+        plot.draw_bands(axis, curves)
+        # what comes before the first of the times of the table would hide the rest
+        tops = [np.quantile(table[:, 3], 0.75) for _, table in curves.values()]
         axis.set(xlabel="minutes, simulated", ylabel="lowest error so far", xlim=(0, seconds / 60))
         axis.set_ylim(None, np.nanmax(tops))
         plot.add_legend(figure, axis, 1)
@@ -120,16 +118,13 @@ def draw(runs, seconds, path):
     print(path)
 
 
-# ---- Command line --------------------------------------------------------------------------------
+# ---- Command line ----
 def main(arguments=None):
     parser = command.parser("replay", __doc__)
     add = parser.add_argument
     add("recordings", nargs="+", metavar="DIR", help="runs, or files made by experiments.curves")
     add("--searcher", action="append", metavar="NAME", help="as in run.py; again for more")
     add("--stopping", action="append", metavar="NAME", help="as in run.py; again for more")
-    add("--first_rung", type=command.positive_int, default=1, metavar="EPOCH", help="as in run.py")
-    eta = command.number(int, lambda n: n > 1, "an integer > 1")
-    add("--eta", type=eta, default=3, metavar="N", help="as in run.py")
     add("--repetitions", type=command.positive_int, default=20)
     add("--hours", type=command.positive, help="default: what was recorded, at most 3")
     add("--workers", type=command.positive_int, default=4, help="simulated; default 4")
@@ -138,11 +133,11 @@ def main(arguments=None):
     add("--results", type=pathlib.Path, default=pathlib.Path("results/replay"), metavar="DIR")
     args = parser.parse_args(arguments)
     with command.checking(parser):
-        methods = {}
+        methods = []
         for rule in args.stopping or TUTORIAL[1]:
             for searcher in args.searcher or TUTORIAL[0]:
                 command.find_searcher(searcher), command.find_rule(rule)
-                methods[EACH.join((searcher, rule))] = searcher, rule, args.first_rung, args.eta
+                methods.append(EACH.join((searcher, rule)))
         command.check_results(args.results)
         recording = read(args.recordings)
         print(f"{recording.about}; {recording.machine}", flush=True)
@@ -160,12 +155,6 @@ def main(arguments=None):
     title = f"error, mean [95% interval] of {args.repetitions} replayed runs; {recording.about}"
     print("", title, *report(runs, 3600 * args.hours), sep="\n")
     args.results.mkdir(parents=True, exist_ok=True)
-    (args.results / "runs.csv").unlink(missing_ok=True)
-    for name, of_method in runs.items():
-        for i, of_run in enumerate(errors(of_method)):
-            rows = [(name, i, *pair) for pair in zip(times(3600 * args.hours), of_run)]
-            command.append_rows(args.results / "runs.csv", COLUMNS, rows)
-    print(f"\n{args.results / 'runs.csv'}")
     try:
         draw(runs, 3600 * args.hours, args.results / "replay.png")
     except command.Failed as error:  # there is no matplotlib

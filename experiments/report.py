@@ -48,11 +48,13 @@ def element(tag, text):
     return f"<{tag}>{html.escape(text)}</{tag}>"
 
 
-def table(head, rows):
-    """An HTML table; numbers are shortened, and texts escaped."""
-    lines = ["".join(element("th", name) for name in head)]
+def table(rows):
+    """An HTML table of dicts that have the same keys; numbers are shortened, and texts escaped."""
+    if not rows:
+        return element("p", "None.")
+    lines = ["".join(element("th", name) for name in rows[0])]
     for row in rows:
-        texts = [f"{cell:.6g}" if isinstance(cell, float) else str(cell) for cell in row]
+        texts = [f"{x:.6g}" if isinstance(x, float) else str(x) for x in row.values()]
         lines.append("".join(element("td", text) for text in texts))
     return f"<div class=wide><table><tr>{'</tr><tr>'.join(lines)}</tr></table></div>"
 
@@ -62,31 +64,28 @@ def best_trials(run, belief):
     best = sorted((t for t in run.shown if t.value is not None), key=lambda t: t.value)[:10]
     if not best:
         return element("p", f"No trial has reported {run.metric} so far.")
-    head = {"trial": [t.id for t in best], "status": [t.status for t in best]}
-    head |= {run.metric: [run.sign * t.value for t in best], "epoch": [t.best_epoch for t in best]}
+    rows = [
+        {"trial": t.id, "status": t.status, run.metric: run.sign * t.value, "epoch": t.best_epoch}
+        for t in best
+    ]
     text = f"Trial {best[0].id} reported {run.metric} {run.journal.to_metric(best[0].value):.6g}. "
     if belief.model:
-        loss, deviation = belief.predict(np.array([encode(run.space, t.config) for t in best]))
-        head |= {"expected": (run.sign * loss).tolist(), "±": [f"{d:.2g}" for d in deviation]}
+        predicted = belief.predict(np.array([encode(run.space, t.config) for t in best]))
+        for row, loss, deviation in zip(rows, *predicted):
+            row |= {"expected": float(run.sign * loss), "±": f"{deviation:.2g}"}
         text += "The best of many noisy values is a lucky one: the model of all trials expects "
-        text += f"{run.sign * loss[0]:.6g} ± {deviation[0]:.2g} of it at the last epoch."
-    rows = [
-        (*row, *(t.config[n] for n in domains(run.space))) for *row, t in zip(*head.values(), best)
-    ]
+        text += f"{rows[0]['expected']:.6g} ± {rows[0]['±']} of it at the last epoch."
+    rows = [row | {n: t.config[n] for n in domains(run.space)} for row, t in zip(rows, best)]
     config = element("pre", json.dumps(best[0].config, ensure_ascii=False))
-    return element("p", text) + config + table([*head, *domains(run.space)], rows)
+    return element("p", text) + config + table(rows)
 
 
 def failures(run):
     """HTML: the reasons why trials failed, the most frequent first."""
-    ids = {}
-    for trial in run.trials:
-        if trial.status == "failed":
-            ids.setdefault(trial.error, []).append(trial.id)
-    rows = sorted(
-        ((len(own), str(own[:9])[1:-1], error) for error, own in ids.items()), reverse=True
-    )
-    return table(["trials", "the first", "reason"], rows[:30]) if rows else element("p", "None.")
+    counts = Counter(trial.error for trial in run.trials if trial.status == "failed")
+    first = {trial.error: trial.id for trial in reversed(run.trials)}
+    found = counts.most_common(30)
+    return table([{"trials": n, "the first": first[e], "reason": e} for e, n in found])
 
 
 def write_page(folder, path):
@@ -94,6 +93,7 @@ def write_page(folder, path):
     belief, first, counts = Belief(run), run.journal.run, Counter(t.status for t in run.trials)
     counts = ", ".join(f"{n} {status}" for status, n in counts.items()) or "no trial so far"
     began = f"{counts} after {run.clock / 60:.1f} minutes; begun {first.get('time', '')}"
+    body = element("p", began) + element("pre", command_line(run))
     sections = {"Best": best_trials(run, belief)}
     with style():
         for name, figure in (draw_run(run, belief) if run.trials else {}).items():
@@ -103,7 +103,6 @@ def write_page(folder, path):
     sections["Failures"] = failures(run)
     versions = ", ".join(f"{name} {text}" for name, text in first.get("versions", {}).items())
     sections["Machine and versions"] = element("p", f"{first.get('machine', '')}; {versions}")
-    body = element("p", began) + element("pre", command_line(run))
     for name, content in sections.items():
         body += f"\n<section><h2>{name}</h2>{content}</section>"
     best = f": {run.metric} {run.journal.to_metric(run.best.value):.6g}" if run.best else ""

@@ -50,7 +50,7 @@ def objective(config):
 N_PENDING = 3  # trials that have no result yet when the next is suggested
 
 
-# ---- Trials and reports --------------------------------------------------------------------------
+# ---- Trials and reports ----
 @contextlib.contextmanager
 def tuned(**options):
     """Context with the Run that `tune` returned; what it prints as on a terminal goes nowhere."""
@@ -88,15 +88,7 @@ def resources():
     """Resident memory of this process in MB, its open files, and how many processes it has."""
     n_pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
     megabytes = n_pages * os.sysconf("SC_PAGESIZE") / 2**20
-    return megabytes, len(os.listdir("/proc/self/fd")), n_descendants(os.getpid())
-
-
-def n_descendants(pid):
-    try:
-        children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:  # it has ended
-        return 0
-    return sum(1 + n_descendants(child) for child in children)
+    return megabytes, len(os.listdir("/proc/self/fd")), len(command.children_of(os.getpid()))
 
 
 def reports(args):
@@ -131,53 +123,46 @@ def training(args):
     print(f"{args.workers} workers train {100 * share:.1f}% of the time, {len(run.trials)} trials")
 
 
-# ---- Suggestions ---------------------------------------------------------------------------------
+# ---- Suggestions ----
 def suggest(args):
-    """Prints a line for each number of trials; a searcher beyond the limit is asked for no more."""
-    names, over = args.searcher or SEARCHERS, set()
+    """Prints a line for each number of trials."""
+    names = args.searcher or SEARCHERS
     print("milliseconds of a suggestion: median / 95th percentile")
     print("     n" + "".join(f"{name.rpartition('/')[2][-19:]:>20}" for name in names), flush=True)
     for n in args.n:
         print(f"{n:6}", end="", flush=True)
         for name in names:
-            cell = ""
-            if name not in over:
-                with command.blaming(name):
-                    seconds = suggestion_seconds(name, n, args.suggestions, args.limit)
-                cell = " / ".join(f"{1000 * q:.3g}" for q in np.quantile(seconds, (0.5, 0.95)))
-                over |= {name} if sum(seconds) > args.limit / 2 else set()
+            with command.blaming(name):
+                seconds = suggestion_seconds(name, n, args.suggestions)
+            cell = " / ".join(f"{1000 * q:.3g}" for q in np.quantile(seconds, (0.5, 0.95)))
             print(f"{cell:>20}", end="", flush=True)
         print(flush=True)
 
 
-def suggestion_seconds(name, n, n_suggestions, limit):
+def suggestion_seconds(name, n, n_suggestions):
     """Seconds of each suggestion after n random trials with results, and N_PENDING without.
 
     The problem is fashion7, of seven hyperparameters. A result comes after each suggestion, so that
-    there is something new to think about. The first half warms up.
+    there is something new to think about. As many suggestions before them warm up.
     """
-    problem, rng, seconds = PROBLEMS["fashion7"], np.random.default_rng(0), []
-    searcher, until = command.find_searcher(name)(problem.space, 0, 1), time.perf_counter() + limit
-
-    def add_trial(config):
-        trials.append(Trial(len(trials), config, "random", started=float(len(trials))))
-        if len(trials) > N_PENDING:
-            trial = trials[-1 - N_PENDING]
+    problem, rng = PROBLEMS["fashion7"], np.random.default_rng(0)
+    searcher, trials, seconds = command.find_searcher(name)(problem.space, 0, 1), [], []
+    for i in range(n + N_PENDING + 2 * n_suggestions):
+        if i < n + N_PENDING:
+            config = sample(problem.space, rng)
+        else:
+            before = time.perf_counter()
+            config, _ = searcher.suggest(trials)
+            seconds.append(time.perf_counter() - before)
+        trials.append(Trial(i, config, "random", started=float(i)))
+        if i >= N_PENDING:
+            trial = trials[i - N_PENDING]
             trial.status, trial.ended = "done", trial.started + 1
             trial.curve = [(1, problem.evaluate(trial.config, rng))]
-
-    trials = []
-    for _ in range(n + N_PENDING):
-        add_trial(sample(problem.space, rng))
-    while len(seconds) < 2 or len(seconds) < 2 * n_suggestions and time.perf_counter() < until:
-        before = time.perf_counter()
-        config, _ = searcher.suggest(trials)
-        seconds.append(time.perf_counter() - before)
-        add_trial(config)
-    return seconds[len(seconds) // 2 :]
+    return seconds[n_suggestions:]
 
 
-# ---- Command line --------------------------------------------------------------------------------
+# ---- Command line ----
 def main(arguments=None):
     parts = {"loop": loop, "reports": reports, "training": training, "suggest": suggest}
     parser = command.parser("speed", __doc__)
@@ -190,7 +175,6 @@ def main(arguments=None):
     add("--searcher", action="append", metavar="NAME", help="suggest; again for more; default all")
     add("--n", type=positive_int, nargs="+", default=(20, 100, 200, 1000, 5000), help="suggest")
     add("--suggestions", type=positive_int, default=20, help="suggest: that are timed; default 20")
-    add("--limit", type=command.positive, default=60.0, help="suggest: seconds of a cell")
     args = parser.parse_args(arguments)
     with command.checking(parser):
         for name in args.searcher or ():

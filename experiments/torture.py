@@ -4,10 +4,10 @@
     python -m experiments.torture --kills 15 --trials 40 --servers 3 --folders 8 --fuzz 999
 
 All runs are of the real command. Each report has a random token, which the trial writes to a side
-log before it reports and again when the tuner has answered. What was answered must be in the
-journal, once; what was not begun must not. What the tuner has printed of an end must be there too.
-At last each run is resumed in peace: then all its trials have ended with exactly the values of
-their objective, and the CSVs are what the journal makes of them.
+log before it reports and again when the tuner has answered. What was answered, and what the tuner
+has printed of an end, must be in the journal, once; what was not begun must not. At last each run
+is resumed in peace: then all its trials have the values of their objective, and the CSVs are what
+the journal makes of them.
 """
 
 import contextlib
@@ -27,10 +27,10 @@ import warnings
 from collections import Counter
 
 from experiments import command
+from experiments.command import ROOT, children_of, is_alive
 from hpo.journal import Journal, load, load_run, write_tables
 from hpo.space import cast_config
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 N_EPOCHS, TRIAL_TIMEOUT = 4, 1.5  # seconds
 LATE = "timeout", "--trial_timeout"
 FAULTS = {  # name: the trial's status, a word of its error, and what it does after two reports
@@ -43,12 +43,7 @@ FAULTS = {  # name: the trial's status, a word of its error, and what it does af
     "hang": (*LATE, "time.sleep(600)"),
     "hang with the lock": (*LATE, "ctypes.PyDLL(None).sleep(600)"),
     "hang, SIGTERM ignored": (*LATE, "signal.signal(15, signal.SIG_IGN); time.sleep(600)"),
-    "StopTrial swallowed": (
-        *("stopped", ""),
-        "while True:\n try: report(epoch=3, loss=0)\n except BaseException: time.sleep(0.05)",
-    ),
     "rubbish sent": ("failed", "what is not a report", "send(b'\\xff log line\\n')"),
-    "huge line sent": ("failed", "what is not a report", "send(b'x' * 10**7)"),
     "half a line sent": (*LATE, "send(b'{\"report\": {'); time.sleep(600)"),
 }
 OBJECTIVE = f"""
@@ -57,25 +52,25 @@ import hpo.report
 from hpo import Reporter, choice, uniform
 
 FAULTS = { {name: code for name, (*_, code) in FAULTS.items()} }
-config_space = dict(x=uniform(0, 1), fault=choice([*FAULTS]), epochs={N_EPOCHS})
+faults = choice([*FAULTS])
+config_space = dict(x=uniform(0, 1), fault=faults, epochs={N_EPOCHS}, seconds=0.01)
 metric, mode = "loss", "min"
 
 def objective(config):
     log = os.open(os.environ["TORTURE_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     report, send = Reporter(), hpo.report.tuner.sendall
+    note = lambda *words: os.write(log, json.dumps([time.monotonic(), *words]).encode() + b"\\n")
+    note("process", os.getpid())
     for epoch in range(1, config["epochs"] + 1):
-        time.sleep(0.01)
+        time.sleep(config["seconds"])
         token = os.urandom(8).hex()
-        os.write(log, json.dumps([time.monotonic(), "begun", token]).encode() + b"\\n")
+        note("begun", token)
         report(epoch=epoch, loss=config["x"] / epoch, token=token)
-        os.write(log, json.dumps([time.monotonic(), "answered", token]).encode() + b"\\n")
+        note("answered", token)
         if epoch == 2:
             exec(FAULTS[config["fault"]])
 """
-RULE = "def rule(trial, *_):\n    return 'Stop' in trial.config['fault'] and trial.n_epochs > 2\n"
 IMPATIENT = "import hpo.trial as t, run, sys; t.STOP_SECONDS = t.TERM_SECONDS = 0.5; run.main()"
-# RLIMIT_NPROC does not bind root, whose files others may not read
-NOBODY = ["setpriv", "--reuid=65534", *(f"--{k}-caps=+dac_override" for k in ("inh", "ambient"))]
 
 
 class Tally:
@@ -90,6 +85,19 @@ class Tally:
         self.longest_hang = max(self.longest_hang, seconds)
 
 
+def print_table(tallies):
+    """Prints {event: Tally}, and what was wrong; returns the exit code."""
+    print(f"{'event':50} events  rows expected  lost  twice  orphans  longest hang")
+    problems = []
+    for name, t in tallies.items():
+        row = f"{t.events:6} {t.expected:14} {t.lost:5} {t.twice:6} {t.orphans:8}"
+        print(f"{name:50} {row} {t.longest_hang:12.2f}s")
+        problems += [f"{name}: {words}" for words in t.wrong]
+        problems += [f"{name}: lost, twice or orphans"] * bool(t.lost or t.twice or t.orphans)
+    print(*problems[:50], f"{len(problems)} problems", sep="\n")
+    return 1 if problems else 0
+
+
 class Run:
     """A run of the real command, its side log, and what it has printed."""
 
@@ -100,20 +108,20 @@ class Run:
         (home / "tmp").mkdir(parents=True)
         (home / "objective.py").write_text(OBJECTIVE)
 
-    def start(self, *arguments, fault="none", program=("run.py",), prefix=()):
+    def start(self, *arguments, fault="none", program=("run.py",)):
         """Begins the run, or goes on with it. A fault of None: each trial has its own."""
         if (journal := self.folder / "journal.jsonl").exists() and b"\n" in journal.read_bytes():
             words = ["--resume", self.folder]
         else:  # killed before it was made
             shutil.rmtree(self.folder, ignore_errors=True)
-            words = [self.home / "objective.py", "--results", self.folder]
-            words += ["--set", f"fault={fault}", "--stopping", "none"] if fault else []
-        words = [*prefix, sys.executable, *program, *map(str, [*words, *arguments])]
+            words = [self.home / "objective.py", "--results", self.folder, "--stopping", "none"]
+            words += ["--set", f"fault={fault}"] if fault else []
+        words = [sys.executable, *program, *map(str, [*words, *arguments])]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "pipesize": 2**20}
         return subprocess.Popen(words, cwd=ROOT, env=self.environment, text=True, **pipes)
 
-    def wait(self, process, code, seconds=30):
-        """Seconds until all is gone of a tuner that ends with a code; counts what outlives it."""
+    def wait(self, process, *codes, seconds=30):
+        """Seconds until all is gone of a tuner that ends with such a code; counts what is not."""
         before = time.monotonic()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=seconds)
@@ -125,20 +133,20 @@ class Run:
         for pid in left:
             os.kill(pid, signal.SIGKILL)
         self.printed += process.communicate()[0]
-        if process.returncode != code:
+        if process.returncode not in codes:
             self.tally.wrong.append(f"exit code {process.returncode}:\n{self.printed[-2000:]}")
         return gone
 
     def processes(self):
         """Ids of the processes that have the side log in their environment."""
-        found = []
+        found, log = [], f"TORTURE_LOG={self.log}".encode()
         for path in pathlib.Path("/proc").glob("[0-9]*/environ"):
             with contextlib.suppress(OSError):  # it has ended
-                found += [int(path.parent.name)] * (str(self.log).encode() in path.read_bytes())
+                found += [int(path.parent.name)] * (log in path.read_bytes())
         return found
 
     def notes(self, kind):
-        """{token: seconds} of the side log; kind: begun or answered."""
+        """{token: seconds} of the side log; kind: begun or answered; or {id: seconds}: process."""
         lines = map(json.loads, self.log.read_text().splitlines() if self.log.exists() else [])
         return {token: seconds for seconds, what, token in lines if what == kind}
 
@@ -156,7 +164,7 @@ class Run:
         with contextlib.suppress(ValueError), warnings.catch_warnings(action="ignore"):
             n_trials = 4
             n_trials += len(load(self.folder))
-        self.wait(self.start("--trials", n_trials), 0, 300)
+        self.wait(self.start("--trials", n_trials), 0, seconds=300)
         self.check()
         trials = load(self.folder)
         for trial in trials:
@@ -187,7 +195,7 @@ class Run:
             self.tally.wrong.append("the CSVs are not what the journal makes of them")
 
 
-# ---- Processes die -------------------------------------------------------------------------------
+# ---- Processes die ----
 def kill_tuners(home, n, rng):
     run = Run(home, Tally())
     for _ in range(n):
@@ -203,10 +211,9 @@ def kill_trials(home, n, rng):
     run = Run(home, Tally())
     faults = ["none", *rng.sample([[*FAULTS][i % len(FAULTS)] for i in range(n)], n)]
     (home / "start.json").write_text(json.dumps([{"fault": fault} for fault in faults]))
-    (home / "rule.py").write_text(RULE)
     arguments = ["--trials", n + 1, "--workers", 8, "--trial_timeout", TRIAL_TIMEOUT]
-    arguments += ["--start", home / "start.json", "--stopping", f"{home}/rule.py:rule"]
-    run.wait(run.start(*arguments, fault=None, program=["-c", IMPATIENT]), 0, 300)
+    arguments += ["--start", home / "start.json"]
+    run.wait(run.start(*arguments, fault=None, program=["-c", IMPATIENT]), 0, seconds=300)
     run.check()
     tallies = {f"trial: {fault}": Tally() for fault in FAULTS}
     for trial in load(run.folder):
@@ -219,28 +226,20 @@ def kill_trials(home, n, rng):
 
 
 def kill_servers(home, n, rng):
-    """The fork server dies, temporary files go, no process can be had: the run goes on."""
+    """The fork server dies, or temporary files go: the run goes on."""
     tallies = {}
-    for kind in ("fork server SIGKILLed", "TMPDIR emptied", "no process for seconds"):
-        run, prefix = Run(home / kind[:6], Tally()), NOBODY if os.geteuid() == 0 else []
-        process = run.start(prefix=prefix)
+    for kind in ("fork server SIGKILLed", "TMPDIR emptied"):
+        run = Run(home / kind[:6], Tally())
+        process = run.start()
         run.seconds_to_answers(9)
         for _ in range(n):
             time.sleep(rng.uniform(0.5, 2))
-            find = ["pgrep", "-P", str(process.pid), "-f", "spawn_main"]
-            server = subprocess.run(find, check=False, stdout=subprocess.PIPE, text=True).stdout
-            if not server:
-                break  # as the run has ended, which `wait` notes
-            if kind == "fork server SIGKILLed":
-                os.kill(int(server), signal.SIGKILL)
-            elif kind == "TMPDIR emptied":
+            if kind == "TMPDIR emptied":
                 shutil.rmtree(run.home / "tmp")
                 (run.home / "tmp").mkdir()
             else:
-                for soft in (0, resource.getrlimit(resource.RLIMIT_NPROC)[0]):
-                    limit = f"--nproc={'unlimited' if soft < 0 else soft}:"
-                    subprocess.run([*prefix, "prlimit", f"--pid={int(server)}", limit], check=True)
-                    time.sleep(rng.uniform(1, 3) if soft == 0 else 0)
+                servers = [i for i in children_of(process.pid) if is_alive(i, "spawn_main")]
+                os.kill(servers[0], signal.SIGKILL)  # those after it are its trials
             run.tally.hung(run.seconds_to_answers(9, time.monotonic()))
         process.send_signal(signal.SIGINT)
         run.wait(process, 130)
@@ -248,7 +247,7 @@ def kill_servers(home, n, rng):
     return tallies
 
 
-# ---- The folder fails ----------------------------------------------------------------------------
+# ---- The folder fails ----
 def take_folders(home, n, rng):
     """A file-size limit stands for a full disk: it cuts the write that reaches it short, too."""
     kinds = ("disk full", "folder deleted", "folder made read-only", "folder moved")
@@ -323,11 +322,11 @@ def damage(data, rng):
     ])  # fmt: skip
 
 
-# ---- All together --------------------------------------------------------------------------------
+# ---- All together ----
 PARTS = [
     ("kills", 100, kill_tuners, "times that the tuner is killed and resumed"),
     ("trials", 210, kill_trials, f"trials, which die in {len(FAULTS) - 2} ways"),
-    ("servers", 10, kill_servers, "times that the fork server is killed, and so on"),
+    ("servers", 10, kill_servers, "times that the fork server is killed, or TMPDIR emptied"),
     ("folders", 36, take_folders, "runs that meet a full disk, or lose their folder"),
     ("fuzz", 20_000, fuzz, "journals damaged"),
 ]
@@ -345,15 +344,7 @@ def main(arguments=None):
             if n := getattr(args, name):
                 print(f"{name} {n} ...", file=sys.stderr)
                 tallies |= part(pathlib.Path(home, name), n, rng)
-    print(f"{'event':50} events  rows expected  lost  twice  orphans  longest hang")
-    problems = []
-    for name, t in tallies.items():
-        row = f"{t.events:6} {t.expected:14} {t.lost:5} {t.twice:6} {t.orphans:8}"
-        print(f"{name:50} {row} {t.longest_hang:12.2f}s")
-        problems += [f"{name}: {words}" for words in t.wrong]
-        problems += [f"{name}: lost, twice or orphans"] * bool(t.lost or t.twice or t.orphans)
-    print(*problems[:50], f"{len(problems)} problems", sep="\n")
-    return 1 if problems else 0
+    return print_table(tallies)
 
 
 if __name__ == "__main__":

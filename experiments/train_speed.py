@@ -4,12 +4,14 @@ here: DataLoader, ToTensor for each image, autograd, torch.optim.Adam.
     python -m experiments.train_speed               a table, in about three minutes
     python -m experiments.train_speed --quick       on a tenth of the images
 
-The two take turns. Each goes on with the weights that it has; the table has the medians.
+Where there is a GPU it is timed too, step by step and as a CUDA graph. All ways take turns, and
+each goes on with the weights that it has. A cell has the median seconds of an epoch, validation
+included, and the accuracy after the last one, which should hardly differ.
 """
 
-import statistics
-import timeit
+import time
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -24,19 +26,11 @@ SIZES = [(512, 128, 64), (64, 64, 8), (1024, 1024, 128)]  # n_units_1, n_units_2
 DROPOUT, LEARNING_RATE, WEIGHT_DECAY = 0.2, 1e-3, 1e-6
 
 
-# ---- Two ways: each is a function that returns epoch() -------------------------------------------
-def ours(sizes, images, labels, n_train):
-    """epoch() trains for one epoch and returns the validation accuracy."""
-    images, labels = torch.from_numpy(images).flatten(1), torch.from_numpy(labels).long()
-    model = make_model(sizes)
-    optimizer = Adam(model.parameters(), LEARNING_RATE, WEIGHT_DECAY)
-
-    def epoch():
-        torch.set_flush_denormal(True)
-        train(model, optimizer, images[:n_train], labels[:n_train], sizes[2])
-        return validate(model, images[n_train:], labels[n_train:])
-
-    return epoch
+def load(step=1):
+    """(images (n, 784), labels (n,), how many of them are for training): every step-th one."""
+    images, labels, *_ = fashion_mnist.load(fashion_mnist.prepare("auto", "data"), "data")
+    images, labels = torch.from_numpy(images[::step]), torch.from_numpy(labels[::step])
+    return images.flatten(1), labels.long(), N_TRAIN // step
 
 
 def make_model(sizes):
@@ -44,22 +38,43 @@ def make_model(sizes):
     return build({**n_units, "dropout_1": DROPOUT, "dropout_2": DROPOUT})
 
 
+# ---- Ways: each returns epoch(), which trains for one and returns the validation accuracy ----
+def ours(sizes, images, labels, n_train, device="cpu", speed_up=None):
+    images, labels, model = images.to(device), labels.to(device), make_model(sizes).to(device)
+    optimizer = Adam(model.parameters(), LEARNING_RATE, WEIGHT_DECAY)
+
+    def epoch():
+        torch.set_flush_denormal(True)
+        train(model, optimizer, images[:n_train], labels[:n_train], sizes[2], speed_up)
+        return validate(model, images[n_train:], labels[n_train:])
+
+    return epoch
+
+
+def as_graph(step):
+    """The step as one CUDA graph: a small network waits for the launches of its 50 kernels."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
 class Images(Dataset):
     """Items as those of torchvision's FashionMNIST(transform=ToTensor())."""
 
     def __init__(self, images, labels):
-        self.images, self.labels = torch.from_numpy(images), torch.from_numpy(labels)
+        self.images, self.labels = torch.as_tensor(images), torch.as_tensor(labels)
         self.transform = ToTensor()
 
     def __len__(self):
         return len(self.images)
 
     def __getitem__(self, i):
-        return self.transform(Image.fromarray(self.images[i].numpy())), int(self.labels[i])
+        image = self.images[i].view(28, 28).numpy()
+        return self.transform(Image.fromarray(image)), int(self.labels[i])
 
 
-def pipeline(sizes, images, labels, n_train):
-    """As `ours`, by the plain pipeline."""
+def plain(sizes, images, labels, n_train):
     training = Images(images[:n_train], labels[:n_train])
     batches = DataLoader(training, batch_size=sizes[2], shuffle=True, drop_last=True)
     validation = DataLoader(Images(images[n_train:], labels[n_train:]), batch_size=sizes[2])
@@ -86,23 +101,32 @@ def plain_epoch(model, optimizer, batches):
         optimizer.step()
 
 
-# ---- The table -----------------------------------------------------------------------------------
+# ---- The table ----
+def timed(epoch):
+    """(seconds, accuracy) of an epoch."""
+    before = time.perf_counter()
+    accuracy = epoch()
+    return time.perf_counter() - before, accuracy
+
+
 def main(arguments=None):
     parser = command.parser("train_speed", __doc__)
     parser.add_argument("--quick", action="store_true", help="a tenth of the images")
     step = 10 if parser.parse_args(arguments).quick else 1
     torch.set_num_threads(1)
-    images, labels, *_ = fashion_mnist.load(fashion_mnist.prepare("auto", "data"), "data")
-    data = images[::step], labels[::step], N_TRAIN // step
-    print(f"torch {torch.__version__}, dropout {DROPOUT}; seconds per epoch, validation included\n")
-    print("| n_units_1, n_units_2, batch_size | plain | ours | plain/ours |")
-    print("|---|---|---|---|")
+    ways, data = {"plain": (plain,), "ours": (ours,)}, load(step)
+    if torch.cuda.is_available():
+        ways |= {"GPU": (ours, "cuda"), "GPU as a graph": (ours, "cuda", as_graph)}
+        print(torch.cuda.get_device_name())
+    print(f"torch {torch.__version__}, dropout {DROPOUT}; seconds per epoch (accuracy)\n")
+    print(f"| n_units_1, n_units_2, batch_size | {' | '.join(ways)} |")
+    print("|---" * (1 + len(ways)) + "|")
     for sizes in SIZES:
-        epochs = [make(sizes, *data) for make in (pipeline, ours)]
-        epochs[1]()  # warms up; the pipeline's first batches are as slow as the others
-        times = [[timeit.timeit(epoch, number=1) for epoch in epochs] for _ in range(5)]
-        plain, own = (step * statistics.median(column) for column in zip(*times))
-        print(f"| {sizes} | {plain:.2f} | {own:.2f} | {plain / own:.1f} |", flush=True)
+        epochs = [make(sizes, *data, *options) for make, *options in ways.values()]
+        runs = [[timed(epoch) for epoch in epochs] for _ in range(6)]  # the first one warms up
+        seconds = np.median(runs[1:], axis=0)[:, 0]
+        cells = [f"{step * s:.2f} ({a:.3f})" for s, (_, a) in zip(seconds, runs[-1])]
+        print(f"| {sizes} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -45,13 +45,6 @@ def test_processes_return_results_and_errors_and_have_their_threads():
         assert [future.result() for _, future in ended] == ["3"]
 
 
-def is_alive(pid):
-    try:
-        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 SLEEP = """
 import sys, time
 from experiments import command
@@ -70,15 +63,15 @@ def test_command_that_ends_leaves_one_line_and_no_process(send, number):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
     begun = subprocess.Popen([sys.executable, "-c", SLEEP], start_new_session=True, **pipes)
     pids = [int(pid) for pid in begun.stdout.readline().split()]
-    assert len(pids) == 2 and all(map(is_alive, pids))
+    assert len(pids) == 2 and set(pids) < set(command.children_of(begun.pid))
     send(begun.pid, number)
     _, err = begun.communicate(timeout=10)
     if number == signal.SIGINT:
         assert (begun.returncode, err) == (130, "interrupted: nothing is kept\n")
     until = time.monotonic() + 5
-    while any(map(is_alive, pids)) and time.monotonic() < until:
+    while any(map(command.is_alive, pids)) and time.monotonic() < until:
         time.sleep(0.05)
-    assert not any(map(is_alive, pids))
+    assert not any(map(command.is_alive, pids))
 
 
 def test_reader_that_leaves_is_no_error():

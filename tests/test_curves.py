@@ -51,7 +51,7 @@ def recording(folder):
     return read([folder])
 
 
-# ---- Recordings ----------------------------------------------------------------------------------
+# ---- Recordings ----
 def test_folder_is_read_with_its_times(folder, recording):
     trials = [trial for trial in load(folder) if trial.status != "failed"]
     assert recording.about == "59 recorded curves, 59 of them to epoch 9"
@@ -79,12 +79,10 @@ def test_packed_file_gives_the_same(folder, recording, tmp_path, capsys):
 
 
 def test_seconds_are_those_of_the_first_machine_where_recordings_share_a_configuration(recording):
-    a, b, c, d = recording.curves[:4]
-    slow = [replace(curve, seconds=2 * curve.seconds) for curve in (b, c, d)]
-    parts = [a, b], slow[:2], slow[2:]
-    curves.put_on_one_clock([replace(recording, curves=part) for part in parts])
+    a, b, c = recording.curves[:3]
+    slow = [replace(curve, seconds=2 * curve.seconds) for curve in (b, c)]
+    curves.put_on_one_clock([replace(recording, curves=part) for part in ([a, b], slow)])
     assert slow[1].seconds == pytest.approx(c.seconds)
-    assert slow[2].seconds == pytest.approx(2 * d.seconds)
 
 
 def test_runs_in_the_repository_are_of_the_main_job():
@@ -96,14 +94,12 @@ def test_runs_in_the_repository_are_of_the_main_job():
 def test_runs_of_other_problems_are_refused(folder, tmp_path):
     (tmp_path / "bad.jsonl").write_text('{"space": 1}\n')
     record(tmp_path / "none", 0)
-    record(tmp_path / "other", 1, {**SPACE, "x": uniform(0, 2)})
-    record(tmp_path / "stand-in", 1, {**SPACE, "dataset": "synthetic"})
+    record(tmp_path / "other", 1, {**SPACE, "dataset": "synthetic"})
     for name, words in (
         ("none", "no trial has reported accuracy"),
         ("bad.jsonl", "not a file of packed curves"),
         ("nowhere", "No such file or directory; expected the folder of a run"),
         ("other", "its space, metric or mode differs"),
-        ("stand-in", "its space, metric or mode differs"),
     ):
         with pytest.raises(ValueError, match=f"{name}.*: {words}"):
             read([folder, tmp_path / name])
@@ -111,7 +107,7 @@ def test_runs_of_other_problems_are_refused(folder, tmp_path):
     assert len(read([folder, elsewhere]).curves) == 59
 
 
-# ---- The surrogate -------------------------------------------------------------------------------
+# ---- The surrogate ----
 def test_forest_weighs_its_neighbours():
     rng = np.random.default_rng(0)
     X, new = rng.random((80, 4)), rng.random((200, 4))
@@ -144,8 +140,6 @@ def test_quality_tells_real_curves_from_shuffled_ones(recording):
     for these, low, high in ((recording.curves, 0.8, 1), (shuffled, -1, 0.4)):
         line, _ = quality(replace(recording, curves=these), 3, n_trees=25)
         assert low < float(line.split("correlation ")[1].split(",")[0]) < high
-    few = replace(recording, curves=recording.curves[:1])
-    assert quality(few)[0].startswith("not checked on held-out curves: ")
 
 
 def test_surrogate_draws_curves_with_the_noise_of_the_recorded(recording):
@@ -163,26 +157,24 @@ def test_surrogate_draws_curves_with_the_noise_of_the_recorded(recording):
 def test_reports_of_some_epochs_are_drawn_at_these(tmp_path):
     objective = partial(training, epochs=(0, 3, 6, 9))  # 0: before any training
     recording = read([record(tmp_path / "run", 20, objective=objective)])
-    ratios = [curve.seconds[0] / curve.seconds[1:].mean() for curve in recording.curves]
-    assert ratios == pytest.approx([2] * len(ratios), rel=0.3)  # two reports, two times
     surrogate = Surrogate(recording, n_trees=5)
     drawn = surrogate.objective(recording.curves[0].config, np.random.default_rng(0))
     assert [metrics["epoch"] for _, metrics in drawn] == [3, 6, 9]
-    _, n_epochs, n_trials = replay.run(surrogate, ("random", "none", 1, 3), 0, 3600, 1)
+    _, n_epochs, n_trials = replay.run(surrogate, ("random", "none"), 0, 3600, 1)
     assert n_epochs % 3 == 0 and 8 * n_trials < n_epochs <= 9 * n_trials
 
 
-# ---- Replay --------------------------------------------------------------------------------------
+# ---- Replay ----
 def test_replayed_run_is_deterministic_and_counts_epochs(recording):
-    surrogate, method = Surrogate(recording, n_trees=10), ("random", "asha", 1, 3)
-    runs = [replay.run(surrogate, method, seed, 1800, 4) for seed in (0, 0, 1)]
-    for (errors, *counts), (again, *others), is_equal in zip(runs, runs[1:], (True, False)):
-        assert (counts == others) == is_equal == np.array_equal(errors, again, equal_nan=True)
-    for errors, *_ in runs:
-        found = errors[~np.isnan(errors)]
-        assert np.all(np.diff(found) <= 0) and 0 < found[-1] < 0.3 and np.isnan(errors[0]) == 0
-        assert replay.times(1800)[[19, -1]].tolist() == [600, 1800] and len(errors) == 60
-    _, n_epochs, n_trials = replay.run(surrogate, ("random", "none", 1, 3), 0, 1800, 4)
+    surrogate = Surrogate(recording, n_trees=10)
+    runs = [replay.run(surrogate, ("random", "asha"), seed, 1800, 4) for seed in (0, 0, 1)]
+    errors = [found for found, *_ in runs]
+    np.testing.assert_array_equal(errors[0], errors[1])
+    assert runs[0][1:] == runs[1][1:] and not np.array_equal(errors[0], errors[2], equal_nan=True)
+    found = errors[0][~np.isnan(errors[0])]
+    assert np.all(np.diff(found) <= 0) and 0 < found[-1] < 0.3 and len(errors[0]) == 60
+    assert replay.times(1800)[[19, -1]].tolist() == [600, 1800]
+    _, n_epochs, n_trials = replay.run(surrogate, ("random", "none"), 0, 1800, 4)
     assert n_trials < runs[0][2]  # more trials in the same time
     assert n_epochs == pytest.approx(1800 * 4 / 20, rel=0.3)  # 4 workers, 10 or 30 s an epoch
 
@@ -208,7 +200,7 @@ def packed(recording, tmp_path, monkeypatch, in_this_process):
 
 def test_replay_command(packed, recording, tmp_path, capsys):
     words = [packed, "--repetitions", "2", "--results", str(tmp_path), "--workers", "8"]
-    replay.main([*words, "--searcher", "random", "--eta", "2", "--first_rung", "3"])
+    replay.main([*words, "--searcher", "random"])
     out = capsys.readouterr().out
     assert "the quality\n" in out and " 20 min  epochs  trials  runs\n" in out
     hours = sum(curve.seconds.sum() for curve in recording.curves) / 8 / 3600
@@ -216,10 +208,6 @@ def test_replay_command(packed, recording, tmp_path, capsys):
     tables = out.split("difference to random + halving, paired")
     assert [table.count("\nrandom + none") for table in tables] == [1, 1]
     assert [table.count("\nrandom + halving") for table in tables] == [1, 0]
-    rows = command.read_rows(tmp_path / "runs.csv", replay.COLUMNS)
-    methods = {(row["method"], row["repetition"]) for row in rows}
-    assert methods == {(f"random + {rule}", i) for rule in ("halving", "none") for i in (0, 1)}
-    assert 0 < np.nanmin([row["error"] for row in rows]) < 0.3
     has_matplotlib = importlib.util.find_spec("matplotlib") is not None
     assert (tmp_path / "replay.png").exists() == has_matplotlib
 
@@ -235,6 +223,3 @@ def test_what_cannot_be_replayed_is_named(packed, tmp_path):
             replay.main([*words, "--searcher", "random", *flags])
         assert text in str(failure.value)
     assert not (tmp_path / "out").exists()
-
-
-# ---- Picture -------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """experiments/: the simulated clock, the problems and their optima, the comparison, the peers."""
 
-import argparse
 import itertools
 import math
 import zlib
@@ -73,88 +72,42 @@ def test_problem_is_sound(name):
     assert not problem.true_loss(middle(problem.space)) < too_good, "the middle gives it away"
 
 
-@pytest.mark.parametrize("name", ["levy4", "boosting8", "kernel_cancer", "fashion4"])
-def test_noise_has_the_true_loss_in_the_middle(name):
-    problem, rng = PROBLEMS[name], np.random.default_rng(0)
-    config = sample(problem.space, rng)
-    observed = [problem.evaluate(config, rng) for _ in range(100)]
-    error = np.std(observed) / math.sqrt(100)
-    assert 0 < abs(np.mean(observed) - problem.true_loss(config)) < 4 * error
-    if name == "fashion4":
-        assert set(observed) == set(problems.repetitions(name, config))
-
-
 # ---- Families ----
 @pytest.mark.parametrize("family", FAMILIES)
 def test_generated_problem_is_sound(family):
     rng = np.random.default_rng(0)
-    for number in range(3 if family in ("train", "sgd") else 12):
+    for number in range(12):
         problem = generated(family, number)
         configs = [sample(problem.space, rng) for _ in range(100)]
         losses = np.array([problem.true_loss(config) for config in configs])
         observed = [problem.evaluate(config, rng) for config in configs]
-        if family in ("train", "sgd"):  # it overflows to numbers and to NaN
-            assert np.nanmax(losses) > 10 * np.nanmedian(losses) or number != 2
-            assert np.isnan(losses).any() or number != 2
-        else:
-            assert (np.isnan(losses).mean() > 0.05) == (family == "fail")
-            assert (max(observed) > 2.5 * max(losses)) == (family == "diverge")
-            worse = np.nanmin(losses) - problem.optimum
-            too_good = 0.005 * (np.nanmedian(losses) - problem.optimum)
-            assert worse >= 0 and not problem.true_loss(middle(problem.space)) < too_good
+        assert (np.isnan(losses).mean() > 0.05) == (family == "fail")
+        assert (max(observed) > 2.5 * max(losses)) == (family == "diverge")
+        too_good = 0.005 * (np.nanmedian(losses) - problem.optimum)
+        assert np.nanmin(losses) >= problem.optimum
+        assert not problem.true_loss(middle(problem.space)) < too_good
 
 
 def test_numbers_mean_the_same_problems_for_ever():
     """Or the rows of earlier comparisons, and the log, are of other problems."""
     expected = {"smooth": 4.27935, "rugged": 3.0171, "fail": 0.559315, "diverge": 1.54969}
-    expected |= {"choices": 5.29363, "noisy": 2.82583, "sgd": 0.712252, "agree": 2.0873}
-    for family, loss in (expected | {"cross": 0.29616, "boosting": 0.571728}).items():
+    expected |= {"choices": 5.29363, "noisy": 2.82583, "agree": 2.0873}
+    for family, loss in (expected | {"cross": 0.29616}).items():
         problem = generated.__wrapped__(family, 2)
         config = sample(problem.space, np.random.default_rng(0))
         assert problem.true_loss(config) == pytest.approx(loss, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["smooth:6", "rugged:4", "fail:2", "diverge:3", "noisy:0"])
-def test_optimum_of_a_generated_problem_is_reached_and_never_passed(name):
-    problem = problems.find(name)
-    loss, config = problems.search_optimum(problem, 300, n_starts=3, n_steps=400)
-    gap = (loss - problem.optimum) / compare_searchers.typical_loss(name)
-    assert 0 <= gap < 1e-3 and problem.true_loss(config) == loss
-
-
-def test_best_method_looks_poor_at_first():
-    """Of 8 problems most have another method with a lower median."""
-    n_poor, rng = 0, np.random.default_rng(0)
-    for problem in (generated("choices", number) for number in range(8)):
-        losses = {}
-        for config in (sample(problem.space, rng) for _ in range(400)):
-            losses.setdefault(config["method"], []).append(problem.true_loss(config))
-        n_poor += min(losses.values(), key=min) != min(losses.values(), key=np.median)
-    assert n_poor >= 5
-
-
 @pytest.mark.parametrize("family, low, high", [("agree", 0.9, 1), ("cross", -0.3, 0.75)])
 def test_early_ranks_are_right_or_mislead(family, low, high):
     rng, correlations = np.random.default_rng(0), []
-    for number in range(6):
-        problem = generated(family, number)
+    for problem in (generated(family, number) for number in range(6)):
         configs = [sample(problem.space, rng) for _ in range(40)]
         losses = np.array([[loss for _, loss in problem.curve(c, rng)] for c in configs])
         last = np.array([problem.true_loss(config) for config in configs])
         assert losses.shape == (40, N_EPOCHS) and last.min() >= problem.optimum
-        assert np.abs(losses[:, -1] - last).max() < 0.2 * np.ptp(last)
         correlations.append(rank_correlation(losses[:, 0], last))
     assert low < np.median(correlations) < high
-
-
-def test_optimum_of_a_training_is_searched_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(problems, "SEARCHED", tmp_path / "new" / "optima.csv")
-    found = iter([(0.5, {})])
-    monkeypatch.setattr(problems, "search_optimum", lambda *_, **settings: next(found))
-    assert [problems.lowest_loss.__wrapped__("train:0") for _ in range(2)] == [0.5, 0.5]
-    with pytest.raises(argparse.ArgumentTypeError, match="no problem smooth:1-; there are hart"):
-        problems.names("smooth:1-")
-    assert problems.names("smooth:8-10") == ["smooth:8", "smooth:9", "smooth:10"]
 
 
 # ---- The comparison ----
@@ -166,10 +119,6 @@ class Raises(RandomSearch):
         if len(trials) > 3:
             raise ArithmeticError("my mistake")
         return super().suggest(trials)
-
-class Ends(RandomSearch):
-    def suggest(self, trials):
-        return super().suggest(trials) if len(trials) < 5 else None
 """
 
 
@@ -205,11 +154,9 @@ def test_row_has_the_losses_after_each_third_of_the_trials(compare, tmp_path):
     for third, n in ((1, 4), (2, 8), (3, 12)):
         assert row[f"best_{third}"] == min(true for _, true in losses[:n])
         assert row[f"chosen_{third}"] == min(losses[:n])[1]
-    expected = row["best_3"] / compare_searchers.typical_loss("levy4")  # its optimum is 0
-    assert 0 < compare_searchers.regrets(row)["best_3"] == pytest.approx(min(expected, 1))
 
 
-def test_curves_are_judged_by_the_last_loss_of_the_best_so_far(monkeypatch):
+def test_curves_are_judged_by_the_last_loss_of_the_best_so_far():
     """Trials a and b of one worker; b is the better at epoch 1 alone."""
     last = {"a": 3.0, "b": 4.0}
     curves = {"a": [(1.0, 9.0), (1.0, 3.1)], "b": [(1.0, 2.0), (1.0, 4.1)]}
@@ -218,23 +165,18 @@ def test_curves_are_judged_by_the_last_loss_of_the_best_so_far(monkeypatch):
         def suggest(self, trials):
             return {"x": "ab"[len(trials)]}, "random"
 
-    fields = {"x": choice(["a", "b"])}, 3.0, lambda x: last[x], None
-    problem = problems.Problem("cross", "fresh", *fields, lambda config, rng: curves[config["x"]])
-    monkeypatch.setattr(compare_searchers, "find", lambda name: problem)
-    monkeypatch.setattr(compare_searchers, "searcher_class", lambda name: InTurn)
-    monkeypatch.setattr(compare_searchers, "full_seconds", lambda name: 4.0)
+    space = {"x": choice(["a", "b"])}
+    fields = space, 3.0, lambda x: last[x], None, lambda config, rng: curves[config["x"]]
+    problem = problems.Problem("cross", "fresh", *fields)
     # looks after 0.4, 1, 2 and 4 of 4 seconds: before the report at a time, not after
-    found, trials = compare_searchers.run_curves("gp + none + 1", "cross:0", 0, 1, 1)
+    found, trials = compare_searchers.run_curves(problem, InTurn(space), 4.0, n_workers=1)
     assert found == [math.inf, 3.0, 3.0, 4.0, 3.0] and len(trials) == 2
 
 
-def test_comparison_of_curves(compare, tmp_path, capsys):
+def test_comparison_of_curves(compare, tmp_path):
     out = compare("--searcher random --curves --problems agree:0 --seeds 2 --trials 3").out
     assert "agree: 1 problems" in out and out.count("\nrandom + none + 1") == 4
     assert (tmp_path / "curves" / "random.halving.1.csv").read_text().count("\n") == 3
-    with pytest.raises(SystemExit):
-        compare("--searcher random --curves --problems agree:0 smooth:1")
-    assert "error: --curves: smooth:1 has none; agree, cross" in capsys.readouterr().err
 
 
 def test_interrupted_comparison_continues(compare, tmp_path):
@@ -277,7 +219,8 @@ def test_bad_input_is_one_line(compare, capsys, tmp_path):
         (f"--results {tmp_path / 'random.csv'}", "cannot write to"),
         ("--searcher random", "random.csv, line 2: expected searcher, version, problem, seed"),
         ("--searcher nobody", "nobody"),
-        ("--seeds 0", "argument --seeds: expected an integer >= 1, got '0'"),
+        ("--problems smooth:1-", "no problem smooth:1-; there are hart"),
+        ("--searcher random --curves --problems smooth:1", "--curves: smooth:1 has none; agree"),
     ):
         with pytest.raises(SystemExit, match="2"):
             compare(arguments)
@@ -292,23 +235,14 @@ def test_interval_is_that_of_the_mean_over_problems():
     assert mean == pytest.approx(np.mean(list(values.values()))) and low < mean < high
     assert high - low == pytest.approx(2 * 1.96 * 0.1 / math.sqrt(60), rel=0.25)  # as if normal
     one_each = {key: value for key, value in values.items() if key[1] == 0}
-    mean, low, high = compare_searchers.mean_and_interval(one_each)
+    _, low, high = compare_searchers.mean_and_interval(one_each)
     assert low < 0.3 and 1.7 < high  # over the three problems, at 0, 1 and 2
 
 
-def test_ablation_is_the_paired_change_over_problems(compare, tmp_path):
-    arguments = "--searcher random --searcher MINE:Ends --problems hartmann3 levy4 --seeds 2"
-    text = compare(arguments, ablate).out
-    line = text[text.index("pooled: 2 problems") :].splitlines()[2]
-    assert line.startswith("mine.py:Ends ")
-    ours, ends = (rows(tmp_path / f"{name}.csv") for name in ("random", "mine.py.Ends"))
-    assert all(row["best_2"] == row["best_3"] for row in ends)  # it ends early
-    changes = {"hartmann3": [], "levy4": []}
-    for one, other in zip(ours, ends, strict=True):
-        regrets = [compare_searchers.regrets(row)["best_3"] for row in (one, other)]
-        changes[one["problem"]].append(1000 * (regrets[1] - regrets[0]))
-    a, b = map(np.mean, changes.values())
-    assert line.endswith(f"{(a + b) / 2:+.0f} +- {abs(a - b) / 2:.0f}") and a != b
+def test_ablation_compares_with_gp_without_each_ingredient(compare, monkeypatch):
+    monkeypatch.setattr(ablate, "INGREDIENTS", {"the model": "random"})
+    out = compare("--problems hartmann3 --seeds 1 --trials 3", ablate).out
+    assert "difference to gp, paired" in out and out.endswith("\nrandom: without the model\n")
 
 
 # ---- Peers ----
@@ -326,12 +260,11 @@ def test_parameter_maps_numbers_to_all_values(name):
 
 
 def test_peer_is_told_each_ended_trial_once_and_failures_as_the_worst(monkeypatch):
-    told, keys = [], iter("abcde")
-    ask = lambda: (next(keys), {"x": 0.5})
-    recorder = lambda parameters, seed: (ask, told.extend)
+    told, keys, config = [], iter("abcde"), {"x": 0.5}
+    recorder = lambda parameters, seed: (lambda: (next(keys), config), told.extend)
     monkeypatch.setitem(peers.PEERS, "recorder", (recorder, "numpy no-such-package"))
     assert peers.missing("recorder").endswith(": pip install numpy no-such-package")
-    peer, config, trials = peers.Peer("recorder", SPACE), {"x": 0.5}, []
+    peer, trials = peers.Peer("recorder", SPACE), []
     for i in range(3):
         assert peer.suggest(trials) == (config, "recorder")
         trials.append(Trial(i, config, ""))

@@ -4,8 +4,6 @@ import math
 import pathlib
 import re
 import runpy
-import shutil
-import subprocess
 import xml.dom.minidom
 
 import numpy as np
@@ -144,12 +142,6 @@ def test_page_is_whole_and_escapes_what_users_write(tmp_path):
     text = (tmp_path / "run" / "report.html").read_text()
     assert "<script" not in text and "&lt;script&gt;" in text and "&lt;b&gt;bad&lt;/b&gt;" in text
     assert text.count("<svg") == 6 and "src=" not in text
-    if not (browser := shutil.which("chromium") or shutil.which("google-chrome")):
-        pytest.skip("no chromium here")
-    page, flags = tmp_path / "run" / "report.html", ["--headless", "--no-sandbox", "--disable-gpu"]
-    words = [browser, *flags, "--dump-dom", page.as_uri()]
-    shown = subprocess.check_output(words, stderr=subprocess.DEVNULL, text=True, timeout=60)
-    assert shown.count("</svg>") == 6 and "&lt;script&gt;" in shown and "<script" not in shown
 
 
 def test_readme_with_pandas(tmp_path, monkeypatch):
