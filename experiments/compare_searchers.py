@@ -168,15 +168,18 @@ def read_runs(folder, versions, workers, trials):
 
 # ---- The table ----
 @functools.cache
-def typical_loss(problem_name):
-    """Median true loss of 300 random configurations, without those that fail."""
+def random_losses(problem_name):
+    """True losses of 300 random configurations, NaN where it fails."""
     problem, rng = find(problem_name), np.random.default_rng(0)
-    return np.nanmedian([problem.true_loss(sample(problem.space, rng)) for _ in range(300)])
+    return [problem.true_loss(sample(problem.space, rng)) for _ in range(300)]
 
 
-def regrets(row):
-    """{column: normalised regret} of a row."""
-    optimum, typical = find(row["problem"]).optimum, typical_loss(row["problem"])
+def regrets(row, lowest):
+    """{column: normalised regret} of a row. lowest: the lowest loss of any run on its problem."""
+    optimum, others = find(row["problem"]).optimum, random_losses(row["problem"])
+    if math.isnan(optimum):  # of a training it is not known
+        optimum = min(lowest, np.nanmin(others))
+    typical = np.nanmedian(others)
     losses = {c: loss for c, loss in row.items() if c.startswith(("best_", "chosen_"))}
     return {c: np.clip((v - optimum) / (typical - optimum), 0, 1) for c, v in losses.items()}
 
@@ -250,9 +253,15 @@ def report(runs, n_workers, n_trials):
     groups = {"pooled": common} if common else {}
     for name in sorted(common):
         groups.setdefault(find(name).group, set()).add(name)
+    lowest = {}
+    for (problem, _), row in itertools.chain(*(mine.items() for mine in runs.values())):
+        found = [loss for column, loss in row.items() if column.startswith("best_")]
+        lowest[problem] = min([lowest.get(problem, math.inf), *found])
     for group, members in groups.items():
         part = {
-            name: {key: row | regrets(row) for key, row in mine.items() if key[0] in members}
+            name: {
+                k: row | regrets(row, lowest[k[0]]) for k, row in mine.items() if k[0] in members
+            }
             for name, mine in runs.items()
         }
         print(f"\n{group}: {len(members)} problems, workers: {n_workers}")

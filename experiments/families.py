@@ -242,8 +242,136 @@ def rugged(rng):
     return space, 0.0, loss, lambda config, loss, rng: loss
 
 
+# ---- Real trainings, in milliseconds ----
+N_TRAIN, N_VALID, N_REPETITIONS = 128, 256, 3
+MODEL = {
+    "learning_rate": hpo.loguniform(1e-4, 30), "momentum": hpo.reverseloguniform(0, 0.999),
+    "batch_size": hpo.lograndint(8, 128), "weight_decay": hpo.loguniform(1e-7, 1),
+    "n_units": hpo.lograndint(1, 64), "init_scale": hpo.loguniform(0.01, 10),
+    "activation": hpo.choice(["relu", "tanh"]),
+}  # fmt: skip
+USUAL = {  # of those that an instance does not tune
+    "momentum": 0.5, "batch_size": 16, "weight_decay": 1e-6, "n_units": 16, "init_scale": 1.0,
+    "activation": "tanh"
+}  # fmt: skip
+
+
+def draw_task(rng):
+    """(X, Y, metric): rows of a random network with noise, Y numbers or one-hot classes."""
+    n_inputs, n_hidden = rng.integers(2, 9), rng.integers(1, 9)
+    X = rng.standard_normal((N_TRAIN + N_VALID, n_inputs)) * 10 ** rng.uniform(-0.7, 0.5, n_inputs)
+    metric = ["squared", "entropy", "error"][rng.integers(3)]
+    n_outputs = rng.integers(1, 3) if metric == "squared" else rng.integers(2, 5)
+    hidden = np.tanh(X @ rng.standard_normal((n_inputs, n_hidden)))
+    Y = hidden @ rng.standard_normal((n_hidden, n_outputs))
+    Y += rng.uniform(0.05, 0.5) * Y.std() * rng.standard_normal(Y.shape)
+    Y = (Y - Y.mean(0)) / Y.std() if metric == "squared" else np.eye(n_outputs)[Y.argmax(1)]
+    return X, Y, metric
+
+
+def training(task, config, n_epochs):
+    """Yields the validation losses (N_REPETITIONS,) after each epoch: SGD of a network with one
+    hidden layer, from as many seeds at once. They are huge, inf or NaN where it diverges."""
+    X, Y, metric = task
+    rng, s, b = np.random.default_rng(0), N_REPETITIONS, int(config["batch_size"])
+    is_relu, momentum = config["activation"] == "relu", config["momentum"]
+    decay, rate = config["weight_decay"], config["learning_rate"]
+    sizes = X.shape[1] + 1, config["n_units"] + 1, Y.shape[1]  # with a column of ones each
+    X = np.hstack([X, np.ones((len(X), 1))])
+    V = rng.standard_normal((s, sizes[0], sizes[1] - 1)) * config["init_scale"] / sizes[0] ** 0.5
+    W = rng.standard_normal((s, sizes[1], sizes[2])) * config["init_scale"] / sizes[1] ** 0.5
+    dV, dW = np.zeros_like(V), np.zeros_like(W)
+
+    def forward(X):
+        H = np.maximum(X @ V, 0) if is_relu else np.tanh(X @ V)
+        H = np.concatenate([H, np.ones((*H.shape[:-1], 1))], axis=-1)
+        outputs = H @ W
+        if metric != "squared":  # probabilities
+            outputs = np.exp(outputs - outputs.max(-1, keepdims=True))
+            outputs /= outputs.sum(-1, keepdims=True)
+        return H, outputs
+
+    for _ in range(n_epochs):
+        order = rng.permuted(np.tile(np.arange(N_TRAIN), (s, 1)), axis=1)
+        for i in range(0, N_TRAIN - b + 1, b):
+            rows = order[:, i : i + b]
+            with np.errstate(all="ignore"):
+                H, outputs = forward(X[rows])
+                error = (outputs - Y[rows]) / b
+                back = (error @ W.swapaxes(1, 2))[..., :-1]
+                back *= H[..., :-1] > 0 if is_relu else 1 - H[..., :-1] ** 2
+                dV = momentum * dV + X[rows].swapaxes(1, 2) @ back + decay * V
+                dW = momentum * dW + H.swapaxes(1, 2) @ error + decay * W
+                V, W = V - rate * dV, W - rate * dW
+        with np.errstate(all="ignore"):
+            _, outputs = forward(X[N_TRAIN:])
+            yield validation_loss(outputs, Y[N_TRAIN:], metric)
+
+
+def validation_loss(outputs, Y, metric):
+    if metric == "squared":
+        return np.mean((outputs - Y) ** 2, axis=(1, 2))
+    if metric == "entropy":
+        return -np.mean(np.log(np.sum(outputs * Y, axis=2) + 1e-300), axis=1)
+    errors = np.mean(outputs.argmax(2) != Y.argmax(1), axis=1)
+    return np.where(np.isfinite(outputs).all((1, 2)), errors, math.nan)
+
+
+def train(rng, n_epochs=None):
+    """The loss is the mean of the repetitions, NaN if any overflowed; a trial reports one of them.
+    Each instance has its data, its loss and those of the parameters that are tuned."""
+    task, drawn = draw_task(rng), int(rng.choice([3, 9, 20]))
+    tuned = rng.permutation(list(USUAL))[: rng.integers(1, 7)]
+    space = {name: MODEL[name] for name in MODEL if name == "learning_rate" or name in tuned}
+
+    @functools.lru_cache(10_000)
+    def repetitions(values):
+        """Losses (n_epochs, N_REPETITIONS)."""
+        config = USUAL | dict(zip(space, values))
+        return np.array(list(training(task, config, n_epochs or drawn)))
+
+    def loss(**config):
+        with np.errstate(over="ignore"):
+            mean = repetitions(tuple(config.values()))[-1].mean()
+        return mean if math.isfinite(mean) else math.nan
+
+    def observe(config, loss, rng):
+        return rng.choice(repetitions(tuple(config.values()))[-1])
+
+    def curve(config, rng):
+        losses = repetitions(tuple(config.values()))[:, rng.integers(N_REPETITIONS)]
+        config = USUAL | config  # seconds as a slow interpreter takes them, small batches most
+        seconds = (1 + config["n_units"] / 16) * (1 + 64 / config["batch_size"])
+        yield from with_seconds(losses, seconds, rng)
+
+    return space, math.nan, loss, observe, curve
+
+
 # ---- Learning curves: a problem's loss is that of the last epoch ----
 N_EPOCHS = 27
+
+
+def with_seconds(losses, seconds, rng):
+    """Yields (seconds, loss) of each epoch; all epochs of a trial are fast or slow together."""
+    seconds *= rng.lognormal(0, 0.2)
+    for loss in losses:
+        yield seconds * rng.lognormal(0, 0.05), float(loss)
+
+
+def sgd(rng):
+    """As train, but each epoch is reported."""
+    return train(rng, N_EPOCHS)
+
+
+def with_noise(rng, height, losses, seconds):
+    """(observe, curve) of losses(config) (N_EPOCHS,) and seconds(config) of an epoch."""
+    of_trial, of_epoch = height * 10 ** rng.uniform(-3.5, -1.7, 2)  # deviations
+
+    def curve(config, rng):
+        noise = of_trial * rng.standard_normal() + of_epoch * rng.standard_normal(N_EPOCHS)
+        yield from with_seconds(losses(config) + noise, seconds(config), rng)
+
+    return add_noise(lambda loss: np.hypot(of_trial, of_epoch)), curve
 
 
 def draw_curves(rng, draw_speed):
@@ -254,22 +382,17 @@ def draw_curves(rng, draw_speed):
     """
     space, star, kept, floor, height = draw_landscape(rng, rng.integers(2, 8))
     speed_at, cost, column = draw_speed(rng, star), rng.uniform(-1, 1), rng.integers(len(star))
-    of_trial, of_epoch = height * 10 ** rng.uniform(-3.5, -1.7, 2)  # deviations of the noise
 
     def losses(config):
         left = np.exp(-speed_at(numeric(space, config)) * np.arange(1, N_EPOCHS + 1) / N_EPOCHS)
         left = (left - left[-1]) / (1 - left[-1])
         return floor + height * (1 - kept(config) * (1 - left))
 
-    def curve(config, rng):
-        noise = of_trial * rng.standard_normal() + of_epoch * rng.standard_normal(N_EPOCHS)
-        seconds = 10 ** (cost * numeric(space, config)[column])
-        seconds *= rng.lognormal(0, 0.2)  # all epochs of a trial are fast or slow together
-        for loss in losses(config) + noise:
-            yield seconds * rng.lognormal(0, 0.05), float(loss)
+    def seconds(config):
+        return 10 ** (cost * numeric(space, config)[column])
 
-    observe = add_noise(lambda loss: np.hypot(of_trial, of_epoch))
-    return space, floor, lambda **config: losses(config)[-1], observe, curve
+    last = lambda **config: losses(config)[-1]
+    return space, floor, last, *with_noise(rng, height, losses, seconds)
 
 
 def agree(rng):
@@ -290,13 +413,41 @@ def cross(rng):
     return draw_curves(rng, draw_speed)
 
 
-CURVES = {f.__name__: f for f in (agree, cross)}
-FAMILIES = {f.__name__: f for f in (smooth, rugged, fail, diverge, choices, noisy)} | CURVES
+def boosting(rng):
+    """High rates are good early and not last: the bias exp(-rate e) falls fast, but large steps are
+    coarse, and more effort than the data bear overfits. Other parameters have bowls."""
+    n = rng.integers(1, 6)
+    space = {"rate": hpo.loguniform(0.003, 3), **draw_space(rng, n)}
+    star, bowls = draw_star(rng, space)[1:], draw_bowls(rng, n)
+    (floor, height), coarse, bearable = draw_scale(rng), rng.uniform(0.1, 0.5), rng.uniform(3, 10)
+    cost = rng.uniform(-1, 1)
+
+    def share(rate, e):
+        step = coarse * rate**0.5 / (1 + rate**0.5)
+        over = 0.1 * np.maximum(np.log(rate * e / bearable), 0) ** 2
+        return 1 - (1 - np.exp(-rate * e)) * (1 - step) + over
+
+    def losses(config):
+        kept = bowls(numeric(space, config)[1:] - star)
+        kept = kept * (1 - share(config["rate"], np.arange(1, N_EPOCHS + 1)))
+        return floor + height * (1 - kept)
+
+    def seconds(config):
+        return 10 ** (cost * numeric(space, config)[1])
+
+    # the lowest over a fine grid of rates, as no formula gives it
+    optimum = floor + height * share(np.geomspace(0.003, 3, 10**6), N_EPOCHS).min()
+    return space, optimum, lambda **c: losses(c)[-1], *with_noise(rng, height, losses, seconds)
+
+
+CURVES = {f.__name__: f for f in (agree, cross, boosting, sgd)}
+FAMILIES = {f.__name__: f for f in (smooth, rugged, fail, diverge, choices, noisy, train)} | CURVES
 
 
 @functools.cache
 def generated(family, number):
-    """The problem of that number."""
+    """The problem of that number. The optimum of a training is not known: NaN."""
     rng = np.random.default_rng([zlib.crc32(family.encode()), number])
     space, optimum, loss, observe, *curve = FAMILIES[family](rng)
-    return Problem(family, "fresh", space, float(optimum), loss, observe, *curve)
+    curve = curve[0] if family in CURVES else None
+    return Problem(family, "fresh", space, float(optimum), loss, observe, curve)
