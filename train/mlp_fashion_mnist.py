@@ -87,7 +87,7 @@ def build(config):
 def train(model, optimizer, images, labels, batch_size, speed_up=None):
     """One epoch of shuffled batches of B images; the last partial one is dropped.
 
-    speed_up: takes step() and returns what replaces it; experiments/train_speed.py makes CUDA graphs.
+    speed_up: takes step(), returns what replaces it; experiments/train_speed.py makes CUDA graphs.
 
     Does what `F.cross_entropy(model(x), y).backward(); optimizer.step()` does. The gradient is
     spelled out because autograd and nn.Dropout would add 10% (large layers) to 180% (small ones).
