@@ -289,16 +289,21 @@ def write_tables(folder):
     They hold the last attempt of each trial. If that continued from a checkpoint, they also hold
     the epochs that the attempt before it had reported. The journal holds everything.
     """
-    journal, kept = Journal(load_run(folder)), {}  # trial -> its reports
-    for event in read_events(folder, journal):
-        if "report" in event:
+    journal = Journal(load_run(folder))
+    kept = {}  # trial -> [(number, event)] of its reports
+    ends = {}  # trial -> number of its last end
+    for number, event in enumerate(read_events(folder, journal)):
+        if "end" in event:
+            ends[event["end"]] = number
+        elif "report" in event:
             own = kept.setdefault(event["report"], [])
-            if own and own[-1]["attempt"] < event["attempt"]:
-                own[:] = [report for report in own if report["epoch"] < event["epoch"]]
-            own.append(event)
-    reports = sorted((event for own in kept.values() for event in own), key=lambda e: e["at"])
+            if own and own[-1][1]["attempt"] < event["attempt"]:
+                own[:] = [(n, report) for n, report in own if report["epoch"] < event["epoch"]]
+            own.append((number, event))
+    # By number, as several things may happen in the same millisecond.
+    reports = [event for _, event in sorted(pair for own in kept.values() for pair in own)]
     ended = [trial for trial in journal.trials if trial.ended is not None]
-    ended.sort(key=lambda trial: trial.ended)
+    ended.sort(key=lambda trial: (trial.ended, ends.get(trial.id, math.inf)))
     # Samples: a table that has no rows yet has columns.
     no_trial = Trial(0, middle(journal.space), "", ended=0.0)
     no_report = {"report": 0, "epoch": 0, "at": 0.0, "metrics": {journal.metric: 0.0}}
