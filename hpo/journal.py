@@ -36,6 +36,7 @@ from hpo.trial import Trial
 STATUSES = ("done", "stopped", "failed", "timeout", "interrupted")
 SIGN = {"max": -1.0, "min": 1.0}  # of a loss
 SYNC_SECONDS = 1.0  # between two fsyncs of reports: a power cut loses at most these seconds
+# What a damaged line of a journal raises.
 BAD = (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError)
 
 
@@ -60,8 +61,8 @@ class Journal:
             curve = [(epoch, self.to_loss(value)) for epoch, value in trial["curve"]]
             self.learned.append(Trial(i, config, "learned", 1, trial["status"], curve))
         self.synced = -math.inf  # the run's clock at the last fsync
-        self.columns = {}  # table -> its columns; {}: the tables must be written anew
         self.silent = set()  # ids of trials that were started again and have not reported since
+        self.columns = {}  # table -> its columns; {}: rows of an earlier attempt are to go
 
     # ---- The fold ----
     def apply(self, event):
@@ -71,15 +72,16 @@ class Journal:
         """
         at, trial = event.get("session", event)["at"], None
         match event:
-            case {"start": int(i), "attempt": attempt, "config": config, "origin": origin}:
+            case {"start": int(i), "attempt": attempt, "config": config, "origin": str(origin)}:
                 trial = Trial(i, cast_config(self.space, config), origin, attempt, started=at)
-                trial.suggest_seconds = event.get("suggest_seconds", 0.0)
+                trial.suggest_seconds = event.get("suggest_seconds", 0.0) + 0.0
                 if i == len(self.trials) and attempt == 1:
                     self.trials.append(trial)
                 elif 0 <= i < len(self.trials) and attempt == self.trials[i].attempt + 1:
                     trial.earlier = [*self.trials[i].earlier, self.trials[i].curve]
                     self.trials[i] = trial
                     self.silent.add(i)
+                    self.columns = {}
                 else:
                     raise ValueError(f"trial {i}, attempt {attempt} is not the next to start")
             case {"report": i, "epoch": int(epoch), "metrics": metrics}:
@@ -88,9 +90,10 @@ class Journal:
                     before = next((curve for curve in reversed(trial.earlier) if curve), [])
                     trial.curve = [point for point in before if point[0] < epoch]
                     self.silent.remove(i)
+                    self.columns = {}
                 if math.isfinite(loss := self.to_loss(metrics.get(self.metric))):
                     trial.curve.append((epoch, loss))
-            case {"end": i, "status": status, "error": error} if status in STATUSES:
+            case {"end": i, "status": status, "error": str(error)} if status in STATUSES:
                 trial = self._running(i, event["attempt"])
                 trial.status, trial.error, trial.ended = status, error, at
             case {"session": {"arguments": arguments}}:
@@ -99,7 +102,7 @@ class Journal:
                     cut_off.status, cut_off.ended = "interrupted", at  # the tuner was killed
             case _:
                 raise ValueError("is no start, report, end or session with all its fields")
-        self.clock = at + 0.0  # raises TypeError if it is no number
+        self.clock = at + 0.0  # a TypeError if it is no number
         return trial
 
     def _running(self, i, attempt):
@@ -163,13 +166,9 @@ class Journal:
         """Writes an event to the journal and applies it; returns its trial. Raises WriteError."""
         if self.folder is None:
             return self.apply(event)
-        # A new attempt replaces rows of the one before: at its start and at its first report.
-        is_again = "start" in event and event["attempt"] > 1
-        replaces = is_again or event.get("report") in self.silent
         try:
             self._write(event)
             trial = self.apply(event)
-            self.columns = {} if replaces else self.columns
             if "report" in event:
                 self._add_row("reports", report_row(event))
             elif "end" in event:
@@ -284,32 +283,19 @@ def read_events(folder, journal=None, before=None):
 
 # ---- Tables --------------------------------------------------------------------------------------
 def write_tables(folder):
-    """Writes the two CSVs of a run anew; returns {table: its columns}.
-
-    They hold the last attempt of each trial. If that continued from a checkpoint, they also hold
-    the epochs that the attempt before it had reported. The journal holds everything.
-    """
+    """Writes the two CSVs of a run anew; returns {table: its columns}."""
     journal = Journal(load_run(folder))
-    kept = {}  # trial -> [(number, event)] of its reports
-    ends = {}  # trial -> number of its last end
-    for number, event in enumerate(read_events(folder, journal)):
-        if "end" in event:
-            ends[event["end"]] = number
-        elif "report" in event:
-            own = kept.setdefault(event["report"], [])
-            if own and own[-1][1]["attempt"] < event["attempt"]:
-                own[:] = [(n, report) for n, report in own if report["epoch"] < event["epoch"]]
-            own.append((number, event))
-    # By number, as several things may happen in the same millisecond.
-    reports = [event for _, event in sorted(pair for own in kept.values() for pair in own)]
+    events = list(read_events(folder, journal))
+    ends = {event["end"]: number for number, event in enumerate(events) if "end" in event}
     ended = [trial for trial in journal.trials if trial.ended is not None]
+    # By number too, because several may end in the same millisecond.
     ended.sort(key=lambda trial: (trial.ended, ends.get(trial.id, math.inf)))
-    # Samples: a table that has no rows yet has columns.
+    # Samples, from which a table without rows has its columns.
     no_trial = Trial(0, middle(journal.space), "", ended=0.0)
     no_report = {"report": 0, "epoch": 0, "at": 0.0, "metrics": {journal.metric: 0.0}}
     tables = {
         "trials": [trial_row(journal, trial) for trial in (no_trial, *ended)],
-        "reports": [report_row(event) for event in (no_report, *reports)],
+        "reports": [report_row(event) for event in (no_report, *kept_reports(events))],
     }
     columns = {}
     for table, (sample, *rows) in tables.items():
@@ -322,6 +308,21 @@ def write_tables(folder):
             writer.writerows(rows)
         os.replace(path, path.with_suffix(".csv"))
     return columns
+
+
+def kept_reports(events):
+    """The reports of the last attempt of each trial, in order. The journal has all others.
+
+    If that attempt continued from a checkpoint, the epochs that were reported before are kept too.
+    """
+    kept = {}  # trial -> [(number, event)] of its reports
+    for number, event in enumerate(events):
+        if "report" in event:
+            own = kept.setdefault(event["report"], [])
+            if own and own[-1][1]["attempt"] < event["attempt"]:
+                own[:] = [(n, before) for n, before in own if before["epoch"] < event["epoch"]]
+            own.append((number, event))
+    return [event for _, event in sorted(pair for own in kept.values() for pair in own)]
 
 
 def trial_row(journal, trial):

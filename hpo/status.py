@@ -44,7 +44,8 @@ class Status:
             f"{self.arguments['hours']:g} hours\nresults: {journal.folder}"
         )
         if tuner.trials:
-            say(f"resumed after {clock(journal.clock)}: {counts(tuner.trials)}")
+            used = f"resumed after {clock(journal.clock)}"
+            say(f"{used}: {counts(tuner.trials)}; interrupted trials start again")
             if journal.clock >= tuner.seconds:
                 say("the time of the run is over; --hours with a larger number gives it more")
 

@@ -191,7 +191,7 @@ class Tuner:
 
     def _handle_end(self, trial, end):
         del self.running[trial.id]
-        status, error = self._status_at(trial, end)
+        status, error = self._final_status(trial, end)
         self._append({"end": trial.id, "attempt": trial.attempt, "status": status, "error": error})
         if self.show:
             self.show.ended(trial)
@@ -202,11 +202,11 @@ class Tuner:
             if len(self.failures) >= max(N_FAILED, self.n_workers):
                 self._fail_unless_it_works()
 
-    def _status_at(self, trial, end):
+    def _final_status(self, trial, end):
         """(status, error) of a trial whose process has ended."""
         status, error = self.ending.pop(trial.id, ("", ""))
         if end.outcome == "finished" and trial.curve and status not in ("failed", "stopped"):
-            return "done", ""  # though it may have been told to end
+            return "done", ""  # it may have been told to end, but finished first
         if status:
             return status, error
         if self.reason:  # the signal that ends the run may have killed it too
@@ -241,25 +241,22 @@ class Tuner:
 
     # ---- Deadlines ----
     def _end_overdue(self):
-        """Ends the trials whose time is over, and all when the run ends; returns the next deadline.
-
-        That of the run, or of a trial.
-        """
-        deadlines = [math.inf if self.reason else self.seconds]
-        for trial in self.running.values():
-            if trial.id in self.ending:
-                continue
+        """Ends the trials whose time is over, all when the run ends; returns the next deadline."""
+        next_deadline = math.inf if self.reason else self.seconds
+        for trial in [trial for trial in self.running.values() if trial.id not in self.ending]:
             deadline = self.backend.begun_at(trial) + self.trial_timeout
             if self.reason:
                 status = "timeout" if self.reason == "deadline" else "interrupted"
-                self.ending[trial.id] = status, self.reason
-                self.backend.kill(trial)
+                self._end(trial, status, self.reason)
             elif self.backend.now() >= deadline:
-                self.ending[trial.id] = "timeout", f"--trial_timeout {self.trial_timeout:g}"
-                self.backend.kill(trial)
+                self._end(trial, "timeout", f"--trial_timeout {self.trial_timeout:g}")
             else:
-                deadlines.append(deadline)
-        return min(deadlines)
+                next_deadline = min(next_deadline, deadline)
+        return next_deadline
+
+    def _end(self, trial, status, error):
+        self.ending[trial.id] = status, error
+        self.backend.kill(trial)
 
     def _seconds_to_wait(self, until):
         """Until a time, the end of a pause, or the next line of `show`; None: without end."""
@@ -346,18 +343,15 @@ def tune(
 ):  # fmt: skip
     """Tunes an objective and prints its progress; returns a Run. The command line calls this.
 
-    objective: the path of an objective file. Or a function, or the path of any program; these need
-    config_space, metric and mode. For a file, config_space, metric and mode replace its own.
-    assignments: a dict, or a list of "NAME=VALUE". searcher, stopping: names as on the command
-    line, or a class and a function. start: a list of configurations, or the folder of a run.
-    learn_from: folders of runs. pass_json, checkpoint_flag: see hpo.objective.Program. dask: the
-    address of a scheduler. results: a new folder. resume: the folder of a run that is to go on.
-    None stands for the default in `python run.py --help`. In a resumed run it stands for what the
-    run had, and only the BUDGET may differ. To resume a run of a function, give the function again.
+    The arguments are the flags of `python run.py --help`; config_space is --space, assignments are
+    --set. None stands for the default, in a resumed run for what the run had; only the BUDGET may
+    differ from that. objective may be a function. It needs config_space, metric and mode, and to
+    resume its run give it again. assignments may be a dict, searcher a class, stopping a function,
+    and start a list of configurations.
     Raises ValueError for bad input, before anything is written; RunFailed; WriteError.
     """
     given = {n: v for n, v in locals().items() if v is not None and n not in ("results", "resume")}
-    objects = {n: given[n] for n in OBJECTS if not isinstance(given.get(n, ""), PATH)}
+    objects = {n: v for n, v in given.items() if n in OBJECTS and not isinstance(v, PATH)}
     given = as_json(given)
     if results is not None:
         if resume is not None:
@@ -393,14 +387,7 @@ def tune(
         if journal:
             journal.begin_session({name: arguments[name] for name in (*BUDGET, "objective")})
         else:
-            for name, value in constants(space).items():
-                if isinstance(value, list):
-                    what = f"{name} is the constant {value!r:.60}"
-                    say(f"warning: {what}; to tune it, use choice(...)")
-            arguments |= {"metric": found["metric"], "mode": found["mode"]}
-            learned = learn(arguments["learn_from"], space, found["metric"], found["mode"])
-            folder = results or f"results/{datetime.datetime.now():%Y-%m-%d_%H-%M-%S_%f}"
-            journal = Journal.create(folder, {**found, "arguments": arguments, "learned": learned})
+            journal = new_journal(results, found, space, arguments)
         n_workers = arguments["workers"]
         if arguments["trials_per_gpu"] and backend.gpus:
             n_workers = min(n_workers, arguments["trials_per_gpu"] * len(backend.gpus))
@@ -420,6 +407,18 @@ def tune(
             raise
         tuner.show.summary(tuner)
         return Run(journal.folder, journal.trials, reason, signals.first)
+
+
+def new_journal(results, found, space, arguments):
+    """The journal of a new run. found: what hpo.objective.describe returned."""
+    for name, value in constants(space).items():
+        if isinstance(value, list):
+            say(f"warning: {name} is the constant {value!r:.60}; to tune it, use choice(...)")
+    metric, mode = found["metric"], found["mode"]
+    learned = learn(arguments["learn_from"], space, metric, mode)
+    run = {**found, "arguments": arguments | {"metric": metric, "mode": mode}, "learned": learned}
+    folder = results or f"results/{datetime.datetime.now():%Y-%m-%d_%H-%M-%S_%f}"
+    return Journal.create(folder, run)
 
 
 # ---- Its arguments -------------------------------------------------------------------------------
@@ -530,9 +529,8 @@ def find_objective(options):
             raise ValueError(f"{objective}: is no Python file; if it is a program, use chmod +x")
         if not all(options[name] for name in ("config_space", "metric", "mode")):
             raise ValueError(
-                f"{objective}: is run as a program, as it does not define a function objective("
-                "config), or has Syne Tune's Reporter; this needs --space FILE, --metric NAME and "
-                "--mode max|min"
+                f"{objective}: is run as a program, as it defines no objective(config), or has "
+                "Syne Tune's Reporter; this needs --space FILE, --metric NAME and --mode max|min"
             )
         return Program(objective, options["metric"], **flags)
     if flags:
@@ -603,10 +601,8 @@ def learn(folders, space, metric, mode):
     for folder in folders:
         run, trials, n_before, misfit = load_run(folder), load(folder), len(learned), ""
         if (run["metric"], run["mode"]) != (metric, mode):
-            raise ValueError(
-                f"--learn_from {folder}: {run['mode']}imises {run['metric']}; "
-                f"this run {mode}imises {metric}"
-            )
+            theirs, ours = f"{run['mode']}imises {run['metric']}", f"{mode}imises {metric}"
+            raise ValueError(f"--learn_from {folder}: {theirs}; this run {ours}")
         for trial in trials:
             try:
                 config = cast_whole(space, trial.config)
@@ -626,22 +622,21 @@ def learn(folders, space, metric, mode):
 def ending_signals():
     """Within it, Ctrl-C, SIGTERM and a closed terminal end the run in order.
 
-    A second signal, at least a second later, raises KeyboardInterrupt(number) at once. Yields an
-    object: `first` is the number of the first signal. Until the caller has set its `tuner`, the
-    first signal raises KeyboardInterrupt as well. Outside the main thread this does nothing,
-    because Python handles signals only there.
+    Yields an object: `first` is the number of the first signal, the caller sets `tuner`. A second
+    signal, at least a second later, raises KeyboardInterrupt(number). So does the first one if
+    there is no tuner yet. Python handles signals in the main thread alone.
     """
     signals, before = types.SimpleNamespace(tuner=None, first=None, time=0.0), {}
 
     def on_signal(number, frame):
-        if signals.first is None:
+        is_first = signals.first is None
+        if is_first:
             signals.first, signals.time = number, time.monotonic()
-            if signals.tuner:
-                signals.tuner.interrupt(f"interrupted by {signal.Signals(number).name}")
-                return
-        elif time.monotonic() < signals.time + 1:
-            return  # `timeout`, or a terminal that closes, sends two at almost the same time
-        raise KeyboardInterrupt(number)
+        if is_first and signals.tuner:
+            signals.tuner.interrupt(f"interrupted by {signal.Signals(number).name}")
+        # `timeout`, or a terminal that closes, sends two at almost the same time.
+        elif is_first or time.monotonic() >= signals.time + 1:
+            raise KeyboardInterrupt(number)
 
     is_main = threading.current_thread() is threading.main_thread()
     for number in ENDING if is_main else ():
