@@ -34,9 +34,10 @@ def space_file(text):
     from hpo.objective import import_error, load_module
     from hpo.space import space_from_json
 
-    value = None if text.endswith(".py") else json_file(text)
+    is_python = text.endswith(".py")
+    value = None if is_python else json_file(text)
     try:
-        return load_module(text).config_space if value is None else space_from_json(value)
+        return load_module(text).config_space if is_python else space_from_json(value)
     except (Exception, SystemExit) as error:  # whatever the user's file raises becomes one line
         raise argparse.ArgumentTypeError(import_error(error, text)) from None
 

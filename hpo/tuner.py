@@ -5,7 +5,6 @@ every backend: processes on this machine, a Dask cluster, a simulation in experi
 poll. It waits for a report, the end of a trial, or the next deadline.
 """
 
-import collections
 import contextlib
 import datetime
 import json
@@ -27,8 +26,6 @@ from hpo.searchers import find_searcher
 from hpo.space import (
     Domain,
     cast_config,
-    config_key,
-    constants,
     domains,
     middle,
     nearest_config,
@@ -92,7 +89,7 @@ class Tuner:
 
     def run(self):
         """Returns why the run ended: deadline, trials, exhausted, or the reason of an interrupt."""
-        failure, events = None, collections.deque()
+        failure, events = None, []
         while not self._has_ended() or self.running:
             try:
                 deadline = self._end_overdue()
@@ -100,7 +97,7 @@ class Tuner:
                 seconds = 0 if started or events else self._seconds_to_wait(deadline)
                 events += self.backend.wait(seconds)
                 while events:  # if one raises an error, the next turn handles the others
-                    self._handle(events.popleft())
+                    self._handle(events.pop(0))
                 if self.show:
                     self.show.tick(self)
             except Exception as error:  # of the searcher, say. The running trials are ended first.
@@ -411,7 +408,7 @@ def tune(
 
 def new_journal(results, found, space, arguments):
     """The journal of a new run. found: what hpo.objective.describe returned."""
-    for name, value in constants(space).items():
+    for name, value in space.items():
         if isinstance(value, list):
             say(f"warning: {name} is the constant {value!r:.60}; to tune it, use choice(...)")
     metric, mode = found["metric"], found["mode"]
@@ -529,7 +526,7 @@ def find_objective(options):
             raise ValueError(f"{objective}: is no Python file; if it is a program, use chmod +x")
         if not all(options[name] for name in ("config_space", "metric", "mode")):
             raise ValueError(
-                f"{objective}: is run as a program, as it defines no objective(config), or has "
+                f"{objective}: is run as a program: it lacks a function objective(config) or has "
                 "Syne Tune's Reporter; this needs --space FILE, --metric NAME and --mode max|min"
             )
         return Program(objective, options["metric"], **flags)
@@ -556,8 +553,8 @@ def usable_rule(rule, max_epochs, arguments):
             f"--stopping {arguments['stopping']}: expected a constant `epochs` in the space, the "
             "last epoch; name it with --epochs_name, or use --stopping none"
         )
-    options = {name: arguments[name] for name in ("first_rung", "eta")}
-    return with_options(rule if max_epochs else None, **options)
+    rule = rule if max_epochs else None
+    return with_options(rule, first_rung=arguments["first_rung"], eta=arguments["eta"])
 
 
 def make_searcher(searcher_class, space, max_epochs, arguments):
@@ -585,14 +582,14 @@ def first_configs(space, start):
 def best_configs(space, folder):
     """The N_START best distinct configurations of a run, each moved to the nearest one here."""
     trials = [trial for trial in load(folder) if trial.value is not None]
-    found, changes = {}, {}  # key -> configuration; the changes are the keys of a dict
+    found, changes = [], {}  # the changes are the keys of a dict: in order, each once
     for trial in sorted(trials, key=lambda trial: trial.value):
         config, changed = nearest_config(space, trial.config)
-        if len(found) < N_START and config_key(config) not in found:
-            found[config_key(config)] = config
+        if len(found) < N_START and config not in found:
+            found.append(config)
             changes |= dict.fromkeys(changed)
     say("; ".join([f"--start: the {len(found)} best trials of {folder}", *changes])[:500])
-    return [*found.values()]
+    return found
 
 
 def learn(folders, space, metric, mode):
