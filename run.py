@@ -1,7 +1,6 @@
 """Tunes an objective: python run.py --hours 3 --workers 4. See --help and README.md."""
 
 import argparse
-import contextlib
 import json
 import os
 import pathlib
@@ -31,14 +30,14 @@ def json_file(text):
 
 
 def space_file(text):
-    """A space as JSON, from a JSON file or from a Python file with config_space."""
-    if not text.endswith(".py"):
-        return json_file(text)
+    """The space that is in a JSON file, or is the config_space of a Python file."""
     from hpo.objective import import_error, load_module
-    from hpo.space import space_to_json
+    from hpo.space import space_from_json
 
+    is_python = text.endswith(".py")
+    value = None if is_python else json_file(text)
     try:
-        return space_to_json(load_module(text).config_space)
+        return load_module(text).config_space if is_python else space_from_json(value)
     except (Exception, SystemExit) as error:  # whatever the user's file raises becomes one line
         raise argparse.ArgumentTypeError(import_error(error, text)) from None
 
@@ -89,7 +88,7 @@ OPTIONS = {"space": "config_space", "set": "assignments"}  # flag -> argument of
 
 
 def make_parser():
-    """Its namespaces hold what stands on the command line; hpo.tune has the defaults."""
+    """A parser of the flags that are given; the defaults of all others are those of hpo.tune."""
     parser = Parser(
         prog="run.py", allow_abbrev=False, argument_default=argparse.SUPPRESS,
         description="Tunes the hyperparameters of an objective. Everything goes to CSV files in a "
@@ -97,10 +96,12 @@ def make_parser():
         epilog="Exit codes: 0 finished, 1 failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM, 129 a "
         "closed terminal.",
     )  # fmt: skip
-    what = "a Python file with config_space, metric, mode and objective(config), or any program "
-    what += "that takes --NAME VALUE and prints lines [tune-metric]: {...} (then --space, --metric "
-    what += f"and --mode are needed); default {DEFAULT_OBJECTIVE.relative_to(ROOT)}"
-    parser.add_argument("objective", nargs="?", metavar="OBJECTIVE", help=what)
+    parser.add_argument(
+        "objective", nargs="?", metavar="OBJECTIVE",
+        help="a Python file with config_space, metric, mode and objective(config), or any program "
+        "that takes --NAME VALUE and prints lines [tune-metric]: {...} (then --space, --metric and "
+        f"--mode are needed); default {DEFAULT_OBJECTIVE.relative_to(ROOT)}",
+    )  # fmt: skip
     for title, flags in FLAGS.items():
         group = parser.add_argument_group(title)
         for flag, kind, metavar, text in flags:
@@ -112,49 +113,46 @@ def make_parser():
 
 # ---- The run -------------------------------------------------------------------------------------
 def main(arguments=None):
+    """The exit code of the program."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"  # the tuner's numpy must not compete with the trials
-    for name in ("stdout", "stderr"):  # a closed one, or one without Unicode, must not end the run
-        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115 (for the whole run)
-        stream.reconfigure(errors="backslashreplace")
-        setattr(sys, name, stream)
-    warnings.showwarning = lambda message, *_: say(f"run.py: warning: {message}")
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (None if the shell closed it)
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    warnings.showwarning = lambda message, *_: complain(f"warning: {message}")
     try:
         return run(vars(make_parser().parse_args(arguments)))
     except ValueError as error:
-        return say(f"run.py: error: {error}", code=2)
-    except (OSError, EOFError) as error:  # no process to be had, a full /tmp
-        return say(f"run.py: failed: the run could not be started: {error!r}", code=1)
+        complain(f"error: {error}")
+        return 2
+    except (OSError, EOFError) as error:  # the system has no process to give, or /tmp is full
+        complain(f"failed: the run could not be started: {error!r}")
+        return 1
     except KeyboardInterrupt as interrupt:
         return 128 + (interrupt.args or [signal.SIGINT])[0]
 
 
 def run(given):
-    """The exit code of a run."""
+    """The exit code of a run with these arguments of hpo.tune."""
     from hpo.journal import WriteError
-    from hpo.space import space_from_json
     from hpo.tuner import RunFailed, tune
 
-    if "config_space" in given:
-        given["config_space"] = space_from_json(given["config_space"])
     if "resume" not in given:
         given.setdefault("objective", str(DEFAULT_OBJECTIVE))
     try:
         ended = tune(**given)
     except (RunFailed, WriteError) as error:
-        if isinstance(error, RunFailed) and error.__cause__:
-            traceback.print_exception(error.__cause__)  # the user's searcher
-        return say(f"run.py: failed: {error}", code=1)
+        if error.__cause__:
+            traceback.print_exception(error.__cause__)  # of the user's searcher or rule
+        complain(f"failed: {error}")
+        return 1
     return 128 + ended.signal if ended.signal else 0
 
 
-def say(text, code=None):
-    """Prints to stderr, if anybody reads that, and returns the exit code."""
-    from hpo.journal import printable
+def complain(text):
+    """Prints to stderr, if anybody reads that."""
+    from hpo.status import say
 
-    with contextlib.suppress(OSError, ValueError):
-        print(printable(text), file=sys.stderr, flush=True)
-    return code
+    say(f"run.py: {text}", file=sys.stderr)
 
 
 if __name__ == "__main__":

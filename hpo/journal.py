@@ -8,11 +8,11 @@ journal.jsonl has one JSON object a line, in the order in which things happened:
     {"end": 0, "attempt": 1, "status": "done", "error": "", "at": 90.2}
     {"session": {"arguments": {...}, "at": 90.2, "time": ...}}                  the run goes on
 
-The state of a run is a fold over these lines. `Journal.apply` does it, both live and when a file is
-read. A line is one write, made before a report is answered, so a killed run loses nothing. "at" is
-in seconds of the run's clock. trials.csv (a row for each ended trial) and reports.csv are made for
-people and tools, and are never read back. The files have values in the user's own sign. Only this
-module turns them into losses, where lower is better.
+The state of a run is a fold over these lines: `Journal.apply`, both live and when a file is read. A
+line is one write, made before a report is answered, so a killed run loses nothing. "at" is in
+seconds of the run's clock. trials.csv (a row for each ended trial) and reports.csv are for people
+and tools, and are never read back. All files have values in the user's own sign. Only this module
+turns them into losses, where lower is better.
 
     python -m hpo.journal results/DIR      writes the two CSVs anew
 """
@@ -36,6 +36,7 @@ from hpo.trial import Trial
 STATUSES = ("done", "stopped", "failed", "timeout", "interrupted")
 SIGN = {"max": -1.0, "min": 1.0}  # of a loss
 SYNC_SECONDS = 1.0  # between two fsyncs of reports: a power cut loses at most these seconds
+# What a damaged line of a journal raises.
 BAD = (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError)
 
 
@@ -54,15 +55,14 @@ class Journal:
         self.path = folder and self.folder / "journal.jsonl"
         self.space, self.metric, self.mode = run["space"], run["metric"], run["mode"]
         self.sign, self.trials, self.clock = SIGN[self.mode], [], 0.0
-        learned, self.learned = run.get("learned", []), []  # trials of earlier runs
-        for i, known in enumerate(learned):
-            trial = Trial(i - len(learned), cast_config(self.space, known["config"]), "learned")
-            trial.status, curve = known["status"], known["curve"]
-            trial.curve = [(epoch, self.to_loss(value)) for epoch, value in curve]
-            self.learned.append(trial)
+        known, self.learned = run.get("learned", []), []  # trials of earlier runs, with ids below 0
+        for i, trial in enumerate(known, -len(known)):
+            config = cast_config(self.space, trial["config"])
+            curve = [(epoch, self.to_loss(value)) for epoch, value in trial["curve"]]
+            self.learned.append(Trial(i, config, "learned", 1, trial["status"], curve))
         self.synced = -math.inf  # the run's clock at the last fsync
-        self.columns = {}  # table -> its columns; {}: the tables must be written anew
         self.silent = set()  # ids of trials that were started again and have not reported since
+        self.columns = {}  # table -> its columns; {}: rows of an earlier attempt are to go
 
     # ---- The fold ----
     def apply(self, event):
@@ -72,24 +72,28 @@ class Journal:
         """
         at, trial = event.get("session", event)["at"], None
         match event:
-            case {"start": i, "attempt": attempt, "config": config, "origin": origin}:
-                last = self.trials[i : i + 1]  # [the attempt before], or []
-                if not 0 <= i <= len(self.trials) or attempt != sum(t.attempt for t in last) + 1:
-                    raise ValueError(f"trial {i}, attempt {attempt} is not the next to start")
+            case {"start": int(i), "attempt": attempt, "config": config, "origin": str(origin)}:
                 trial = Trial(i, cast_config(self.space, config), origin, attempt, started=at)
-                trial.suggest_seconds = event.get("suggest_seconds", 0.0)
-                trial.earlier = [curve for t in last for curve in (*t.earlier, t.curve)]
-                self.trials[i : i + 1] = [trial]
-                self.silent |= {t.id for t in last}
+                trial.suggest_seconds = event.get("suggest_seconds", 0.0) + 0.0
+                if i == len(self.trials) and attempt == 1:
+                    self.trials.append(trial)
+                elif 0 <= i < len(self.trials) and attempt == self.trials[i].attempt + 1:
+                    trial.earlier = [*self.trials[i].earlier, self.trials[i].curve]
+                    self.trials[i] = trial
+                    self.silent.add(i)
+                    self.columns = {}
+                else:
+                    raise ValueError(f"trial {i}, attempt {attempt} is not the next to start")
             case {"report": i, "epoch": int(epoch), "metrics": metrics}:
                 trial = self._running(i, event["attempt"])
                 if i in self.silent:  # it may continue from a checkpoint
                     before = next((curve for curve in reversed(trial.earlier) if curve), [])
                     trial.curve = [point for point in before if point[0] < epoch]
                     self.silent.remove(i)
+                    self.columns = {}
                 if math.isfinite(loss := self.to_loss(metrics.get(self.metric))):
                     trial.curve.append((epoch, loss))
-            case {"end": i, "status": status, "error": error} if status in STATUSES:
+            case {"end": i, "status": status, "error": str(error)} if status in STATUSES:
                 trial = self._running(i, event["attempt"])
                 trial.status, trial.error, trial.ended = status, error, at
             case {"session": {"arguments": arguments}}:
@@ -98,7 +102,7 @@ class Journal:
                     cut_off.status, cut_off.ended = "interrupted", at  # the tuner was killed
             case _:
                 raise ValueError("is no start, report, end or session with all its fields")
-        self.clock = at + 0.0  # raises TypeError if it is no number
+        self.clock = at + 0.0  # a TypeError if it is no number
         return trial
 
     def _running(self, i, attempt):
@@ -121,7 +125,7 @@ class Journal:
     def create(cls, folder, run):
         """The journal of a new run in a new folder; ValueError if the folder cannot be made."""
         journal = cls({**run, "space": space_from_json(run["space"])}, folder)
-        existed = journal.folder.exists()
+        is_new = not journal.folder.exists()
         try:
             journal.folder.mkdir(parents=True, exist_ok=True)
             journal._lock()
@@ -131,10 +135,8 @@ class Journal:
             journal._write({"run": {**run, "machine": machine, "time": now()}})
             journal.columns = write_tables(folder)
         except OSError as error:
-            if not existed:
+            if is_new:
                 shutil.rmtree(folder, ignore_errors=True)
-            elif journal.path.is_file():
-                journal.path.unlink()
             raise ValueError(f"--results {folder}: cannot be made: {error}") from None
         return journal
 
@@ -166,17 +168,13 @@ class Journal:
             return self.apply(event)
         try:
             self._write(event)
-            # A new attempt replaces rows of the one before: at its start and at its first report.
-            is_start = "start" in event and event["attempt"] > 1
-            if is_start or event.get("report") in self.silent:
-                self.columns = {}
             trial = self.apply(event)
             if "report" in event:
                 self._add_row("reports", report_row(event))
             elif "end" in event:
                 self._add_row("trials", trial_row(self, trial))
         except OSError as error:
-            raise WriteError(f"{self.folder}: cannot write: {error}") from error
+            raise WriteError(f"{self.folder}: cannot write: {error}") from None
         return trial
 
     def close(self):
@@ -210,7 +208,7 @@ class Journal:
         columns = self.columns.get(table, [])
         if row.keys() <= set(columns):
             with open(self.folder / f"{table}.csv", "a", encoding="utf-8", opener=no_link) as file:
-                write_rows(file, columns, [row])
+                csv.DictWriter(file, columns, lineterminator="\n").writerow(row)
         else:
             self.columns = write_tables(self.folder)
 
@@ -285,45 +283,69 @@ def read_events(folder, journal=None, before=None):
 
 # ---- Tables --------------------------------------------------------------------------------------
 def write_tables(folder):
-    """Writes the two CSVs of a run anew; returns {table: its columns}.
-
-    They hold the last attempt of each trial. If that continued from a checkpoint, they also hold
-    the epochs that the attempt before it had reported. The journal holds everything.
-    """
+    """Writes the two CSVs of a run anew; returns {table: its columns}."""
     journal = Journal(load_run(folder))
     events = list(read_events(folder, journal))
-    order = {event["end"]: n for n, event in enumerate(events) if "end" in event}
-    kept = {}  # trial -> [(number, event)] of its reports
-    for n, event in enumerate(events):
-        if "report" in event:
-            found = kept.setdefault(event["report"], [])
-            if found and found[-1][1]["attempt"] < event["attempt"]:
-                found[:] = [(m, e) for m, e in found if e["epoch"] < event["epoch"]]
-            found.append((n, event))
-    in_order = sorted(pair for found in kept.values() for pair in found)
+    ends = {event["end"]: number for number, event in enumerate(events) if "end" in event}
     ended = [trial for trial in journal.trials if trial.ended is not None]
-    # The order of the events decides between trials that ended in the same millisecond.
-    ended.sort(key=lambda trial: (trial.ended, order.get(trial.id, math.inf)))
-    trials = [trial_row(journal, trial) for trial in ended]
-    sample_trial = Trial(0, middle(journal.space), "", ended=0.0)  # a table may have no rows yet
-    sample = {"report": 0, "epoch": 0, "at": 0, "metrics": {journal.metric: 0}}
-    trials.insert(0, trial_row(journal, sample_trial))
-    reports = [report_row(event) for event in [sample, *(event for _, event in in_order)]]
+    # By number too, because several may end in the same millisecond.
+    ended.sort(key=lambda trial: (trial.ended, ends.get(trial.id, math.inf)))
+    # Samples, from which a table without rows has its columns.
+    no_trial = Trial(0, middle(journal.space), "", ended=0.0)
+    no_report = {"report": 0, "epoch": 0, "at": 0.0, "metrics": {journal.metric: 0.0}}
+    tables = {
+        "trials": [trial_row(journal, trial) for trial in (no_trial, *ended)],
+        "reports": [report_row(event) for event in (no_report, *kept_reports(events))],
+    }
     columns = {}
-    for table, rows in ("trials", trials), ("reports", reports):
-        names = columns[table] = list(dict.fromkeys(name for row in rows for name in row))
+    for table, (sample, *rows) in tables.items():
+        columns[table] = list(dict.fromkeys(name for row in (sample, *rows) for name in row))
         path = pathlib.Path(folder) / f"{table}.partial"
         path.unlink(missing_ok=True)  # it may be a link
         with open(path, "x", encoding="utf-8") as file:
-            write_rows(file, names, [dict(zip(names, names)), *rows[1:]])
+            writer = csv.DictWriter(file, columns[table], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
         os.replace(path, path.with_suffix(".csv"))
     return columns
 
 
-def write_rows(file, columns, rows):
-    """Writes dicts as lines of a CSV. A cell is empty where a row lacks the column."""
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerows([to_cell(row.get(name)) for name in columns] for row in rows)
+def kept_reports(events):
+    """The reports of the last attempt of each trial, in order. The journal has all others.
+
+    If that attempt continued from a checkpoint, the epochs that were reported before are kept too.
+    """
+    kept = {}  # trial -> [(number, event)] of its reports
+    for number, event in enumerate(events):
+        if "report" in event:
+            own = kept.setdefault(event["report"], [])
+            if own and own[-1][1]["attempt"] < event["attempt"]:
+                own[:] = [(n, before) for n, before in own if before["epoch"] < event["epoch"]]
+            own.append((number, event))
+    return [event for _, event in sorted(pair for own in kept.values() for pair in own)]
+
+
+def trial_row(journal, trial):
+    row = {
+        "trial": trial.id, "status": trial.status, "value": journal.to_metric(trial.value),
+        "last_value": journal.to_metric(trial.last_value), "best_epoch": trial.best_epoch,
+        "n_epochs": trial.n_epochs, "origin": trial.origin,
+        **{f"config_{name}": value for name, value in trial.config.items()},
+        "started": trial.started, "ended": trial.ended,
+        "seconds": round(trial.ended - trial.started, 3),
+        "suggest_seconds": trial.suggest_seconds, "error": trial.error,
+    }  # fmt: skip
+    return {name: to_cell(value) for name, value in row.items()}
+
+
+def report_row(event):
+    row = {"trial": event["report"], "epoch": event["epoch"], "time": event["at"]}
+    for name, value in event["metrics"].items():
+        name = to_cell(name)
+        while name in row:
+            name = f"metric_{name}"
+        row[name] = to_cell(value)
+    return row
 
 
 def to_cell(value):
@@ -337,27 +359,6 @@ def to_cell(value):
 def printable(text):
     """A text with its control characters, but not its line ends, replaced by escapes."""
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
-
-
-def trial_row(journal, trial):
-    return {
-        "trial": trial.id, "status": trial.status, "value": journal.to_metric(trial.value),
-        "last_value": journal.to_metric(trial.last_value), "best_epoch": trial.best_epoch,
-        "n_epochs": trial.n_epochs, "origin": trial.origin,
-        **{f"config_{name}": value for name, value in trial.config.items()},
-        "started": trial.started, "ended": trial.ended,
-        "seconds": round(trial.ended - trial.started, 3),
-        "suggest_seconds": trial.suggest_seconds, "error": trial.error,
-    }  # fmt: skip
-
-
-def report_row(event):
-    row = {"trial": event["report"], "epoch": event["epoch"], "time": event["at"]}
-    for name, value in event["metrics"].items():
-        while name in row:
-            name = f"metric_{name}"
-        row[name] = value
-    return row
 
 
 if __name__ == "__main__":

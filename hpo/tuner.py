@@ -5,9 +5,8 @@ every backend: processes on this machine, a Dask cluster, a simulation in experi
 poll. It waits for a report, the end of a trial, or the next deadline.
 """
 
-import collections
 import contextlib
-import importlib
+import datetime
 import json
 import math
 import os
@@ -28,8 +27,6 @@ from hpo.searchers import find_searcher
 from hpo.space import (
     Domain,
     cast_config,
-    config_key,
-    constants,
     domains,
     middle,
     nearest_config,
@@ -41,8 +38,9 @@ from hpo.stopping import find_rule, with_options
 from hpo.trial import ENDING, LINUX, SERVER_DIED, LocalBackend, Report
 
 N_FAILED = 3  # the run ends when its first max(N_FAILED, n_workers) trials have all failed
-N_DEATHS = 2  # a trial is started again at most so often because its fork server died
+N_ATTEMPTS = 3  # a trial fails when its fork server dies in this attempt
 N_LOST = 6  # the run ends after so many pauses in a row because processes were lost
+N_START = 5  # configurations of --start DIR
 
 
 class RunFailed(Exception):
@@ -72,16 +70,18 @@ class Tuner:
         self.rule, self.needs_epoch = rule, needs_epoch and rule is not None
         self.start = [middle(journal.space)] if start is None else start
         self.trials = journal.trials  # the searcher and the rule may read it, but not change it
-        self.again = [trial for trial in self.trials if trial.status == "interrupted"]
         self.running = {}  # trial id -> Trial
         self.ending = {}  # trial id -> (status, error) of a trial that has been told to end
         self.n_lost = 0  # pauses since the last report
         self.not_before = 0.0  # end of the pause: no trial starts before it
-        self.deaths = collections.Counter()  # trial id -> how often its fork server died
-        self.works = any(t.curve and t.status != "failed" for t in self.trials)
         self.failures = []  # the failed trials of this session
         self.reason = None  # why the run ends
         self.exhausted = False  # the searcher has no new configuration
+
+    @property
+    def again(self):
+        """The trials that are to be started again, with the same id and so the same seed."""
+        return [trial for trial in self.trials if trial.status == "interrupted"]
 
     def interrupt(self, reason):
         """Ends the run in order; safe in a signal handler."""
@@ -90,14 +90,15 @@ class Tuner:
 
     def run(self):
         """Returns why the run ended: deadline, trials, exhausted, or the reason of an interrupt."""
-        failure, events = None, collections.deque()
+        failure, events = None, []
         while not self._has_ended() or self.running:
             try:
-                self._end_overdue()
+                deadline = self._end_overdue()
                 started = self.reason is None and self._start_one()
-                events += self.backend.wait(0 if started or events else self._seconds_to_wait())
+                seconds = 0 if started or events else self._seconds_to_wait(deadline)
+                events += self.backend.wait(seconds)
                 while events:  # if one raises an error, the next turn handles the others
-                    self._handle(events.popleft())
+                    self._handle(events.pop(0))
                 if self.show:
                     self.show.tick(self)
             except Exception as error:  # of the searcher, say. The running trials are ended first.
@@ -117,33 +118,39 @@ class Tuner:
             self.reason = self.reason or ("exhausted" if self.exhausted else "trials")
         return self.reason is not None
 
+    def _append(self, event):
+        return self.journal.append({**event, "at": round(self.backend.now(), 3)})
+
     # ---- Starting ----
     def _start_one(self):
         """Starts a trial if one can start now; returns whether it did."""
         if len(self.running) >= self.n_workers or self.backend.now() < self.not_before:
             return False
-        if self.again:  # with the same id, and so the same seed
-            trial = self.again.pop(0)
-            return self._start(trial.id, trial.attempt + 1, trial.config, trial.origin)
-        if self.exhausted or len(self.trials) >= self.n_trials:
+        if not (event := self._next_start()):
             return False
-        before = time.perf_counter()
-        if len(self.trials) < len(self.start):
-            suggestion = self.start[len(self.trials)], "start"
+        trial = self._append(event)
+        self.running[trial.id] = trial
+        self.backend.start(trial)
+        return True
+
+    def _next_start(self):
+        """The event that starts the next trial, or None."""
+        if again := self.again:
+            event = {"start": again[0].id, "attempt": again[0].attempt + 1}
+            return event | {"config": again[0].config, "origin": again[0].origin}
+        i, before = len(self.trials), time.perf_counter()
+        if self.exhausted or i >= self.n_trials:
+            return None
+        if i < len(self.start):
+            suggestion = self.start[i], "start"
         else:
             known = self.journal.learned + self.trials
             suggestion = suggest(self.searcher, self.journal.space, known)
         if suggestion is None:
             self.exhausted = True
-            return False
-        seconds = round(time.perf_counter() - before, 6)
-        return self._start(len(self.trials), 1, *suggestion, suggest_seconds=seconds)
-
-    def _start(self, i, attempt, config, origin, **more):
-        start = {"start": i, "attempt": attempt, "config": config, "origin": origin, **more}
-        self.running[i] = self._append(start)
-        self.backend.start(self.running[i])
-        return True
+            return None
+        event = {"start": i, "attempt": 1, "config": suggestion[0], "origin": suggestion[1]}
+        return event | {"suggest_seconds": round(time.perf_counter() - before, 6)}
 
     # ---- What comes back ----
     def _handle(self, event):
@@ -158,15 +165,14 @@ class Tuner:
     def _handle_report(self, trial, report):
         metric, metrics = self.journal.metric, dict(report.metrics)
         event = {"report": trial.id, "attempt": trial.attempt, "epoch": metrics.pop("epoch")}
-        n_before, error, self.n_lost = len(trial.curve), None, 0
         self._append({**event, "metrics": metrics})
-        has_value = len(trial.curve) > n_before
+        self.n_lost = 0
+        has_value = math.isfinite(self.journal.to_loss(metrics.get(metric)))
         if metric in metrics and not has_value:
             error = f"reported {metric}={metrics[metric]!r}; expected a finite number"
+            self.ending.setdefault(trial.id, ("failed", error))
         elif report.counted and self.needs_epoch:
             error = "reports no epoch, which the stopping rule needs; or use --stopping none"
-        self.works |= has_value and not error
-        if error:
             self.ending.setdefault(trial.id, ("failed", error))
         elif has_value and trial.id not in self.ending and self._is_to_stop(trial, report):
             self.ending[trial.id] = ("stopped", "")
@@ -183,28 +189,30 @@ class Tuner:
 
     def _handle_end(self, trial, end):
         del self.running[trial.id]
-        status, error = self.ending.pop(trial.id, ("", ""))
-        if end.outcome == "finished" and trial.curve and status not in ("failed", "stopped"):
-            status, error = "done", ""
-        elif not status and self.reason:  # the signal that ends the run may have killed it too
-            status, error = "interrupted", self.reason
-        elif not status and end.outcome == "lost" and self.deaths[trial.id] < N_DEATHS:
-            self.deaths[trial.id] += end.error == SERVER_DIED
-            status, error = "interrupted", end.error  # the machine is to blame, not the trial
-            self.again.append(trial)
-        elif not status:
-            error = end.error or f"ended without a report of {self.journal.metric}"
-            status = "failed"
-        event = {"end": trial.id, "attempt": trial.attempt, "status": status, "error": error}
-        self._append(event)
+        status, error = self._final_status(trial, end)
+        self._append({"end": trial.id, "attempt": trial.attempt, "status": status, "error": error})
         if self.show:
             self.show.ended(trial)
-        if trial in self.again:
+        if status == "interrupted" and not self.reason:
             self._pause(error)
-        if status == "failed":
+        elif status == "failed":
             self.failures.append(trial)
-            if len(self.failures) == max(N_FAILED, self.n_workers):
+            if len(self.failures) >= max(N_FAILED, self.n_workers):
                 self._fail_unless_it_works()
+
+    def _final_status(self, trial, end):
+        """(status, error) of a trial whose process has ended."""
+        status, error = self.ending.pop(trial.id, ("", ""))
+        if end.outcome == "finished" and trial.curve and status not in ("failed", "stopped"):
+            return "done", ""  # it may have been told to end, but finished first
+        if status:
+            return status, error
+        if self.reason:  # the signal that ends the run may have killed it too
+            return "interrupted", self.reason
+        is_guilty = end.error == SERVER_DIED and trial.attempt >= N_ATTEMPTS
+        if end.outcome == "lost" and not is_guilty:  # the machine is to blame
+            return "interrupted", end.error
+        return "failed", end.error or f"ended without a report of {self.journal.metric}"
 
     def _pause(self, error):
         """No trial starts for a while: processes were lost. Each pause is twice as long."""
@@ -216,46 +224,47 @@ class Tuner:
 
     def _fail_unless_it_works(self):
         """Raises RunFailed if no trial has worked: a broken objective ends the run early."""
+        for trial in self.trials:
+            status, _ = self.ending.get(trial.id, (trial.status, ""))
+            if trial.curve and status != "failed":
+                return
         n, last = len(self.failures), self.failures[-1]
-        if not self.works:
-            which = f"all of the first {n} trials" if len(self.trials) > 1 else "the only trial"
-            log = self.backend.log(last)
-            error = f"\n{log}" if last.error in log else f" {last.error}\n{log}".rstrip()
-            raise RunFailed(
-                f"{which} failed; mend the objective, or start with a configuration that works "
-                f"(--start). Trial {last.id}:{error}"
-            )
+        which = f"all of the first {n} trials" if len(self.trials) > 1 else "the only trial"
+        log = self.backend.log(last)
+        error = f"\n{log}" if last.error in log else f" {last.error}\n{log}".rstrip()
+        raise RunFailed(
+            f"{which} failed; mend the objective, or start with a configuration that works "
+            f"(--start). Trial {last.id}:{error}"
+        )
 
-    # ---- Deadlines and endings ----
-    def _append(self, event):
-        return self.journal.append({**event, "at": round(self.backend.now(), 3)})
+    # ---- Deadlines ----
+    def _end_overdue(self):
+        """Ends the trials whose time is over, all when the run ends; returns the next deadline."""
+        next_deadline = math.inf if self.reason else self.seconds
+        for trial in [trial for trial in self.running.values() if trial.id not in self.ending]:
+            deadline = self.backend.begun_at(trial) + self.trial_timeout
+            if self.reason:
+                status = "timeout" if self.reason == "deadline" else "interrupted"
+                self._end(trial, status, self.reason)
+            elif self.backend.now() >= deadline:
+                self._end(trial, "timeout", f"--trial_timeout {self.trial_timeout:g}")
+            else:
+                next_deadline = min(next_deadline, deadline)
+        return next_deadline
 
-    def _seconds_to_wait(self):
-        now, until = self.backend.now(), math.inf if self.reason else self.seconds
+    def _end(self, trial, status, error):
+        self.ending[trial.id] = status, error
+        self.backend.kill(trial)
+
+    def _seconds_to_wait(self, until):
+        """Until a time, the end of a pause, or the next line of `show`; None: without end."""
+        now = self.backend.now()
         if self.not_before > now:
             until = min(until, self.not_before)
         elif not self.running:
             return 0.0  # nothing runs and nothing can start, so no event can come
-        ends = (self.backend.begun_at(t) + self.trial_timeout for t in self._not_ending())
-        until = min([until, *ends])
-        wait = min(max(0.0, until - now), self.show.seconds if self.show else math.inf)
-        return None if math.isinf(wait) else wait
-
-    def _not_ending(self):
-        return [trial for trial in self.running.values() if trial.id not in self.ending]
-
-    def _end_overdue(self):
-        """Ends the trials whose time is over, and all of them when the run ends."""
-        for trial in self._not_ending():
-            if self.reason:
-                status = "timeout" if self.reason == "deadline" else "interrupted"
-                self._end(trial, status, self.reason)
-            elif self.backend.now() >= self.backend.begun_at(trial) + self.trial_timeout:
-                self._end(trial, "timeout", f"--trial_timeout {self.trial_timeout:g}")
-
-    def _end(self, trial, status, error):
-        self.ending[trial.id] = (status, error)
-        self.backend.kill(trial)
+        seconds = min(max(0.0, until - now), self.show.seconds if self.show else math.inf)
+        return None if math.isinf(seconds) else seconds
 
 
 def suggest(searcher, space, trials):
@@ -268,12 +277,17 @@ def suggest(searcher, space, trials):
         config, origin = suggestion
         if not isinstance(config, dict) or not isinstance(origin, str):
             raise ValueError("config must be a dict, origin a text")
-        if missing := [name for name in domains(space) if name not in config]:
-            raise ValueError(f"{missing[0]} is missing")
-        return cast_config(space, config), str(origin)
+        return cast_whole(space, config), str(origin)
     except (TypeError, ValueError) as error:
         text = f"{name}: expected (config, origin) or None, got {suggestion!r:.200}: {error}"
         raise RunFailed(" ".join(text.split())) from None
+
+
+def cast_whole(space, config):
+    """As cast_config, but ValueError when a tuned value is missing."""
+    if missing := [name for name in domains(space) if name not in config]:
+        raise ValueError(f"{missing[0]} is missing")
+    return cast_config(space, config)
 
 
 def call(name, function, *arguments):
@@ -287,8 +301,6 @@ def call(name, function, *arguments):
 
 
 # ---- A run ---------------------------------------------------------------------------------------
-LEAST = {"hours": 1e-9, "trials": 1, "workers": 1, "trial_timeout": 1e-9, "trials_per_gpu": 1}
-LEAST |= {"first_rung": 1, "eta": 2, "seed": 0}
 DEFAULTS = {
     "objective": None, "config_space": None, "metric": None, "mode": None, "assignments": [],
     "epochs_name": "epochs", "hours": 3.0, "trials": None, "workers": 4, "trial_timeout": None,
@@ -298,7 +310,10 @@ DEFAULTS = {
 }  # fmt: skip
 # The arguments that may change when a run is resumed.
 BUDGET = ("hours", "trials", "workers", "trial_timeout", "trials_per_gpu", "dask")
-N_START = 5  # of --start DIR
+LEAST = {"hours": 1e-9, "trials": 1, "workers": 1, "trial_timeout": 1e-9, "trials_per_gpu": 1}
+LEAST |= {"first_rung": 1, "eta": 2, "seed": 0}  # a float stands for any positive number
+OBJECTS = ("objective", "searcher", "stopping")  # arguments that may be functions or classes
+PATH = (str, os.PathLike)
 
 
 @dataclass(frozen=True)
@@ -316,18 +331,6 @@ class Run:
         found = best_of(self.trials)
         return found and found[2]
 
-    def to_frame(self):
-        """trials.csv as a DataFrame, the best trial first; this alone needs pandas."""
-        frame = importlib.import_module("pandas").read_csv(self.folder / "trials.csv")
-        order = {"ascending": load_run(self.folder)["mode"] == "min", "kind": "stable"}
-        return frame.sort_values("trial").sort_values("value", **order, ignore_index=True)
-
-    def _repr_html_(self):
-        """The ten best trials, as a notebook shows them; None, that is the repr, without pandas."""
-        with contextlib.suppress(ImportError):
-            columns = "^(trial|status|value|n_epochs|seconds)$|^config_"
-            return self.to_frame().head(10).filter(regex=columns).to_html()
-
 
 def tune(
     objective=None, config_space=None, *, metric=None, mode=None, assignments=None,
@@ -338,18 +341,16 @@ def tune(
 ):  # fmt: skip
     """Tunes an objective and prints its progress; returns a Run. The command line calls this.
 
-    objective: the path of an objective file. Or a function, or the path of any program; these need
-    config_space, metric and mode. For a file, config_space, metric and mode replace its own.
-    assignments: a dict, or a list of "NAME=VALUE". searcher, stopping: names as on the command
-    line, or a class and a function. start: a list of configurations, or the folder of a run.
-    learn_from: folders of runs. pass_json, checkpoint_flag: see hpo.objective.Program. dask: the
-    address of a scheduler. results: a new folder. resume: the folder of a run that is to go on.
-    None stands for the default in `python run.py --help`. In a resumed run it stands for what the
-    run had, and only the BUDGET may differ. To resume a run of a function, give the function again.
+    The arguments are the flags of `python run.py --help`; config_space is --space, assignments are
+    --set. None stands for the default, in a resumed run for what the run had; only the BUDGET may
+    differ from that. objective may be a function. It needs config_space, metric and mode, and to
+    resume its run give it again. assignments may be a dict, searcher a class, stopping a function,
+    and start a list of configurations.
     Raises ValueError for bad input, before anything is written; RunFailed; WriteError.
     """
     given = {n: v for n, v in locals().items() if v is not None and n not in ("results", "resume")}
-    given |= portable(given)
+    objects = {n: v for n, v in given.items() if n in OBJECTS and not isinstance(v, PATH)}
+    given = as_json(given)
     if hpo.objective.is_loading:  # each process that loads the file would start another one
         where = 'put the call under `if __name__ == "__main__":`'
         raise ValueError(f"hpo.tune is called while this file is loaded; {where}")
@@ -364,41 +365,41 @@ def tune(
         if resume is not None:
             journal = Journal.open(resume)
             own = DEFAULTS | journal.run["arguments"]
-            check_same(resume, own, as_json(given))
-        options = own | given
-        arguments = as_json(options)
+            check_same(resume, own, given)
+        arguments = own | given
         check_numbers(arguments)
-        workers = options["workers"]
+        options = arguments | objects
         searcher_class = find("searcher", options["searcher"])
         rule = find("stopping", options["stopping"])
-        backend = find_backend(options)
+        backend = make_backend(options)
         stack.callback(backend.close)
         say(f"loading {arguments['objective']}")
-        found = describe(backend, journal, arguments)
+        found = backend.describe(
+            metric=arguments["metric"], mode=arguments["mode"],
+            space=space_to_json(journal.space) if journal else arguments["config_space"],
+            assignments=[] if journal else arguments["assignments"],
+            prepared=journal.run["prepared"] if journal else None,
+        )  # fmt: skip
         space = space_from_json(found["space"])
-        max_epochs = last_epoch(space, options["epochs_name"])
+        max_epochs = last_epoch(space, arguments["epochs_name"])
         rule = usable_rule(rule, max_epochs, arguments)
         searcher = make_searcher(searcher_class, space, max_epochs, arguments)
-        start = arguments["start"] = first_configs(space, options["start"])
+        start = arguments["start"] = first_configs(space, arguments["start"])
         if journal:
             journal.begin_session({name: arguments[name] for name in (*BUDGET, "objective")})
         else:
-            warn_of_mistakes(space, workers)
-            arguments |= {"metric": found["metric"], "mode": found["mode"]}
-            learned = learn(options["learn_from"], space, found["metric"], found["mode"])
-            journal = create(results, {**found, "arguments": arguments, "learned": learned})
-        if options["trials_per_gpu"] and backend.gpus:
-            workers = min(workers, options["trials_per_gpu"] * len(backend.gpus))
-            say(f"--trials_per_gpu: {workers} workers for {len(backend.gpus)} GPUs")
+            journal = new_journal(results, found, space, arguments)
+        n_workers = arguments["workers"]
+        if arguments["trials_per_gpu"] and backend.gpus:
+            n_workers = min(n_workers, arguments["trials_per_gpu"] * len(backend.gpus))
         backend.begin(journal.folder / "logs", journal.clock)
-        tuner = Tuner(
-            journal, searcher, backend, workers, options["hours"] * 3600,
-            n_trials=options["trials"] or math.inf,
-            trial_timeout=options["trial_timeout"] or math.inf, rule=rule,
-            needs_epoch=options["stopping"] != "auto", max_epochs=max_epochs, start=start,
+        tuner = signals.tuner = Tuner(
+            journal, searcher, backend, n_workers, arguments["hours"] * 3600,
+            n_trials=arguments["trials"] or math.inf,
+            trial_timeout=arguments["trial_timeout"] or math.inf, rule=rule,
+            needs_epoch=arguments["stopping"] != "auto", max_epochs=max_epochs, start=start,
             show=Status(journal, backend),
         )  # fmt: skip
-        signals.tuner = tuner
         tuner.show.begin(tuner)
         try:
             reason = tuner.run()
@@ -409,71 +410,60 @@ def tune(
         return Run(journal.folder, journal.trials, reason, signals.first)
 
 
-def portable(given):
-    """The arguments that the journal keeps in another form: absolute paths, the space as JSON."""
-    changed = {}
-    for name in ("objective", "searcher", "stopping"):
-        is_path = isinstance(text := given.get(name), (str, os.PathLike))
-        if is_path and (name == "objective" or ".py:" in str(text)):
-            changed[name] = os.path.abspath(text)
-    if (folders := given.get("learn_from")) is not None:
-        folders = [folders] if isinstance(folders, (str, os.PathLike)) else folders
-        changed["learn_from"] = [os.path.abspath(folder) for folder in folders]
-    if isinstance(values := given.get("assignments"), dict):
-        texts = {n: v if isinstance(v, str) else json.dumps(v) for n, v in values.items()}
-        changed["assignments"] = [f"{name}={text}" for name, text in texts.items()]
-    if "config_space" in given:
-        changed["config_space"] = space_to_json(given["config_space"])  # or a ValueError
-    return changed
-
-
-def find_backend(options):
-    """The backend: processes on this machine, or the Dask cluster of --dask."""
-    objective, address = find_objective(options), options["dask"]
-    if address is None:
-        return LocalBackend(objective, options["seed"], options["workers"])
-    try:
-        from hpo.dask_backend import DaskBackend
-    except ImportError as error:
-        raise ValueError(f"--dask: needs `pip install distributed`: {error}") from None
-    return DaskBackend(address, objective, options["seed"])
-
-
-def describe(backend, journal, arguments):
-    """What hpo.objective.describe finds; of a run that goes on with its own space and `prepare`."""
-    known = {"metric": arguments["metric"], "mode": arguments["mode"]}
-    if journal:
-        known |= {"space": space_to_json(journal.space), "prepared": journal.run["prepared"]}
-    else:
-        known |= {"space": arguments["config_space"], "assignments": arguments["assignments"]}
-    return backend.describe(**known)
-
-
-def usable_rule(rule, max_epochs, arguments):
-    """The stopping rule with its options, or None. "auto" is None if the last epoch is unknown."""
-    if rule and not max_epochs and arguments["stopping"] != "auto":
-        raise ValueError(
-            f"--stopping {arguments['stopping']}: expected a constant `epochs` in the space, the "
-            "last epoch; name it with --epochs_name, or use --stopping none"
-        )
-    options = {name: arguments[name] for name in ("first_rung", "eta")}
-    return with_options(rule if max_epochs else None, **options)
-
-
-def make_searcher(searcher_class, space, max_epochs, arguments):
-    try:
-        return searcher_class(space, arguments["seed"], max_epochs)
-    except Exception as error:  # whatever the user's class raises becomes one line
-        raise ValueError(f"--searcher {arguments['searcher']}: {one_line(error)}") from error
-
-
-def warn_of_mistakes(space, workers):
-    """Warns of what is allowed but is probably a mistake."""
-    for name, value in constants(space).items():
+def new_journal(results, found, space, arguments):
+    """The journal of a new run. found: what hpo.objective.describe returned."""
+    for name, value in space.items():
         if isinstance(value, list):
             say(f"warning: {name} is the constant {value!r:.60}; to tune it, use choice(...)")
-    if workers > 4 * (os.cpu_count() or 1):
-        say(f"warning: {workers} workers share the {os.cpu_count()} cores of this machine")
+    metric, mode = found["metric"], found["mode"]
+    learned = learn(arguments["learn_from"], space, metric, mode)
+    run = {**found, "arguments": arguments | {"metric": metric, "mode": mode}, "learned": learned}
+    folder = results or f"results/{datetime.datetime.now():%Y-%m-%d_%H-%M-%S_%f}"
+    return Journal.create(folder, run)
+
+
+# ---- Its arguments -------------------------------------------------------------------------------
+def as_json(given):
+    """Arguments in the form that the journal keeps: paths are absolute, functions FILE.py:NAME."""
+    kept = dict(given)
+    for name in OBJECTS:
+        value = given.get(name)
+        if isinstance(value, PATH) and (name == "objective" or ".py:" in str(value)):
+            kept[name] = os.path.abspath(value)
+    if "learn_from" in given:
+        folders = given["learn_from"]
+        folders = [folders] if isinstance(folders, PATH) else folders
+        kept["learn_from"] = [os.path.abspath(folder) for folder in folders]
+    if isinstance(values := given.get("assignments"), dict):
+        texts = {n: v if isinstance(v, str) else json.dumps(v) for n, v in values.items()}
+        kept["assignments"] = [f"{name}={text}" for name, text in texts.items()]
+    if "config_space" in given:
+        kept["config_space"] = space_to_json(given["config_space"])  # or a ValueError
+    return json.loads(json.dumps(kept, default=plain))
+
+
+def plain(value):
+    """What stands in JSON for a path, a number of numpy's, a class or a function."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    module = getattr(value, "__module__", "")
+    path = getattr(sys.modules.get(module), "__file__", module)
+    return f"{path}:{getattr(value, '__qualname__', type(value).__qualname__)}"
+
+
+def check_same(folder, own, given):
+    """ValueError when an argument of a run that goes on is not what it was."""
+    for name, value in given.items():
+        path = own[name].rpartition(":")[0] if ".py:" in str(own[name]) else own[name]
+        was_moved = name == "objective" and not os.path.exists(path)
+        if name not in BUDGET and value != own[name] and not was_moved:
+            flags = {"config_space": "--space", "assignments": "--set", "objective": "OBJECTIVE"}
+            raise ValueError(
+                f"{flags.get(name, f'--{name}')}: {folder} has {own[name]!r:.200}, got "
+                f"{value!r:.200}; a resumed run keeps its own"
+            )
 
 
 def check_numbers(arguments):
@@ -486,93 +476,33 @@ def check_numbers(arguments):
             raise ValueError(f"--{name}: expected {what}, got {value!r}")
 
 
-def first_configs(space, start):
-    """The complete configurations to try first; None for the middle of the space.
-
-    start: None, a list of configurations, or the folder of a run. Of a run, the N_START best
-    distinct ones are taken, and each value is moved to the nearest one of this space.
-    """
+def find(option, value):
+    """The searcher class or the rule that `value` names, or is."""
+    found, (path, _, name) = value, str(value).rpartition(":")
     try:
-        if isinstance(start, (str, os.PathLike)):
-            trials = [trial for trial in load(start) if trial.value is not None]
-            found, changes = {}, {}  # key -> configuration; the changes are the keys of a dict
-            for trial in sorted(trials, key=lambda trial: trial.value):
-                config, changed = nearest_config(space, trial.config)
-                if len(found) < N_START and config_key(config) not in found:
-                    found[config_key(config)] = config
-                    changes |= dict.fromkeys(changed)
-            say("; ".join([f"--start: the {len(found)} best trials of {start}", *changes])[:500])
-            return [*found.values()] or None
-        if start is not None and not isinstance(start, (list, tuple)):
-            raise ValueError(f"expected a list of configurations, got {start!r:.200}")
-        return start and [cast_config(space, config) for config in start]
-    except ValueError as error:
-        raise ValueError(f"--start: {error}") from None
+        if path.endswith(".py"):
+            found = getattr(load_module(path), name)
+        elif isinstance(value, str):
+            return find_searcher(value) if option == "searcher" else find_rule(value)
+    except (Exception, SystemExit) as error:  # whatever the user's file raises becomes one line
+        reason = import_error(error, path) if path.endswith(".py") else error
+        raise ValueError(f"--{option}: {reason}") from error
+    if not callable(found) or (option == "searcher" and not hasattr(found, "suggest")):
+        what = "a class with suggest(trials)" if option == "searcher" else "a function"
+        raise ValueError(f"--{option}: expected {what}, got {value!r:.200}")
+    return found
 
 
-def learn(folders, space, metric, mode):
-    """The trials of earlier runs that fit this space, in the form that the journal keeps."""
-    learned = []
-    for folder in folders:
-        run, trials, n_before, reason = load_run(folder), load(folder), len(learned), ""
-        if (run["metric"], run["mode"]) != (metric, mode):
-            own = f"{mode}imises {metric}"
-            raise ValueError(
-                f"--learn_from {folder}: {run['mode']}imises {run['metric']}; this run {own}"
-            )
-        for trial in trials:
-            try:
-                if missing := [name for name in domains(space) if name not in trial.config]:
-                    raise ValueError(f"{missing[0]}: is missing")
-                config = cast_config(space, trial.config)
-            except ValueError as error:
-                reason = f"; others do not fit: {error}"
-                continue
-            if trial.curve or trial.status == "failed":
-                status = "interrupted" if trial.status == "running" else trial.status
-                curve = [(epoch, SIGN[mode] * loss) for epoch, loss in trial.curve]
-                learned.append({"config": config, "status": status, "curve": curve})
-        n = len(learned) - n_before
-        say(f"--learn_from: {n} of {len(trials)} trials of {folder}{reason}"[:500])
-    return learned
-
-
-def create(results, run):
-    """The journal of a new run in its folder, or in one that is named by the time."""
-    folder = pathlib.Path(results or f"results/{time.strftime('%Y-%m-%d_%H-%M-%S')}")
-    while True:
-        try:
-            return Journal.create(folder, run)
-        except ValueError:
-            if results or not folder.exists():
-                raise
-            folder = folder.with_name(folder.name + "-2")  # another began in the same second
-
-
-def check_same(folder, own, given):
-    """ValueError when an argument of a run that goes on is not what it was."""
-    for name, value in given.items():
-        path = own[name].rpartition(":")[0] if ".py:" in str(own[name]) else own[name]
-        was_moved = name == "objective" and not os.path.exists(path)
-        if name not in BUDGET and value != own[name] and not was_moved:
-            flag = {"config_space": "--space", "assignments": "--set"}.get(name, f"--{name}")
-            raise ValueError(
-                f"{flag.replace('--objective', 'OBJECTIVE')}: {folder} has {own[name]!r:.200}, got "
-                f"{value!r:.200}; a resumed run keeps its own"
-            )
-
-
-def as_json(options):
-    """Options in the form that the journal keeps: classes and functions become FILE.py:NAME."""
-
-    def encode(value):
-        if hasattr(value, "item"):  # a number of numpy's
-            return value.item()
-        module = getattr(value, "__module__", "")
-        path = getattr(sys.modules.get(module), "__file__", module)
-        return f"{path}:{getattr(value, '__qualname__', type(value).__qualname__)}"
-
-    return json.loads(json.dumps(options, default=encode))
+def make_backend(options):
+    """The backend: processes on this machine, or the Dask cluster of --dask."""
+    objective, seed = find_objective(options), options["seed"]
+    if options["dask"] is None:
+        return LocalBackend(objective, seed, options["workers"])
+    try:
+        from hpo.dask_backend import DaskBackend
+    except ImportError as error:
+        raise ValueError(f"--dask: needs `pip install distributed`: {error}") from None
+    return DaskBackend(options["dask"], objective, seed)
 
 
 def find_objective(options):
@@ -600,33 +530,13 @@ def find_objective(options):
             raise ValueError(f"{objective}: is no Python file; if it is a program, use chmod +x")
         if not all(options[name] for name in ("config_space", "metric", "mode")):
             raise ValueError(
-                f"{objective}: is run as a program, as it does not define a function objective("
-                "config), or has Syne Tune's Reporter; this needs --space FILE, --metric NAME and "
-                "--mode max|min"
+                f"{objective}: is run as a program: it lacks a function objective(config) or has "
+                "Syne Tune's Reporter; this needs --space FILE, --metric NAME and --mode max|min"
             )
         return Program(objective, options["metric"], **flags)
     if flags:
         raise ValueError(f"--{', --'.join(flags)}: for a program, but this objective is a function")
     return objective
-
-
-def find(option, value):
-    """The searcher class or the rule that `value` names, or is."""
-    found, (path, _, name) = value, str(value).rpartition(":")
-    try:
-        if path.endswith(".py"):
-            found = getattr(load_module(path), name)
-        elif isinstance(value, str) and option == "searcher":
-            found = find_searcher(value)
-        elif isinstance(value, str):
-            return find_rule(value)
-    except (Exception, SystemExit) as error:  # whatever the user's file raises becomes one line
-        reason = import_error(error, path) if path.endswith(".py") else error
-        raise ValueError(f"--{option}: {reason}") from error
-    if not callable(found) or (option == "searcher" and not hasattr(found, "suggest")):
-        what = "a class with suggest(trials)" if option == "searcher" else "a function"
-        raise ValueError(f"--{option}: expected {what}, got {value!r:.200}")
-    return found
 
 
 def last_epoch(space, name):
@@ -640,26 +550,94 @@ def last_epoch(space, name):
     return epochs
 
 
+def usable_rule(rule, max_epochs, arguments):
+    """The stopping rule with its options, or None. "auto" is None if the last epoch is unknown."""
+    if rule and not max_epochs and arguments["stopping"] != "auto":
+        raise ValueError(
+            f"--stopping {arguments['stopping']}: expected a constant `epochs` in the space, the "
+            "last epoch; name it with --epochs_name, or use --stopping none"
+        )
+    rule = rule if max_epochs else None
+    return with_options(rule, first_rung=arguments["first_rung"], eta=arguments["eta"])
+
+
+def make_searcher(searcher_class, space, max_epochs, arguments):
+    try:
+        return searcher_class(space, arguments["seed"], max_epochs)
+    except Exception as error:  # whatever the user's class raises becomes one line
+        raise ValueError(f"--searcher {arguments['searcher']}: {one_line(error)}") from error
+
+
+def first_configs(space, start):
+    """The complete configurations to try first; None for the middle of the space.
+
+    start: None, a list of configurations, or the folder of a run.
+    """
+    try:
+        if isinstance(start, str):
+            return best_configs(space, start) or None
+        if not isinstance(start, (list, type(None))):
+            raise ValueError(f"expected a list of configurations, got {start!r:.200}")
+        return start and [cast_config(space, config) for config in start]
+    except ValueError as error:
+        raise ValueError(f"--start: {error}") from None
+
+
+def best_configs(space, folder):
+    """The N_START best distinct configurations of a run, each moved to the nearest one here."""
+    trials = [trial for trial in load(folder) if trial.value is not None]
+    found, changes = [], {}  # the changes are the keys of a dict: in order, each once
+    for trial in sorted(trials, key=lambda trial: trial.value):
+        config, changed = nearest_config(space, trial.config)
+        if len(found) < N_START and config not in found:
+            found.append(config)
+            changes |= dict.fromkeys(changed)
+    say("; ".join([f"--start: the {len(found)} best trials of {folder}", *changes])[:500])
+    return found
+
+
+def learn(folders, space, metric, mode):
+    """The trials of earlier runs that fit this space, in the form that the journal keeps."""
+    learned = []
+    for folder in folders:
+        run, trials, n_before, misfit = load_run(folder), load(folder), len(learned), ""
+        if (run["metric"], run["mode"]) != (metric, mode):
+            theirs, ours = f"{run['mode']}imises {run['metric']}", f"{mode}imises {metric}"
+            raise ValueError(f"--learn_from {folder}: {theirs}; this run {ours}")
+        for trial in trials:
+            try:
+                config = cast_whole(space, trial.config)
+            except ValueError as error:
+                misfit = f"; others do not fit: {error}"
+                continue
+            if trial.curve or trial.status == "failed":
+                status = "interrupted" if trial.status == "running" else trial.status
+                curve = [(epoch, SIGN[mode] * loss) for epoch, loss in trial.curve]
+                learned.append({"config": config, "status": status, "curve": curve})
+        n = len(learned) - n_before
+        say(f"--learn_from: {n} of {len(trials)} trials of {folder}{misfit}"[:500])
+    return learned
+
+
 @contextlib.contextmanager
 def ending_signals():
     """Within it, Ctrl-C, SIGTERM and a closed terminal end the run in order.
 
-    A second signal, at least a second later, raises KeyboardInterrupt(number) at once. Yields an
-    object: `first` is the number of the first signal. Until the caller has set its `tuner`, the
-    first signal raises KeyboardInterrupt as well. Outside the main thread this does nothing,
-    because Python handles signals only there.
+    Yields an object: `first` is the number of the first signal, the caller sets `tuner`. A second
+    signal, at least a second later, raises KeyboardInterrupt(number). So does the first one if
+    there is no tuner yet. Python handles signals in the main thread alone.
     """
     signals, before = types.SimpleNamespace(tuner=None, first=None, time=0.0), {}
 
     def on_signal(number, frame):
-        if signals.first is None:
+        is_first = signals.first is None
+        if is_first:
             signals.first, signals.time = number, time.monotonic()
-            if signals.tuner:
-                signals.tuner.interrupt(f"interrupted by {signal.Signals(number).name}")
-                return
-        elif time.monotonic() < signals.time + 1:
-            return  # `timeout`, or a terminal that closes, sends two at almost the same time
-        raise KeyboardInterrupt(number)
+        if is_first and signals.tuner:
+            signals.tuner.interrupt(f"interrupted by {signal.Signals(number).name}")
+        # `timeout`, or a terminal that closes, sends two at almost the same time.
+        elif is_first or time.monotonic() >= signals.time + 1:
+            raise KeyboardInterrupt(number)
 
     is_main = threading.current_thread() is threading.main_thread()
     for number in ENDING if is_main else ():
