@@ -7,6 +7,7 @@ poll. It waits for a report, the end of a trial, or the next deadline.
 
 import contextlib
 import datetime
+import importlib
 import json
 import math
 import os
@@ -330,6 +331,18 @@ class Run:
         """The trial with the lowest loss of all epochs and attempts, or None."""
         found = best_of(self.trials)
         return found and found[2]
+
+    def to_frame(self):
+        """trials.csv as a DataFrame, the best trial first; this alone needs pandas."""
+        frame = importlib.import_module("pandas").read_csv(self.folder / "trials.csv")
+        order = {"ascending": load_run(self.folder)["mode"] == "min", "kind": "stable"}
+        return frame.sort_values("trial").sort_values("value", **order, ignore_index=True)
+
+    def _repr_html_(self):
+        """The ten best trials, as a notebook shows them; None, that is the repr, without pandas."""
+        with contextlib.suppress(ImportError):
+            columns = "^(trial|status|value|n_epochs|seconds)$|^config_"
+            return self.to_frame().head(10).filter(regex=columns).to_html()
 
 
 def tune(

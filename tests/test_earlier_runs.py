@@ -1,4 +1,6 @@
-"""Earlier runs (--start DIR, --learn_from DIR), and --trials_per_gpu."""
+"""Earlier runs (--start DIR, --learn_from DIR), how a Run shows itself, and --trials_per_gpu."""
+
+import json
 
 import pytest
 
@@ -70,6 +72,20 @@ def test_searcher_knows_the_trials_of_earlier_runs(earlier, tmp_path, capsys):
     assert "3 of 6 trials of" in (out := capsys.readouterr().out) and "others do not fit: n:" in out
     with pytest.raises(ValueError, match="minimises loss; this run maximises loss"):
         tune(train, SPACE, learn_from=earlier, **{**options, "mode": "max"})
+
+
+def test_run_shows_its_best_trials(tmp_path):
+    space = {"x": uniform(0, 1), "kind": choice(["<b>", "&"])}
+    options = {"metric": "loss", "mode": "min", "workers": 2, "results": tmp_path / "run"}
+    run = tune(train, space, trials=12, **options)
+    assert len(repr(run)) < 300
+    frame = pytest.importorskip("pandas") and run.to_frame()
+    shown = run._repr_html_()
+    assert shown.count("<tr") == 11 and "config_x" in shown and "suggest_seconds" not in shown
+    assert "&lt;b&gt;" in shown and "<b>" not in shown
+    assert frame["value"].is_monotonic_increasing and len(frame) == 12
+    config = json.loads(frame.loc[0, [f"config_{name}" for name in space]].to_json())
+    assert config == {f"config_{name}": run.best.config[name] for name in space}
 
 
 def test_trials_per_gpu_limits_the_workers(tmp_path, monkeypatch, capsys):
