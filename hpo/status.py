@@ -30,7 +30,7 @@ class Status:
         self.arguments, self.note = journal.run["arguments"], journal.run["note"]
         self.is_live = sys.stdout.isatty()
         self.seconds = LIVE_SECONDS if self.is_live else PLAIN_SECONDS
-        self.last_tick = backend.now()
+        self.last_tick = self.began = backend.now()
         self.best = best_of(journal.trials)  # of the ended trials: there may be 10,000
 
     def begin(self, tuner):
@@ -64,6 +64,7 @@ class Status:
             f"{clock(now)} elapsed, {clock(tuner.seconds - now)} left",
             f"best {self._value(best[0])} (trial {best[2].id})" if best else "no result yet",
             counts(tuner.trials),
+            f"{3600 * (len(tuner.trials) - len(tuner.running)) / max(now, 1):.0f} trials/h",
         ]
         if tuner.max_epochs:
             epochs = [str(trial.n_epochs) for trial in tuner.running.values()]
@@ -92,12 +93,18 @@ class Status:
             self._say_choice(best[2], tuner)
         else:
             say(f"no trial has reported {self.journal.metric}")
+        spans = [(trial.ended or now) - max(trial.started, self.began) for trial in trials]
+        busy = sum(max(0, span) for span in spans)
+        share = busy / (tuner.n_workers * max(now - self.began, 1e-9))
+        say(f"the workers were busy {100 * share:.1f}% of the time")
         say(f"{folder / 'trials.csv'}\n{folder / 'reports.csv'}")
         if tuner.reason not in ("trials", "exhausted", "deadline"):
             command = f"python run.py --resume {shlex.quote(str(folder))}"
             if not os.path.isfile(self.arguments["objective"]):
                 command = f"hpo.tune(FUNCTION, resume={str(folder)!r})"
-            say(f"the run goes on, and interrupted trials start again, with\n  {command}")
+            cut_off = [t.ended - t.started for t in trials if t.status == "interrupted"]
+            again = f", and {len(cut_off)} trials that took {sum(cut_off):.0f} s start again"
+            say(f"the run goes on{again * bool(cut_off)} with\n  {command}")
         self._say_note()
 
     def _say_choice(self, best, tuner):

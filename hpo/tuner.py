@@ -425,6 +425,8 @@ def tune(
 
 def new_journal(results, found, space, arguments):
     """The journal of a new run. found: what hpo.objective.describe returned."""
+    if arguments["workers"] > 4 * (os.cpu_count() or 1) and not arguments["dask"]:
+        say(f"warning: {arguments['workers']} workers share the {os.cpu_count()} cores")
     for name, value in space.items():
         if isinstance(value, list):
             say(f"warning: {name} is the constant {value!r:.60}; to tune it, use choice(...)")
