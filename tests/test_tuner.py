@@ -6,11 +6,9 @@ return, "lost" what hpo.trial.End says of it, any other text an exception.
 
 import contextlib
 import importlib
-import itertools
 import math
 import os
 import traceback
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -192,7 +190,6 @@ ENDS = [  # first letters of the statuses, scripts, words of errors, options
     ("tdt", [SLOW, GOOD, SLOW], {0: "--trial_timeout 5"}, {"trial_timeout": 5}),
     ("ttttt", [[]], {}, {"trial_timeout": 1}),  # no failures of the run
     ("ddddd", [GOOD], {}, {"space": {"n": randint(1, 5)}, "n_workers": 4}),
-    ("ddd", [GOOD], {}, {"space": {"n": randint(1, 3)}, "n_workers": 1}),
     ("dfff", [GOOD, CRASH, KILLED, SILENT], {1: "ValueError: too bad", 2: "killed by SIGKILL"}, {}),
     ("dfd", [GOOD, SILENT, GOOD], {1: "ended without a report of loss"}, {}),
     *(("dfd", [GOOD, epochs(0.5, bad, 0.1), GOOD], {1: f"loss={bad!r}; expected"}, {"rude": [1]})
@@ -200,9 +197,7 @@ ENDS = [  # first letters of the statuses, scripts, words of errors, options
     ("d", [[(1, {"epoch": 1, "loss": 0.5, "b": math.nan}), (0, "done")]], {}, {}),
     ("dd", [[*OTHER[:1], *GOOD]], {}, {"rule": lambda trial, *_: not trial.curve}),  # comes late
     ("ffddd", [CRASH, NAN, GOOD], {}, {}),  # one good trial keeps the run going
-    ("fdfffff", [CRASH, GOOD, CRASH], {}, {}),
     ("dfffff", [LONG, CRASH], {}, {}),  # it reports well meanwhile
-    ("ffddd", [CRASH, [(50, "killed by SIGKILL")], GOOD], {}, {}),
     # four report at the instant at which the fifth ends: `make` asserts that none is left waiting
     ("d" * 12, [epochs(0.5)] + [epochs(0.5, 0.5)] * 4 + [GOOD], {}, {"n_workers": 5}),
     ("dd", [GOOD], {}, NEEDY),  # without a rule no epoch is needed
@@ -312,7 +307,7 @@ def test_run_cut_at_any_wait_and_resumed_is_as_if_it_had_not_been(tmp_path, how)
 
 
 @pytest.mark.parametrize("how", ["killed", "interrupted"])
-@pytest.mark.parametrize("n_workers", [1, 3, 5])
+@pytest.mark.parametrize("n_workers", [1, 5])
 def test_interrupted_trials_come_first_and_all_is_recomputed(tmp_path, how, n_workers):
     first = make(MIXED, tmp_path / "run", n_workers=3, n_trials=14, **RULE)
     cut(first, 15, how)
@@ -392,16 +387,12 @@ def test_stopped_trial_stays_stopped_and_keeps_its_worker(last):
 
 # ---- Broken parts --------------------------------------------------------------------------------
 RUBBISH = [  # suggestion, words of the error
-    (5, "5"), ("ab", "'ab'"), ((), r"\(\)"), ((CONFIG,), "0.5"), ((CONFIG, "a", 3), "'a', 3"),
+    (5, "5"), ("ab", "'ab'"), ((CONFIG, "a", 3), "'a', 3"), ((CONFIG, None), "origin a text"),
+    (([0.5, 1], "a"), "config must be a dict"), (np.zeros((9, 99)), "array"),
     (({**CONFIG, "lr": 7.0}, "a"), "lr: .*loguniform.* 7.0"),
-    (({**CONFIG, "lr": math.nan}, "a"), "lr: .*nan"),
     (({**CONFIG, "lr": np.zeros((9, 99))}, "a"), "lr: "),
     (({**CONFIG, "epochs": 4}, "a"), "epochs: .* 3 .* 4"),
-    (({**CONFIG, "epochs": {1}}, "a"), "epochs: .* 3 .*1"),
-    (({**CONFIG, "kind": ["a"]}, "a"), "kind: "), (({**CONFIG, "typo": 1}, "a"), "typo: "),
-    (({"lr": 0.5, "kind": "a"}, "a"), "n is missing"), ((CONFIG, None), "origin a text"),
-    (([0.5, 1], "a"), "config must be a dict"), (("a", CONFIG), "config must be a dict"),
-    (np.zeros((9, 99)), "array"), ((1 for _ in "x"), "generator"),
+    (({**CONFIG, "typo": 1}, "a"), "typo: "), (({"lr": 0.5, "kind": "a"}, "a"), "n is missing"),
 ]  # fmt: skip
 
 
@@ -473,18 +464,7 @@ def test_trial_without_a_process_is_started_again_after_ever_longer_pauses():
     assert letters(tuner) == "di" and tuner.trials[1].attempt == N_LOST + 1
 
 
-# ---- What is shown, and options ------------------------------------------------------------------
-def test_show_ticks_and_hears_of_every_end():
-    ticks, ended = [], []
-    show = SimpleNamespace(seconds=5.0, tick=lambda tuner: ticks.append(tuner.backend.now()))
-    show.ended = lambda trial: ended.append((trial.id, trial.status, trial.ended))
-    scripts = [epochs(0.5, 0.5, seconds=30), GOOD, CRASH, epochs(0.5, seconds=20)]
-    tuner = ends("ddfd", scripts, show=show)
-    assert sorted(ended) == [(t.id, t.status, t.ended) for t in tuner.trials]
-    assert ticks[-1] == tuner.backend.time == 60
-    assert max(b - a for a, b in itertools.pairwise(ticks)) <= show.seconds
-
-
+# ---- tune ----------------------------------------------------------------------------------------
 def quadratic(config):
     return (config["x"] - 0.3) ** 2
 
@@ -493,16 +473,14 @@ def other(config):
     return config["x"]
 
 
-@pytest.mark.parametrize(
-    "objective, options, words",
-    [
-        (None, {}, "objective: expected a function or a path, got None"),
-        (5, {}, "objective: expected a function or a path, got 5"),
-        (quadratic, {"seed": 0.5}, "--seed: expected an integer >= 0, got 0.5"),
-        (quadratic, {"workers": 1.5}, "--workers: expected an integer >= 1, got 1.5"),
-        (quadratic, {"hours": "3"}, "--hours: expected a positive number, got '3'"),
-    ],
-)
+BAD = [  # objective, options, error
+    (None, {}, "objective: expected a function or a path, got None"),
+    (quadratic, {"seed": 0.5}, "--seed: expected an integer >= 0, got 0.5"),
+    (quadratic, {"hours": "3"}, "--hours: expected a positive number, got '3'"),
+]
+
+
+@pytest.mark.parametrize("objective, options, words", BAD)
 def test_bad_argument_of_tune_is_named(tmp_path, objective, options, words):
     with pytest.raises(ValueError, match=words):
         tune(objective, {"x": uniform(0, 1)}, results=tmp_path / "run", **options)
