@@ -126,6 +126,7 @@ def are_gone(pids):
 
 # ---- How a trial ends ----------------------------------------------------------------------------
 REPORT = b'{"report": {"epoch": 1, "y": 1.0}, "counted": false}\n'
+FORKED = "RuntimeError: report: called in a process that the trial forked"
 ENDS = [  # what it does, its reports, and how its error begins
     ("report(y=1.0)", [1.0], ""),
     ("returned = np.float32(2)", [2.0], ""),
@@ -146,17 +147,24 @@ ENDS = [  # what it does, its reports, and how its error begins
     ("os.close(1); os.close(2); 1 / 0", [], "ZeroDivisionError: division by zero"),
     ("os.dup2(os.open('/dev/full', 1), 2); 1 / 0", [], "ZeroDivisionError: division by zero"),
     ("raise OSError('x' * 10**6)", [], "OSError: xxxxx"),
-]
+    ("with multiprocessing.Pool(2) as pool: pool.map(often, range(4))", [], FORKED),
+    ("os.fork()\nfor _ in range(3): report(y=1.0); time.sleep(0.05)", [1.0] * 3, ""),
+    ("if os.fork(): os.wait(); report(y=1.0)", [1.0], ""),  # and the child returns
+    ("with multiprocessing.pool.ThreadPool(2) as pool: pool.map(often, range(2))",
+     [0] * 20 + [1] * 20, ""),
+]  # fmt: skip
 
 
 def test_backend_tells_how_a_trial_ended(backend):
     ends = run(backend, *(code for code, *_ in ENDS))
     for (code, values, error), (reports, end) in zip(ENDS, ends):
-        assert [metrics.get("y") for metrics in reports] == values, code
+        assert sorted(metrics.get("y") for metrics in reports) == values, code
         assert end.outcome == ("failed" if error else "finished"), (code, end)
         assert end.error[: len(error) or None] == error and len(end.error) <= 2000, (code, end)
     log = backend.log(Trial(10, {}, "test"))
     assert "objective.py" in log and "hpo/trial.py" not in log and log.endswith("a\nb é")
+    fork = next(i for i, (code, *_) in enumerate(ENDS) if code.startswith("os.fork"))
+    assert FORKED in backend.log(Trial(fork, {}, "test"))
 
 
 OFTEN = "for _ in range(3):\n  try: report(y=1.0)\n  except"
@@ -203,35 +211,19 @@ REPORT.replace(b"1.0", b"[" * 985 + b"]" * 985)
 def test_rubbish_on_its_connection_fails_a_trial_alone_and_at_once(backend):
     codes = ["for y in range(300): report(y=y)", "raw(b'half a line'); report(y=1.0)"]
     codes += [f"raw({data}); time.sleep(99)" for data in RUBBISH.split("\n")[1:-1]]
-    (reports, end), *ends = run(backend, *codes, seconds=10)
+    (reports, end), *ends = run(backend, *codes)
     assert end.outcome == "finished" and len(reports) == 300
     assert {end.error[:35] for _, end in ends} == {"sent the tuner what is not a report"}
 
 
 def test_half_a_line_keeps_the_tuner_from_nothing(backend):
     codes = ["report(y=1.0); raw(b'half a line'); time.sleep(99)", "returned = 2.0"]
-    for reason, status, seconds in (("deadline", "timeout", 0.3), ("Ctrl-C", "interrupted", 99)):
+    for reason, status, seconds in (("deadline", "timeout", 0.8), ("Ctrl-C", "interrupted", 99)):
         before = time.monotonic()
         tuner = new_tuner(backend, codes, backend.now() + seconds)
-        threading.Timer(0.6, tuner.interrupt, ["Ctrl-C"]).start()
-        assert tuner.run() == reason and time.monotonic() - before < 4
+        threading.Timer(1.2, tuner.interrupt, ["Ctrl-C"]).start()
+        assert tuner.run() == reason and time.monotonic() - before < 6
         assert [(t.status, t.value) for t in tuner.trials] == [(status, -1.0), ("done", -2.0)]
-
-
-FORKED = "RuntimeError: report: called in a process that the trial forked"
-REPORTERS = [  # what a trial does, how many reports come, and how its error begins
-    ("with multiprocessing.pool.ThreadPool(2) as pool: pool.map(often, range(2))", 40, ""),
-    ("with multiprocessing.Pool(2) as pool: pool.map(often, range(4))", 0, FORKED),
-    ("os.fork()\nfor _ in range(3): report(y=1.0); time.sleep(0.05)", 3, ""),
-    ("if os.fork(): os.wait(); report(y=1.0)", 1, ""),  # and the child returns
-]
-
-
-def test_one_process_of_a_trial_reports_and_all_its_threads(backend):
-    ends = run(backend, *(code for code, *_ in REPORTERS), seconds=10)
-    for (code, n_reports, error), (reports, end) in zip(REPORTERS, ends):
-        assert (len(reports), end.error[: len(error) or None]) == (n_reports, error), code
-    assert FORKED in backend.log(Trial(2, {}, "test"))
 
 
 def test_fork_that_fails_for_a_while_costs_no_trial(backend, folder):
