@@ -1,4 +1,7 @@
-"""The command line: runs that work, endings and bad input, most of them as a user runs them."""
+"""run.py: runs that work, endings, --resume and bad input, many of them as a user runs them.
+
+That every suggestion of a killed and resumed run is recomputed equal: tests/test_explain.py.
+"""
 
 import csv
 import fcntl
@@ -59,14 +62,26 @@ def endings(folder):
     return [(row["status"], row["error"], row["value"] > "0") for row in rows(folder)]
 
 
-def wait_for_trials(folder):
-    """Until four trials have reported."""
+def wait_for_reports(folder, n, n_trials=1):
+    """Until so many reports have come, of so many trials."""
     path, until, found = folder / "journal.jsonl", time.monotonic() + 60, []
-    while len(set(found)) < 4:
+    while len(found) < n or len(set(found)) < n_trials:
         assert time.monotonic() < until
-        time.sleep(0.02)
+        time.sleep(0.01)
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         found = re.findall(r'^{"report": (\d+)', text, re.MULTILINE)
+
+
+@pytest.fixture
+def ends_well(main):
+    """A function that calls main, which must end well and without a warning; what it printed."""
+
+    def call(*words):
+        code, out, err = main(*words)
+        assert (code, err) == (0, "")
+        return out
+
+    return call
 
 
 # ---- A run that works ----------------------------------------------------------------------------
@@ -169,7 +184,7 @@ def test_run_ends_in_order_by_a_signal(quick, tmp_path, start_py, how):
     options["preexec_fn"] = have_terminal
     process = start_py("run.py", quick, *LONG, "--results", tmp_path / "run", **options)
     os.close(theirs)
-    wait_for_trials(tmp_path / "run")
+    wait_for_reports(tmp_path / "run", 4, n_trials=4)
     shown = ""
     while "4 running" not in shown:  # the status line, which rewrites itself
         shown += os.read(ours, 10_000).decode()
@@ -196,7 +211,7 @@ def test_second_signal_after_a_second_kills_at_once(tmp_path, start_py):
     ignore = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n        time.sleep(30"
     quick = write_quick(tmp_path, 'time.sleep(config["pause"]', ignore + " * (epoch > 1)")
     process = start_py("run.py", quick, "--stopping", "none", "--results", tmp_path / "run")
-    wait_for_trials(tmp_path / "run")
+    wait_for_reports(tmp_path / "run", 4, n_trials=4)
     process.send_signal(signal.SIGINT)
     time.sleep(1.1)
     assert process.poll() is None
@@ -217,14 +232,6 @@ def test_signal_while_starting_up_is_quiet_and_leaves_nothing(tmp_path, start_py
     os.killpg(process.pid, number)  # as a terminal does: to all of its processes
     _, err = process.communicate(timeout=15)
     assert (process.returncode, err) == (128 + number, "") and not (tmp_path / "run").exists()
-
-
-def test_deadline_and_trial_timeout_keep_what_was_reported(quick, tmp_path, main):
-    flags = ["--hours", 0.0006, "--trial_timeout", 1.2, "--workers", 2]
-    code, out, _ = main(quick, *LONG, *flags, "--results", tmp_path / "run")
-    assert code == 0 and "ended (deadline) after 0:00:02" in out
-    errors = ["--trial_timeout 1.2"] * 2 + ["deadline"] * 2
-    assert endings(tmp_path / "run") == [("timeout", error, True) for error in errors]
 
 
 FAILING = [  # (what an objective does first, flags, status of its trials, words on stderr)
@@ -254,6 +261,118 @@ def test_run_goes_on_when_nobody_reads_its_output(quick, tmp_path, redirect):
     command = f"set -o pipefail; {shlex.join(map(str, words))} {redirect}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, cwd=ROOT, check=True)
     assert done.stderr == b"" and len(rows(tmp_path / "run")) == 2
+
+
+# ---- Resume --------------------------------------------------------------------------------------
+def without_times(folder, name):
+    times = ("started", "ended", "seconds", "suggest_seconds", "time")
+    return [{k: v for k, v in row.items() if k not in times} for row in rows(folder, name)]
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_killed_and_interrupted_run_has_the_csvs_of_an_uninterrupted_one(
+    tmp_path, start_py, ends_well, main
+):
+    """One worker; ended by SIGKILL, SIGTERM and Ctrl-C."""
+    fail = "assert config['n'] < 6, 'a \"bad\" n'\n    report = Reporter()"
+    quick = write_quick(tmp_path, "report = Reporter()", fail)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    arguments = (quick, "--trials", 12, "--workers", 1, "--seed", 5, "--set", "pause=0.03")
+    arguments += ("--stopping", "none", "--results")
+    process = start_py("run.py", *arguments, parts)
+    for name, n_reports in (("SIGKILL", 4), ("SIGTERM", 11), ("SIGINT", 19)):
+        wait_for_reports(parts, n_reports)
+        code, _, err = main("--resume", parts)
+        assert code == 2 and "another run is using it" in err and err.count("\n") == 1
+        number = getattr(signal, name)
+        process.send_signal(number)
+        assert process.wait(30) == (-number if name == "SIGKILL" else 128 + number)
+        if name != "SIGINT":
+            process = start_py("run.py", "--resume", parts)
+    ends_well("--resume", parts)
+    ends_well(*arguments, whole)
+    n_starts = (parts / "journal.jsonl").read_text(encoding="utf-8").count('{"start":')
+    assert 12 < n_starts <= 12 + 3  # a signal may come between two trials
+    for name in ("trials.csv", "reports.csv"):
+        assert without_times(parts, name) == without_times(whole, name)
+    assert {trial.status for trial in load(whole)} == {"done", "failed"}  # its error is the same
+
+
+def test_finished_run_goes_on_with_a_larger_budget_from_anywhere(
+    quick, tmp_path, ends_well, monkeypatch
+):
+    """The folder, the objective's file, and the folder from which the run is resumed have moved."""
+    start_file, elsewhere = tmp_path / "start.json", tmp_path / "elsewhere"
+    start_file.write_text('[{"x": 0.5, "kind": "a b"}, {"x": 0.25, "kind": "e,f\\n"}]')
+    arguments = ("--start", "start.json", "--set", "epochs=2", "--trials", 1, "--workers", 1)
+    monkeypatch.chdir(tmp_path)
+    ends_well("quick.py", *arguments, "--results", "run")
+    start_file.unlink()  # its configurations are in the journal
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    folder = (tmp_path / "run").rename(elsewhere / "moved")
+    n_lines = len((folder / "journal.jsonl").read_text().splitlines())
+    ends_well("--resume", "moved")  # it has finished: only the session is noted
+    assert len((folder / "journal.jsonl").read_text().splitlines()) == n_lines + 1
+    quick.rename(elsewhere / "quick.py")
+    ends_well("quick.py", "--resume", "moved", "--trials", 3)
+    assert [trial.config["x"] for trial in load(folder)[:2]] == [0.5, 0.25]
+    assert [trial.config["epochs"] for trial in load(folder)] == [2, 2, 2]
+
+
+def test_deadline_is_that_of_all_sessions_and_may_be_put_off(quick, tmp_path, ends_well):
+    """What it has cut is not started again; the time between sessions does not count."""
+    folder = tmp_path / "run"
+    flags = ["--hours", 0.0006, "--trial_timeout", 1.2, "--workers", 2, "--results", folder]
+    assert "ended (deadline) after 0:00:02" in ends_well(quick, *LONG, *flags)
+    errors = ["--trial_timeout 1.2"] * 2 + ["deadline"] * 2
+    assert endings(folder) == [("timeout", error, True) for error in errors]
+    out = ends_well("--resume", folder)
+    assert "--hours with a larger number gives it more" in out and "ended (deadline)" in out
+    assert len(load(folder)) == 4
+    assert "a larger" not in ends_well("--resume", folder, "--hours", 0.0009)
+    trials = load(folder)
+    assert len(trials) == 6 and {trial.attempt for trial in trials} == {1}
+    assert all(2.1 < trial.started < trial.ended < 9 for trial in trials[4:])
+
+
+DIFFERENT = [
+    (["--seed", "5"], "--seed: DIR has 4, got 5"),
+    (["--searcher", "random"], "--searcher: DIR has 'gp', got 'random'"),
+    (["--stopping", "none"], "--stopping: DIR has 'auto', got 'none'"),
+    (["--mode", "max"], "--mode: DIR has 'min', got 'max'"),
+    (["--set", "epochs=27"], "--set: DIR has ['epochs=2'], got ['epochs=27']"),
+    (["--space", "HERE/space.json"], "--space: DIR has None, got {'x'"),
+    (["--start", "HERE/start.json"], "--start: DIR has None, got [{'x': 0.5}]"),
+    (["--results", "HERE/elsewhere"], "--results: a resumed run keeps its folder"),
+    (["HERE/other.py"], "OBJECTIVE: DIR has 'HERE/quick.py', got 'HERE/other.py'"),
+    (["--trials", "0"], "--trials: expected an integer >= 1, got 0"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*is torn")
+def test_option_that_differs_is_refused_by_name(quick, tmp_path, main, ends_well):
+    """The same value is none that differs."""
+    (tmp_path / "space.json").write_text('{"x": {"uniform": [-1, 1]}, "epochs": 2}')
+    (tmp_path / "start.json").write_text('[{"x": 0.5}]')
+    folder = tmp_path / "run"
+    same = [quick, "--seed", 4, "--set", "epochs=2", "--workers", 1]
+    ends_well(*same, "--trials", 1, "--results", folder)
+    with open(folder / "journal.jsonl", "a") as file:
+        file.write('{"start": 1, "att')  # a torn line is cut only when the run goes on
+    before = contents(tmp_path)
+    for arguments, words in DIFFERENT:
+        words = words.replace("DIR", str(folder)).replace("HERE", str(tmp_path))
+        given = [argument.replace("HERE", str(tmp_path)) for argument in arguments]
+        code, _, err = main("--resume", folder, *given)
+        assert code == 2 and words in err and err.count("\n") == 1, (arguments, err)
+    assert contents(tmp_path) == before
+    same += ["--metric", "loss", "--searcher", "gp", "--trials", 2]
+    ends_well("--resume", folder, *same)
+    assert [trial.attempt for trial in load(folder)] == [1, 1]
 
 
 # ---- Bad input -----------------------------------------------------------------------------------
