@@ -1,10 +1,10 @@
 """The house's rules: who may import whom, read from the source, and what a process has loaded."""
 
 import ast
-import os
 import pathlib
-import subprocess
 import sys
+
+import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STDLIB = set(sys.stdlib_module_names)
@@ -30,16 +30,17 @@ def imported(path):
     return {name if name.startswith("hpo.") else name.partition(".")[0] for name in names}
 
 
-def python(*words):
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    options = {"cwd": ROOT, "env": environment, "text": True, "timeout": 60}
-    return subprocess.check_output([sys.executable, *words], **options)
+@pytest.fixture
+def loaded(run_py):
+    """A function: those of the names that are in sys.modules after a program in the root."""
 
+    def loaded(program, names):
+        program = f"import sys\n{program}\nprint(*set({sorted(names)!r}) & set(sys.modules))"
+        code, out, err = run_py("-c", program)
+        assert (code, err) == (0, "")
+        return set(out.splitlines()[-1].split())
 
-def loaded(program, names):
-    """Those of the names that are in sys.modules after a program that runs in the root."""
-    program = f"import sys\n{program}\nprint(*set({sorted(names)!r}) & set(sys.modules))"
-    return set(python("-c", program).splitlines()[-1].split())
+    return loaded
 
 
 def test_data_flows_one_way_and_few_packages_are_needed(tmp_path):
@@ -51,7 +52,7 @@ def test_data_flows_one_way_and_few_packages_are_needed(tmp_path):
     assert imported(tmp_path / "bad.py") == {"torch", "hpo.a", "hpo.b"}
 
 
-def test_processes_load_what_they_need_alone():
+def test_processes_load_what_they_need_alone(loaded):
     heavy = {"numpy", "filelock", "torch", "hpo.space", "multiprocessing"}
     assert loaded("import hpo", heavy | {"hpo.report"}) == set()
     assert loaded("from hpo import Reporter; Reporter()", heavy) == set()
@@ -61,18 +62,10 @@ def test_processes_load_what_they_need_alone():
     assert loaded(program, {*heavy, "argparse"}) == {"argparse"}
 
 
-def test_tuner_process_loads_nothing_of_the_objective_file(tmp_path):
+def test_tuner_process_loads_nothing_of_the_objective_file(tmp_path, loaded):
     """Such as torch, which takes seconds and memory; pytest is sooner there."""
     text = "import hpo, pytest\nconfig_space = {'x': hpo.uniform(0, 1)}\nmetric = mode = 'min'\n"
     (tmp_path / "mine.py").write_text(text + "def objective(config): return len(pytest.__name__)")
     words = [f"{tmp_path}/mine.py", "--trials", "1", "--results", f"{tmp_path}/run"]
     program = f"import run\nassert run.main({words}) == 0"
     assert loaded(program, {"pytest", "mine", "numpy"}) == {"numpy"}
-
-
-def test_help_groups_the_flags_and_takes_no_time():
-    before = sum(os.times()[2:4])  # processor time of ended processes
-    out = python("run.py", "--help")
-    assert sum(os.times()[2:4]) - before < 0.3
-    assert all(f"\n{group}:" in out for group in ("budget", "search", "problem", "results"))
-    assert "\nExit codes: 0 finished, 1 failed, 2 bad input" in out and out.count("default") > 9
