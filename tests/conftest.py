@@ -62,7 +62,9 @@ def start_py():
     yield start
     for process in started:
         process.kill()
-        process.communicate()
+        process.wait()
+        for pipe in filter(None, (process.stdout, process.stderr)):
+            pipe.close()
 
 
 @pytest.fixture

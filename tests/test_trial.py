@@ -21,7 +21,7 @@ IS_LINUX = sys.platform == "linux"
 on_linux = pytest.mark.skipif(not IS_LINUX, reason="holds on Linux alone")
 OBJECTIVE = """
 import ctypes, multiprocessing, multiprocessing.pool, os, pathlib, random, signal, subprocess
-import sys, threading, time, flaky
+import sys, threading, time
 import numpy as np
 import hpo.report
 from hpo import Reporter, uniform
@@ -39,27 +39,18 @@ def objective(config):
     return names.get("returned")
 """
 SPACE = {"x": {"uniform": [0, 1]}, "code": ""}
-FLAKY = """
-import os
-fork = os.fork
-os.fork = lambda: os.stat("no process to be had") if os.path.exists(MARK) else fork()
-"""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """With the objective, and a library of it that makes forks fail while there is a file."""
     folder = tmp_path_factory.mktemp("objective")
     (folder / "objective.py").write_text(OBJECTIVE)
-    (folder / "library").mkdir()
-    (folder / "library/flaky.py").write_text(f"MARK = {str(folder / 'refuse')!r}\n{FLAKY}")
     return folder
 
 
 @pytest.fixture(scope="module")
 def backend(folder):
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder / "library")
         patch.setattr(hpo.trial, "STOP_SECONDS", 0.6)
         with contextlib.closing(new_backend(folder, str(folder / "objective.py"))) as backend:
             yield backend
@@ -226,19 +217,6 @@ def test_half_a_line_keeps_the_tuner_from_nothing(backend):
         assert [(t.status, t.value) for t in tuner.trials] == [(status, -1.0), ("done", -2.0)]
 
 
-def test_fork_that_fails_for_a_while_costs_no_trial(backend, folder):
-    mark = f"pathlib.Path({str(folder / 'refuse')!r})"
-    codes = [
-        f"report(y=1.0); {mark}.touch(); time.sleep(0.6); {mark}.unlink(); report(y=2.0)",
-        f"while not {mark}.exists(): time.sleep(0.01)\nreturned = 2.0",
-        "returned = 2.0",
-    ]
-    tuner = new_tuner(backend, codes)
-    assert tuner.run() == "trials"
-    assert [(t.status, t.value) for t in tuner.trials] == [("done", -2.0)] * 3
-    assert [t.attempt > 1 for t in tuner.trials] == [False, False, True]
-
-
 @on_linux
 def test_trials_of_a_killed_fork_server_run_again(backend, folder):
     mark = f"pathlib.Path({str(folder / 'killed')!r})"
@@ -295,8 +273,7 @@ def test_nothing_outlives_the_tuner(folder, tmp_path, start_py, number):
     code += "report(y=1.0); ctypes.PyDLL(None).sleep(99)"  # holds Python's lock: no thread can act
     flags = ["--set", f"code={code}", "--searcher", f"{tmp_path}/forking.py:Forking"]
     flags += ["--workers", "2", "--stopping", "none", "--results", results]
-    variables = {"PYTHONPATH": str(folder / "library"), "TMPDIR": str(temporary)}
-    options = {"stdout": subprocess.DEVNULL, "stderr": None, "env": {**os.environ, **variables}}
+    options = {"stdout": subprocess.DEVNULL, "env": {**os.environ, "TMPDIR": str(temporary)}}
     tuner = start_py("run.py", folder / "objective.py", *flags, **options)
     wait_for(lambda: pids.exists() and len(pids.read_text().split()) == 8)
     wait_for(lambda: (results / "journal.jsonl").read_text().count('"report"') == 2)
@@ -336,17 +313,14 @@ def test_environment_of_a_trial(backend, monkeypatch):
     assert loaded == {"hpo.objective", "hpo.report", "hpo.space", "hpo.trial"}
 
 
-def test_functions_and_files_are_objectives_as_they_were_when_the_run_began(folder, monkeypatch):
-    path, local = folder / "library/importable.py", 1.0
-    monkeypatch.syspath_prepend(folder / "library")
-
-    def closure(config):
-        return local + config["x"]
-
-    cases = [(("importable", "objective"), 2.0), (str(path), 2.0), (closure, 1.5)]
-    for objective, y in cases[: None if IS_LINUX else 2]:
+def test_functions_and_files_are_objectives_as_they_were_when_the_run_began(tmp_path, monkeypatch):
+    path, local = tmp_path / "importable.py", 1.0
+    monkeypatch.syspath_prepend(tmp_path)
+    cases = [(("importable", "objective"), 2.0), (str(path), 2.0)]
+    cases += [(lambda config: local + config["x"], 1.5)] * IS_LINUX
+    for objective, y in cases:
         path.write_text("def objective(config):\n    return 2.0\n")
-        with contextlib.closing(new_backend(folder, objective, SPACE, "y", "max")) as backend:
+        with contextlib.closing(new_backend(tmp_path, objective, SPACE, "y", "max")) as backend:
             path.write_text("a syntax error")
             found = run(backend, "")
         assert found == [([{"y": y, "epoch": 1}], End(0, 1, "finished"))], objective
@@ -357,7 +331,7 @@ def test_trials_start_by_spawn_where_there_is_no_fork(folder, tmp_path, run_py):
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.platform = 'darwin'\n")
     code = "report(y=1.0, start=multiprocessing.get_start_method())"
     flags = ["--set", f"code={code}", "--trials", 2, "--workers", 2, "--results", tmp_path / "run"]
-    paths = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(folder / "library")])}
-    done = run_py("run.py", folder / "objective.py", *flags, env={**os.environ, **paths})
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = run_py("run.py", folder / "objective.py", *flags, env=environment)
     assert done[0] == 0 and [t.status for t in load(tmp_path / "run")] == ["done"] * 2, done
     assert (tmp_path / "run/reports.csv").read_text().count("spawn") == 2
