@@ -137,20 +137,21 @@ def test_trial_is_what_its_attempts_have_reported(make):
         start(0), report(0, 1.0, epoch=1, accuracy=0.5), report(0, 2.0, epoch=2, accuracy=1), *bad,
         start(1, 3.5), end(1, 4.0, status="failed", error="why"), start(2, 4.5),
         session(), start(0, 5.0, attempt=2), session(), start(0, 6.0, attempt=3),
-        report(0, 7.0, 3, epoch=2, accuracy=-0.0), report(0, 8.0, 3, epoch=3, accuracy=0.25),
-        start(3, 9.0), report(3, 10.0, epoch=7, accuracy=0.5), end(3, 11.0, status="stopped"),
+        start(3, 6.5), report(3, 6.5, epoch=7, accuracy=0.5), end(3, 7.0, status="stopped"),
+        report(0, 8.0, 3, epoch=2, accuracy=-0.0), start(2, 8.5, attempt=2),
+        report(0, 9.0, 3, epoch=3, accuracy=0.25),
     )  # fmt: skip
     found = [(t.status, t.error, t.started, t.ended, t.curve, t.earlier) for t in journal.trials]
     assert found == [
         ("running", "", 6.0, None, [(1, -0.5), (2, 0.0), (3, -0.25)], [[(1, -0.5), (2, -1)], []]),
-        ("failed", "why", 3.5, 4.0, [], []), ("interrupted", "", 4.5, 4.5, [], []),
-        ("stopped", "", 9.0, 11.0, [(7, -0.5)], []),
+        ("failed", "why", 3.5, 4.0, [], []), ("running", "", 8.5, None, [], [[]]),
+        ("stopped", "", 6.5, 7.0, [(7, -0.5)], []),
     ]  # fmt: skip
     live = contents(journal.folder)
     write_tables(journal.folder)
     assert contents(journal.folder) == live
     times = [row["time"] for row in rows(journal.folder, "reports.csv")]
-    assert times == ["1.0", "7.0", "8.0", "10.0"]
+    assert times == ["1.0", "6.5", "8.0", "9.0"]
 
 
 # ---- What is refused -----------------------------------------------------------------------------
