@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from hpo.stopping import RECENT, asha, halving, loss_at_rung, median, with_options
+from hpo.stopping import RECENT, asha, halving, loss_at_rung, median
 from hpo.trial import Trial
 
 ALL = pytest.mark.parametrize("rule", [median, asha, halving])
@@ -119,9 +119,3 @@ def test_decision_looks_back_on_the_recent_trials_alone(rule):
     trials = [trial(i, [loss] * 9) for i, loss in enumerate(losses)]
     assert rule(trials[0], trials, 81)  # most of all are worse, but the recent ones better
     assert not rule(trials[0], trials[:-RECENT], 81)
-
-
-def test_options_go_to_the_rules_that_have_them():
-    for rule in (asha, median, lambda trial, trials, max_epochs: True):
-        assert asked(with_options(rule, first_rung=2, eta=4), *[[0.1] * 9] * 5, [1.0, 1.0])
-    assert not asked(with_options(median, first_rung=3, eta=4), *[[0.1] * 9] * 5, [1.0, 1.0])
