@@ -250,9 +250,8 @@ def test_start_configurations_come_first(n_start, n_trials):
 def test_suggestions_are_cast():
     suggestion = {"n": np.int64(3), "lr": np.float32(0.5), "kind": 1.0, "epochs": 3}, np.str_("a")
     (trial,) = ends("d", [GOOD], suggest=lambda _: suggestion, start=[]).trials
-    assert list(trial.config.items()) == [("lr", 0.5), ("n", 3), ("kind", 1), ("epochs", 3)]
-    kinds = [type(value) for value in (*trial.config.values(), trial.origin)]
-    assert kinds == [float, int, int, int, str]
+    assert repr(trial.config) == repr({"lr": 0.5, "n": 3, "kind": 1, "epochs": 3})
+    assert type(trial.origin) is str
 
 
 # ---- Several sessions ----------------------------------------------------------------------------
