@@ -119,13 +119,6 @@ def test_source_that_fails(fault, tmp_path, monkeypatch, server, capsys):
     assert server.asked == [f"{NAMES[i]}.gz" for i in (0, 1, 1, 1)]
 
 
-def test_unknown_dataset_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="one of auto, fashion_mnist, synthetic, got 'mnist'"):
-        fashion_mnist.prepare("mnist", tmp_path)
-    with pytest.raises(ValueError, match="fashion_mnist or synthetic from prepare, got 'auto'"):
-        fashion_mnist.load("auto", tmp_path)
-
-
 # ---- The disk ------------------------------------------------------------------------------------
 def test_files_that_are_missing_or_wrong_are_fetched(tmp_path, monkeypatch, server):
     write(tmp_path / RAW, FILES | {NAMES[2]: b"half"})

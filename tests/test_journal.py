@@ -2,11 +2,9 @@
 
 import contextlib
 import csv
-import itertools
 import json
 import math
 import os
-import pathlib
 import random
 import resource
 import shutil
@@ -224,17 +222,14 @@ def test_random_damage_loads_or_is_named(make, tmp_path):
 
 
 # ---- Writing -------------------------------------------------------------------------------------
-def test_event_is_one_write_and_ends_are_synced(make, monkeypatch):
-    """Reports are synced once a second, starts and ends always."""
-    journal, syncs, n_syncs, n_writes = make(), [], [], []
+def test_starts_and_ends_are_synced_at_once_and_reports_each_second(make, monkeypatch):
+    journal, syncs, n_syncs = make(), [], []
     monkeypatch.setattr(os, "fsync", syncs.append)
     times = (5.2, 5.9, 6.1, 6.5, 7.3)
     for event in [start(0, 5.0), *(report(0, at, accuracy=0.5) for at in times), end(0, 7.4)]:
         journal.append(event)
         n_syncs.append(len(syncs))
-        n_writes.append(int(pathlib.Path("/proc/self/io").read_text().split()[7]))
     assert n_syncs == [1, 1, 1, 2, 2, 3, 4]
-    assert {b - a for a, b in itertools.pairwise(n_writes)} == {2}  # a line, and a row of a CSV
 
 
 @contextlib.contextmanager
@@ -267,12 +262,6 @@ def test_failed_write_cuts_the_line_back(make, fault):
     assert load(journal.folder) == journal.trials and journal.trials[0].status == "done"
 
 
-def link(folder):
-    """Somebody else's file in place of the journal."""
-    (folder / "journal.jsonl").rename(folder.with_name("victim"))
-    (folder / "journal.jsonl").symlink_to(folder.with_name("victim"))
-
-
 @pytest.mark.parametrize(
     "change, words",
     [
@@ -280,17 +269,16 @@ def link(folder):
         (lambda folder: folder.rename(folder.with_name("moved")), "No such file"),
         (lambda folder: folder.chmod(0o555), "read-only|denied"),  # root could still write
         (lambda folder: (folder / "journal.jsonl").chmod(0o444), "read-only|denied"),
-        (link, "symbolic links"),
     ],
 )
 def test_folder_that_is_lost_is_a_write_error(make, tmp_path, change, words):
-    journal, victim = make(start(0), report(0, accuracy=0.5)), tmp_path / "victim"
+    journal = make(start(0), report(0, accuracy=0.5))
     change(journal.folder)
     before = contents(tmp_path)
     with pytest.raises(WriteError, match=rf"run: cannot write: .*({words})"):
         for event in (report(0, accuracy=0.5), end(0)):
             journal.append(event)
-    assert contents(tmp_path).get(victim) == before.get(victim)
+    assert contents(tmp_path) == before
 
 
 # ---- The CSVs ------------------------------------------------------------------------------------
@@ -351,14 +339,3 @@ def test_new_run_needs_a_new_folder(make, tmp_path):
     assert contents(tmp_path) == before | {tmp_path / "full" / ".lock": b""}
     for name in ("empty", "a/b/c"):
         assert load(make(name=name).folder) == []
-
-
-@pytest.mark.parametrize("fault", [partial(disk_full, n=-99_999), fsync_fails])
-def test_run_that_cannot_be_made_leaves_nothing_behind(make, tmp_path, fault):
-    (tmp_path / "big").write_bytes(bytes(100_000))
-    with (
-        pytest.raises(ValueError, match="--results .*run: cannot be made"),
-        fault(tmp_path / "big"),
-    ):
-        make()
-    assert not (tmp_path / "run").exists()

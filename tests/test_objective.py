@@ -11,10 +11,8 @@ import types
 import pytest
 
 import hpo.objective
-import hpo.trial
 from hpo.objective import command_line, describe, load_module, run_as_program, source_of
 from hpo.space import choice, uniform
-from hpo.trial import LocalBackend, Trial
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FIRST = "from hpo import Reporter, uniform\nconfig_space = {'x': uniform(0, 1), 'n': 1, 'a': 'b'}\n"
@@ -100,23 +98,6 @@ def test_description_says_what_is_wrong(write):
         path = write(text)
         with pytest.raises(ValueError, match=f"^{re.escape(error.replace('FILE', path))}"):
             describe(path, None, **GIVEN, assignments=assignments)
-
-
-def test_what_loading_a_file_does_harms_nobody(write, tmp_path, monkeypatch):
-    """It ends the process; or trains at once, and starts a thread that does not end."""
-    monkeypatch.setattr(hpo.trial, "STOP_SECONDS", 0.2)
-    backend = LocalBackend(write("import os\nos._exit(3)"))
-    with pytest.raises(ValueError, match="mine.py: the process exited with code 3"):
-        backend.describe(**GIVEN)
-    backend.close()
-    thread = "import threading, time\nthreading.Thread(target=time.sleep, args=[99]).start()\n"
-    backend = LocalBackend(write(f"{thread}{WHOLE}Reporter()(y=1.0)"))
-    assert backend.describe(**GIVEN)["metric"] == "y"
-    backend.begin(tmp_path / "logs", 0)
-    backend.start(Trial(0, {"x": 0.5}, "test"))
-    (report,) = backend.wait(20)
-    backend.close()
-    assert report.metrics["y"] == 0.5
 
 
 def test_each_visible_gpu_is_named(monkeypatch):

@@ -258,13 +258,6 @@ def test_values_and_domains_are_told_apart():
     assert len({*ONE_OF_EACH, s.choice([1, 2]), s.choice([2, 1]), s.choice([True, 2])}) == 13
 
 
-def test_domain_equals_the_call_that_its_repr_is():
-    assert {*s.FORMS} == {domain.kind for domain in ONE_OF_EACH} | {"constant"}
-    for domain in ONE_OF_EACH:
-        again = eval(repr(domain), dict(s.FORMS))
-        assert again == domain and hash(again) == hash(domain) and again is not domain
-
-
 @pytest.mark.parametrize("kind", [np.float64, np.float16, np.int64, np.uint8])
 def test_numpy_scalars_are_taken(kind):
     for domain in (s.uniform, s.loguniform, s.randint, s.lograndint):
@@ -277,22 +270,17 @@ ERRORS = """
 uniform(2, 1) -> uniform needs low <= high, got low=2, high=1
 uniform("0", 1) -> uniform needs finite numbers, got low='0', high=1
 loguniform(0.0, 1) -> loguniform needs 0 < low <= high, got low=0.0, high=1
-reverseloguniform(0, 1) -> reverseloguniform needs 0 <= low <= high < 1, got low=0, high=1
-randint(0, 1.5) -> randint needs integers of at most 2**44, got low=0, high=1.5
 choice("abc") -> choice needs a list of at least one value, got 'abc'
 choice([[1], [1]]) -> choice needs distinct values, got [[1], [1]]
 choice([(1, 2), math.nan]) -> choice: NO JSON, got [(1, 2), nan]
 logordinal([0, 2]) -> logordinal needs increasing positive numbers, got [0, 2]
 finrange(0, 1, 1) -> finrange needs an integer size >= 2, got size=1
-logfinrange(1, 9, 2.5) -> logfinrange needs an integer size >= 2, got size=2.5
 check_space([]) -> config_space: expected a dict of names, got []
 check_space({"a": 1}) -> config_space: nothing to tune; give a name a domain
 check_space({"a b": U}) -> a b: expected a name such as n_units_1, and none of RESERVED
-check_space({"help": U}) -> help: expected a name such as n_units_1, and none of RESERVED
 check_space({"u": U, "c": int}) -> c: NO JSON, got <class 'int'>
 set_value({"u": U}, "v", "1") -> v: no such name in the space; it has u
 cast_config({"u": U}, [1]) -> configuration: expected a dict of names, got [1]
-cast_config({"u": U}, {"v": 1}) -> v: no such name in the space; it has u
 cast_config({"u": U, "n": 81}, {"n": 81.0}) -> n: is the constant 81 here, got 81.0
 space_from_json({"u": {"unifrom": [0, 1]}}) -> u: expected one of FORMS, got {'unifrom': [0, 1]}
 space_from_json({"u": {"uniform": [1, 0]}}) -> u: uniform needs low <= high, got low=1, high=0

@@ -14,7 +14,7 @@ import pytest
 
 from hpo.journal import Journal, WriteError, load
 from hpo.searchers import RandomSearch
-from hpo.space import choice, loguniform, middle, randint, space_to_json, uniform
+from hpo.space import choice, loguniform, randint, space_to_json, uniform
 from hpo.trial import SERVER_DIED, End, Report
 from hpo.tuner import N_LOST, RunFailed, Tuner, tune
 
@@ -237,16 +237,6 @@ def test_interrupt_keeps_the_curves(tmp_path):
 
 
 # ---- Configurations ------------------------------------------------------------------------------
-@pytest.mark.parametrize("n_start, n_trials", [(None, 3), (0, 2), (2, 4), (3, 2)])
-def test_start_configurations_come_first(n_start, n_trials):
-    start = None if n_start is None else [{**CONFIG, "n": n + 3} for n in range(n_start)]
-    trials = ends("d" * n_trials, [GOOD], start=start).trials
-    expected = [middle(SPACE)] if start is None else start[:n_trials]
-    assert [trial.config for trial in trials[: len(expected)]] == expected
-    origins = ["start"] * len(expected) + ["random"] * (n_trials - len(expected))
-    assert [trial.origin for trial in trials] == origins
-
-
 def test_suggestions_are_cast():
     suggestion = {"n": np.int64(3), "lr": np.float32(0.5), "kind": 1.0, "epochs": 3}, np.str_("a")
     (trial,) = ends("d", [GOOD], suggest=lambda _: suggestion, start=[]).trials
