@@ -203,35 +203,12 @@ def test_stop_and_kill_end_the_whole_group(start, write, monkeypatch, how):
 
 
 # ---- On the command line -------------------------------------------------------------------------
-LOOP = r"""while [ $# -gt 0 ]; do declare "${1#--}=$2"; shift 2; done
-for ((e = 1; e <= epochs; e++)); do
-  printf 'step [tune-metric]: {"loss": %d, "epoch": %d}\n' $((x * x + 90 / e)) $e; sleep 0.01
-done"""
 SPACE_PY = "from hpo import randint\nconfig_space = {'x': randint(-9, 9), 'epochs': 9}\n"
 METRIC = ["--metric", "loss", "--mode", "min"]
 
 
-def tune(main, folder, path, space, *flags, metric="loss", mode="min"):
-    """The trials of a run of a program in folder / "run"."""
-    (folder / "space.json").write_text(json.dumps(space))
-    words = [path, "--space", folder / "space.json", "--metric", metric, "--mode", mode]
-    code, _, err = main(*words, "--workers", 2, "--results", folder / "run", *flags)
-    assert (code, err) == (0, "")
-    return load(folder / "run")
-
-
-def test_shell_script_is_tuned_and_stopped_early(write, tmp_path, main):
-    space = {"x": {"randint": [-9, 9]}, "epochs": 9}
-    trials = tune(main, tmp_path, write(LOOP), space, "--trials", 12)
-    assert {trial.status for trial in trials} == {"done", "stopped"}
-    for trial in trials:
-        assert trial.curve[0] == (1, trial.config["x"] ** 2 + 90)
-        assert trial.n_epochs == 9 or trial.status == "stopped"
-        assert "step [tune" in (tmp_path / f"run/logs/{trial.id:04d}.log").read_text()
-
-
 def test_bad_input_of_a_program_is_told_in_a_line_with_the_remedy(write, tmp_path, main):
-    program, script, plain = write(LOOP), write("print(1)", "a.py"), write("x", "b.sh")
+    program, script, plain = write("true"), write("print(1)", "a.py"), write("x", "b.sh")
     plain.chmod(0o644)
     space, bad = write(SPACE_PY, "space.py"), write("\nconfig_space = 1 / 0", "bad.py")
     needs = "this needs --space FILE, --metric NAME and --mode max|min"
@@ -272,16 +249,12 @@ def test_program_goes_on_from_its_checkpoint_when_the_run_is_resumed(tmp_path, s
     assert epochs == ["epoch", *map(str, range(1, 41))]  # each once, of two attempts
 
 
-def test_scripts_in_the_style_of_syne_tune_are_tuned(tmp_path, main):
-    space = {"learning-rate": {"loguniform": [1e-3, 1]}, "shift": {"uniform": [-1e-4, -1e-5]}}
-    space |= {"epochs": 3}
-    flags, goal = ["--trials", 3, "--stopping", "none"], {"metric": "accuracy", "mode": "max"}
-    for trial in tune(main, tmp_path, PROGRAMS / "plain.py", space, *flags, **goal):
-        best = (1 - 0.5**3) / (1 + trial.config["learning-rate"] + trial.config["shift"] ** 2)
-        assert trial.value == pytest.approx(-best, rel=1e-12) and trial.best_epoch == 3
-    assert "accuracy" in (tmp_path / "run/reports.csv").read_text().splitlines()[0]
-    space = {"x": {"uniform": [0, 1]}, "weights": [1, 2], "scale": {"constant": {"by": 4}}}
-    flags += ["--pass_json", "st_config_json_filename"]
-    (folder := tmp_path / "json").mkdir()
-    for trial in tune(main, folder, PROGRAMS / "json_file.py", space, *flags, **goal):
-        assert trial.value == pytest.approx(-trial.config["x"] * 3 / 4, rel=1e-9)
+def test_program_that_reads_a_json_file_is_tuned(tmp_path, main):
+    space, flag = tmp_path / "space.json", "st_config_json_filename"
+    space.write_text(
+        '{"x": {"uniform": [0, 1]}, "weights": [1, 2], "scale": {"constant": {"by": 4}}}'
+    )
+    words = [PROGRAMS / "json_file.py", "--space", space, "--metric", "accuracy", "--mode", "max"]
+    code, _, err = main(*words, "--pass_json", flag, "--trials", 1, "--results", tmp_path / "run")
+    (trial,) = load(tmp_path / "run")
+    assert (code, err) == (0, "") and trial.value == pytest.approx(-trial.config["x"] * 3 / 4)
