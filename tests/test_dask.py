@@ -61,7 +61,7 @@ def backend(cluster, objective, tmp_path):
         yield backend
 
 
-def test_run_on_a_cluster_survives_a_killed_worker(cluster, objective, tmp_path):
+def test_run_on_a_cluster_survives_killed_workers(cluster, objective, tmp_path):
     from experiments.dask_check import children_of
 
     is_first = []
@@ -70,18 +70,20 @@ def test_run_on_a_cluster_survives_a_killed_worker(cluster, objective, tmp_path)
         if trial.id == 3 and not is_first:
             is_first.append(True)
             for worker in cluster.workers:  # and with it its trial; the nanny starts another
-                os.kill(children_of(worker.pid)[-1], signal.SIGKILL)
+                for pid in children_of(worker.pid):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
         return trial.id == 2 and trial.n_epochs >= 2
 
     options = {"dask": cluster.address, "trials": 6, "workers": 2, "searcher": "random"}
-    start = [{"x": 0.5}, {"x": 0.95}, {"x": 0.25}]
+    start = [{"x": 0.5}, {"x": 0.95}, {"x": 0.25}, *[{"x": 0.125}] * 3]
     run = tune(objective, results=tmp_path / "run", stopping=rule, start=start, **options)
-    assert [t.status for t in run.trials[:3]] == ["done", "failed", "stopped"]
+    assert [t.status for t in run.trials] == ["done", "failed", "stopped", *["done"] * 3]
     assert run.trials[1].error == "ValueError: too high" and run.reason == "trials"
-    assert all(t.status in ("done", "failed") for t in run.trials[3:]) and is_first
+    assert run.trials[3].attempt == 2
     assert run.trials[0].curve == [(e, 0.5 / e) for e in range(1, 7)]
     assert load(run.folder) == run.trials
-    assert (run.folder / "logs/0000.log").read_text() == "x is 0.5\n"
+    assert set((run.folder / "logs/0000.log").read_text().splitlines()) == {"x is 0.5"}
 
 
 def test_log_comes_home_from_a_worker_that_shares_no_folder(backend, tmp_path):
