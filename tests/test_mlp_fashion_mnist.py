@@ -1,10 +1,8 @@
 """The training function, compared with the plain pipeline of experiments/train_speed.py."""
 
-import contextlib
 import copy
 import json
 import shutil
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import FashionMNIST
 
 from experiments.train_speed import Images, plain_epoch
-from hpo.report import StopTrial
+from hpo.report import Reporter, StopTrial
 from train import fashion_mnist, mlp_fashion_mnist
 from train.mlp_fashion_mnist import Adam, mask, objective, prepare, train, validate
 
@@ -108,46 +106,41 @@ def small(monkeypatch):
     torch.set_flush_denormal(False)
 
 
-@pytest.mark.usefixtures("small")
-def test_objective_repeats_itself_with_the_same_seed(capsys):
-    curves = []
-    for seed, report in ((0, "epoch"), (0, "epoch"), (1, "epoch"), (0, "end")):
+@pytest.fixture
+def curve(small, capsys):
+    """A function: the (epoch, accuracy) that the objective reports with a seed."""
+
+    def curve(seed, **changes):
         torch.manual_seed(seed)
-        objective({**CONFIG, "report": report})
+        objective({**CONFIG, **changes})
         lines = capsys.readouterr().out.splitlines()
-        curves.append([json.loads(line.split(": ", 1)[1]) for line in lines])
-    assert curves[0] == curves[1] != curves[2]
-    assert [report["epoch"] for report in curves[0]] == [1, 2] and curves[3] == curves[0][1:]
+        reports = [json.loads(line.removeprefix("[tune-metric]: ")) for line in lines]
+        return [(report["epoch"], report["accuracy"]) for report in reports]
+
+    return curve
 
 
-@pytest.mark.usefixtures("small")
-def test_objective_goes_on_where_it_was_killed(tmp_path, monkeypatch):
-    folder, kept = tmp_path / "0000", tmp_path / "kept"
-    state = folder / "state.pt"
-    folder.mkdir()
+def test_objective_repeats_itself_with_the_same_seed(curve):
+    first = curve(0)
+    assert [epoch for epoch, _ in first] == [1, 2]
+    assert curve(0) == first != curve(1) and curve(0, report="end") == first[1:]
 
-    def curve_of(seed, stop_at=9, **attributes):
-        curve = []
 
-        def report(epoch, accuracy):
-            curve.append((epoch, accuracy))
-            if epoch == stop_at:  # the state that a killed process would leave
-                shutil.copy(state, kept)
+def test_objective_goes_on_where_it_was_killed(curve, tmp_path, monkeypatch):
+    class Killing(Reporter):
+        def __call__(self, **metrics):
+            super().__call__(**metrics)
+            if metrics["epoch"] == 3:
                 raise StopTrial
 
-        reporter = mock.Mock(side_effect=report, **attributes)
-        monkeypatch.setattr(mlp_fashion_mnist, "Reporter", lambda: reporter)
-        torch.manual_seed(seed)
-        with contextlib.suppress(StopTrial):
-            objective({**CONFIG, "epochs": 5})
-        return curve
-
-    whole = curve_of(0, checkpoint_path=None)
+    whole, folder = curve(0, epochs=5), tmp_path / "0000"
     assert len({accuracy for _, accuracy in whole}) > 3
-    assert curve_of(0, stop_at=3, checkpoint_path=folder) == whole[:3] and not folder.exists()
-    folder.mkdir()
-    shutil.copy(kept, state)
-    assert curve_of(1, checkpoint_path=folder) == whole[2:] and not folder.exists()
+    monkeypatch.setenv("TRIAL_CHECKPOINTS", str(folder))
+    with monkeypatch.context() as patch, pytest.raises(StopTrial):
+        patch.setattr(mlp_fashion_mnist, "Reporter", Killing)
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # a killed process removes nothing
+        curve(0, epochs=5)
+    assert curve(1, epochs=5) == [*whole[:3], *whole[2:]] and not folder.exists()  # both have 3
 
 
 # ---- prepare -------------------------------------------------------------------------------------
