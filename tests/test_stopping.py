@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from hpo.stopping import asha, halving, loss_at_rung, median
+from hpo.stopping import asha, halving, loss_at_rung, median, with_options
 from hpo.trial import Trial
 
 ALL = pytest.mark.parametrize("rule", [median, asha, halving])
@@ -110,3 +110,9 @@ def test_rule_is_a_function_of_the_curves_alone(rule):
         this.curve = [(epoch, -99.0) for epoch, _ in this.curve]
         assert not rule(this, trials, 81)
     assert n_stopped >= 5  # or nothing was tested
+
+
+def test_options_go_to_the_rules_that_have_them():
+    for rule in (asha, median, lambda trial, trials, max_epochs: True):
+        assert asked(with_options(rule, first_rung=2, eta=4), *[[0.1] * 9] * 5, [1.0, 1.0])
+    assert not asked(with_options(median, first_rung=3, eta=4), *[[0.1] * 9] * 5, [1.0, 1.0])
