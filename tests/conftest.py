@@ -4,12 +4,15 @@ import contextlib
 import os
 import pathlib
 import signal
+import subprocess
 import sys
+import warnings
 from concurrent.futures import Future
 
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[name] = "1"  # as in the tuner; the number of threads changes sums in the last digits
 # Started by `&` in a script, pytest ignores Ctrl-C, and so would the commands that it interrupts.
@@ -42,3 +45,54 @@ def in_this_process(monkeypatch):
         yield results()
 
     monkeypatch.setattr(command, "in_processes", here)
+
+
+# ---- Commands ------------------------------------------------------------------------------------
+@pytest.fixture
+def start_py():
+    """A function that starts Python in the root; what still runs when the test ends is killed."""
+    started = []
+
+    def start(*words, **options):
+        pipe = subprocess.PIPE
+        options = {"stdout": pipe, "stderr": pipe, "text": True, "cwd": ROOT, **options}
+        started.append(subprocess.Popen([sys.executable, *map(str, words)], **options))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        for pipe in filter(None, (process.stdout, process.stderr)):
+            pipe.close()
+
+
+@pytest.fixture
+def run_py(start_py):
+    """A function that runs Python in the root: (exit code, stdout, stderr)."""
+
+    def run(*words, **options):
+        process = start_py(*words, **options)
+        out, err = process.communicate(timeout=120)
+        return process.returncode, out, err
+
+    return run
+
+
+@pytest.fixture
+def main(capsys, monkeypatch):
+    """A function that calls run.py's main in this process: (exit code, stdout, stderr)."""
+    import run
+
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # which main changes
+    monkeypatch.setattr(sys, "path", [*sys.path])  # a searcher's file is loaded here
+
+    def call(*words):
+        capsys.readouterr()
+        try:
+            code = run.main([*map(str, words)])
+        except SystemExit as ended:  # of argparse
+            code = ended.code
+        return code, *capsys.readouterr()
+
+    return call

@@ -1,10 +1,8 @@
 """The data: the real download code, with a server in this process and four tiny archives."""
 
-import errno
 import gzip
 import hashlib
 import os
-import pathlib
 import socketserver
 import sys
 import threading
@@ -64,7 +62,7 @@ def tiny(monkeypatch):
     monkeypatch.delenv("FASHION_MNIST_MIRROR", raising=False)
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(fashion_mnist, "REPOSITORY", f"{REFUSED}/repository")
-    monkeypatch.setattr(fashion_mnist, "TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(fashion_mnist, "TIMEOUT_SECONDS", 0.5)
     monkeypatch.setattr(fashion_mnist, "_generate", lambda folder, names: None)
     set_torchvision(monkeypatch, f"{REFUSED}/torchvision/")
 
@@ -106,36 +104,19 @@ def test_source_that_fails(fault, tmp_path, monkeypatch, server, capsys):
     """The next source is asked. The stand-in is taken if there is none, unless data is damaged."""
     server.answers[f"{NAMES[1]}.gz"], words = FAULTS[fault]
     monkeypatch.setenv("FASHION_MNIST_MIRROR", server.url)
-    if fault in ("missing", "silent"):
-        assert fashion_mnist.prepare("auto", tmp_path) == "synthetic"
-        error = capsys.readouterr().err
-        assert "NOT FashionMNIST" in error and "GENERATED" in error and words in error
-    else:
-        with pytest.raises(fashion_mnist.Damaged, match=f"{NAMES[1]}.gz: .*{words}"):
+    is_damaged = fault not in ("missing", "silent")
+    error = fashion_mnist.Damaged if is_damaged else fashion_mnist.Unreachable
+    with pytest.raises(error, match=rf"(?s){NAMES[1]}.gz: .*{words}.*torchvision.*repository.*put"):
+        fashion_mnist.prepare("fashion_mnist", tmp_path)
+    if is_damaged:
+        with pytest.raises(error):
             fashion_mnist.prepare("auto", tmp_path)
-        assert not (tmp_path / "synthetic").exists()
+    else:
+        assert fashion_mnist.prepare("auto", tmp_path) == "synthetic"
+        assert "GENERATED stand-in images, because no source delivers" in capsys.readouterr().err
     set_torchvision(monkeypatch, write(tmp_path / "mirror", ARCHIVES).as_uri())
     check_prepare(tmp_path)
-    assert server.asked == [f"{NAMES[i]}.gz" for i in (0, 1, 1)]
-
-
-def test_error_has_the_reason_of_each_source(tmp_path, monkeypatch):
-    monkeypatch.setenv("FASHION_MNIST_MIRROR", str(tmp_path / "nowhere"))
-    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)  # then its import fails
-    with pytest.raises(fashion_mnist.Unreachable) as caught:
-        fashion_mnist.prepare("fashion_mnist", tmp_path)
-    _, nowhere, torchvision, repository, remedy = str(caught.value).splitlines()
-    assert f"{tmp_path}/nowhere/{NAMES[0]}.gz: " in nowhere and "No such file" in nowhere
-    assert "torchvision: cannot import it: " in torchvision
-    assert f"{REFUSED}/repository/{NAMES[0]}.gz: " in repository and "refused" in repository
-    assert "FASHION_MNIST_MIRROR, or" in remedy and "--set dataset=synthetic" in remedy
-
-
-def test_unknown_dataset_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="one of auto, fashion_mnist, synthetic, got 'mnist'"):
-        fashion_mnist.prepare("mnist", tmp_path)
-    with pytest.raises(ValueError, match="fashion_mnist or synthetic from prepare, got 'auto'"):
-        fashion_mnist.load("auto", tmp_path)
+    assert server.asked == [f"{NAMES[i]}.gz" for i in (0, 1, 1, 1)]
 
 
 # ---- The disk ------------------------------------------------------------------------------------
@@ -148,19 +129,6 @@ def test_files_that_are_missing_or_wrong_are_fetched(tmp_path, monkeypatch, serv
     check_prepare(tmp_path)
     assert server.asked == [f"{NAMES[0]}.gz", f"{NAMES[2]}.gz"]
     monkeypatch.setattr(fashion_mnist, "FileLock", None)  # a complete folder may be read-only
-    check_prepare(tmp_path)
-
-
-def test_full_disk_leaves_no_half_file_under_its_name(tmp_path, monkeypatch):
-    def write_nothing(path, data):
-        path.touch()
-        raise OSError(errno.ENOSPC, "No space left")
-
-    monkeypatch.setenv("FASHION_MNIST_MIRROR", str(write(tmp_path / "mirror", ARCHIVES)))
-    with monkeypatch.context() as patch, pytest.raises(OSError, match=f"No space.*{NAMES[0]}"):
-        patch.setattr(pathlib.Path, "write_bytes", write_nothing)
-        fashion_mnist.prepare("auto", tmp_path)
-    assert not list((tmp_path / RAW).glob("*ubyte"))
     check_prepare(tmp_path)
 
 
@@ -198,8 +166,5 @@ def test_stand_in_has_the_same_bytes_everywhere(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert fashion_mnist.prepare("synthetic", tmp_path) == "synthetic"
     assert fashion_mnist._wrong_files("synthetic", tmp_path / "synthetic" / "v1") == []
-    images, labels, test_images, test_labels = fashion_mnist.load("synthetic", tmp_path)
-    assert images.shape == (60000, 28, 28) and test_images.shape == (10000, 28, 28)
-    assert np.bincount(labels) == pytest.approx(6000, abs=420)
-    assert np.bincount(test_labels) == pytest.approx(1000, abs=120)
-    assert 60 < images.mean() < 90  # FashionMNIST: 73
+    shapes = [array.shape for array in fashion_mnist.load("synthetic", tmp_path)]
+    assert shapes == [(60000, 28, 28), (60000,), (10000, 28, 28), (10000,)]

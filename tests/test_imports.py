@@ -1,78 +1,45 @@
-"""The house's rules: who may import whom, read from the source, and what a process has loaded."""
+"""What a process loads: numpy and filelock alone, and no more than it needs."""
 
-import ast
-import os
-import pathlib
-import subprocess
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+import pytest
+
 STDLIB = set(sys.stdlib_module_names)
-ORDER = ["report", "space", "objective", "trial", "journal", "searchers", "stopping", "status"]
-ORDER += ["dask_backend", "tuner"]  # each of hpo/ imports of the others only those before it
-OBJECTIVE = {"hpo.Reporter", "hpo.run_as_program", "hpo.uniform", "hpo.loguniform", "hpo.randint"}
-ALLOWED = {"report": set(), "stopping": set(), "searchers": {"numpy", "hpo.space"}}
-ALLOWED |= {"dask_backend": {"distributed", "hpo.objective", "hpo.report", "hpo.trial"}}
-ALLOWED |= {"fashion_mnist": {"numpy", "torchvision", "filelock"}}
-ALLOWED |= {"mlp_fashion_mnist": {"torch", "train", *OBJECTIVE}}
 
 
-def imported(path):
-    """Names of all the modules that a file imports, inside functions too: numpy, hpo.space."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module == "hpo":
-            names |= {f"hpo.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            names.add(node.module)
-    return {name if name.startswith("hpo.") else name.partition(".")[0] for name in names}
+@pytest.fixture
+def loaded(run_py):
+    """A function: what a program in the root has in sys.modules that it had not at its start."""
+
+    def loaded(program):
+        program = f"import sys\nbefore = set(sys.modules)\n{program}\n"
+        program += "print('loaded', *set(sys.modules) - before)"
+        code, out, err = run_py("-c", program)
+        assert (code, err) == (0, "")
+        return set(out.splitlines()[-1].split()[1:])
+
+    return loaded
 
 
-def python(*words):
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    options = {"cwd": ROOT, "env": environment, "text": True, "timeout": 60}
-    return subprocess.check_output([sys.executable, *words], **options)
+EVERY_NAME = "import hpo, run\nfor name in hpo.__all__: assert getattr(hpo, name), name"
+HELP = "import run\ntry: run.main(['--help'])\nexcept SystemExit as end: assert not end.code"
+HEAVY = {"numpy", "filelock", "hpo.space", "multiprocessing"}
 
 
-def loaded(program, names):
-    """Those of the names that are in sys.modules after a program that runs in the root."""
-    program = f"import sys\n{program}\nprint(*set({sorted(names)!r}) & set(sys.modules))"
-    return set(python("-c", program).splitlines()[-1].split())
+def test_processes_load_what_they_need_alone(loaded):
+    assert loaded("import hpo") & {*HEAVY, "hpo.report"} == set()
+    assert not loaded("from hpo import Reporter; Reporter()") & HEAVY
+    assert not loaded(HELP) & HEAVY
+    found = loaded(EVERY_NAME)
+    assert "hpo.tuner" in found and "hpo.dask_backend" not in found
+    packages = {name.partition(".")[0] for name in found} - {*STDLIB, "__mp_main__"}
+    assert packages == {"hpo", "run", "numpy", "filelock"}
 
 
-def test_data_flows_one_way_and_few_packages_are_needed(tmp_path):
-    for path in [ROOT / "run.py", *ROOT.glob("hpo/*.py"), *ROOT.glob("train/*.py")]:
-        before = ORDER[: ORDER.index(path.stem)] if path.stem in ORDER else ORDER
-        allowed = {"numpy", "filelock", *(f"hpo.{module}" for module in before)}
-        assert imported(path) - STDLIB <= ALLOWED.get(path.stem, allowed), path
-    (tmp_path / "bad.py").write_text("if 1:\n    import torch.nn as nn\n    from hpo import a, b")
-    assert imported(tmp_path / "bad.py") == {"torch", "hpo.a", "hpo.b"}
-
-
-def test_processes_load_what_they_need_alone():
-    heavy = {"numpy", "filelock", "torch", "hpo.space", "multiprocessing"}
-    assert loaded("import hpo", heavy | {"hpo.report"}) == set()
-    assert loaded("from hpo import Reporter; Reporter()", heavy) == set()
-    every_name = "import hpo, run\nfor name in hpo.__all__: assert getattr(hpo, name), name"
-    assert loaded(every_name, {"torch", "train", "hpo.tuner"}) == {"hpo.tuner"}
-    program = "import run\ntry: run.main(['--help'])\nexcept SystemExit as end: assert not end.code"
-    assert loaded(program, {*heavy, "argparse"}) == {"argparse"}
-
-
-def test_tuner_process_loads_nothing_of_the_objective_file(tmp_path):
+def test_tuner_process_loads_nothing_of_the_objective_file(tmp_path, loaded):
     """Such as torch, which takes seconds and memory; pytest is sooner there."""
     text = "import hpo, pytest\nconfig_space = {'x': hpo.uniform(0, 1)}\nmetric = mode = 'min'\n"
     (tmp_path / "mine.py").write_text(text + "def objective(config): return len(pytest.__name__)")
     words = [f"{tmp_path}/mine.py", "--trials", "1", "--results", f"{tmp_path}/run"]
-    program = f"import run\nassert run.main({words}) == 0"
-    assert loaded(program, {"pytest", "mine", "numpy"}) == {"numpy"}
-
-
-def test_help_groups_the_flags_and_takes_no_time():
-    before = sum(os.times()[2:4])  # processor time of ended processes
-    out = python("run.py", "--help")
-    assert sum(os.times()[2:4]) - before < 0.3
-    assert all(f"\n{group}:" in out for group in ("budget", "search", "problem", "results"))
-    assert "\nExit codes: 0 finished, 1 failed, 2 bad input" in out and out.count("default") > 9
+    found = loaded(f"import run\nassert run.main({words}) == 0")
+    assert "numpy" in found and not found & {"pytest", "mine"}

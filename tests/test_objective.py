@@ -3,17 +3,16 @@
 import json
 import pathlib
 import random
-import subprocess
+import re
+import shlex
 import sys
 import types
 
 import pytest
 
 import hpo.objective
-import hpo.trial
 from hpo.objective import command_line, describe, load_module, run_as_program, source_of
 from hpo.space import choice, uniform
-from hpo.trial import LocalBackend, Trial
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FIRST = "from hpo import Reporter, uniform\nconfig_space = {'x': uniform(0, 1), 'n': 1, 'a': 'b'}\n"
@@ -72,7 +71,7 @@ def test_description(write):
     given = {"space": {"x": {"randint": [1, 3]}, "n": 7}, "metric": "loss", "mode": "min"}
     found = describe(path, None, **given, prepared={"n": 9})  # as when a run goes on
     given["space"]["n"] = 9
-    assert {**found, **given, "prepared": {"n": 9}, "note": ""} == found
+    assert found.items() >= {**given, "prepared": {"n": 9}, "note": ""}.items()
 
 
 BAD = [  # the file, its assignments, and the error
@@ -80,17 +79,14 @@ BAD = [  # the file, its assignments, and the error
     ("x = 1\na syntax error", [], "FILE, line 2: SyntaxError: invalid syntax"),
     ("import no_such_module", [], "FILE, line 1: ModuleNotFoundError: No module named 'no_such"),
     ("import sys\nsys.exit('no data')", [], "FILE, line 2: SystemExit: no data"),
-    ("from hpo import *\n\nx = uniform(1, 0)", [], "FILE, line 3: uniform needs low <= high"),
     ("x = 1", [], "expected a function objective(config)"),
     ("def objective(config): pass", [], "expected config_space, a dict of names and domains"),
     (f"{FIRST}def objective(config): pass", [], "metric: expected a name, got None"),
-    (f"{FIRST}metric = 'epoch'\ndef objective(config): pass", [], "metric: expected a name, got"),
     (WHOLE.replace("max", "more"), [], 'mode: expected "max" or "min", got '),
     (f"{WHOLE}config_space = [1]", [], "config_space: expected"),
     (f"{WHOLE}config_space['c'] = objective", [], "c: expected"),
     (WHOLE, ["n"], "--set n: expected NAME=VALUE"),
     (WHOLE, ["m=1"], "--set m=1: m: no such name in the space; it has x, n, a"),
-    (WHOLE, ["x=2"], "--set x=2: x: expected"),
     (f"{PREPARE}raise OSError('no disk')", [], "no disk"),
     (f"{PREPARE}given['m']", [], "prepare: KeyError: 'm'"),
     (f"{PREPARE}return {{'m': 1}}", [], "prepare: expected a dict of some of n, a, note, got {'m'"),
@@ -100,26 +96,8 @@ BAD = [  # the file, its assignments, and the error
 def test_description_says_what_is_wrong(write):
     for text, assignments, error in BAD:
         path = write(text)
-        with pytest.raises(ValueError) as raised:
+        with pytest.raises(ValueError, match=f"^{re.escape(error.replace('FILE', path))}"):
             describe(path, None, **GIVEN, assignments=assignments)
-        assert str(raised.value).startswith(error.replace("FILE", path))
-
-
-def test_what_loading_a_file_does_harms_nobody(write, tmp_path, monkeypatch):
-    """It ends the process; or trains at once, and starts a thread that does not end."""
-    monkeypatch.setattr(hpo.trial, "STOP_SECONDS", 0.2)
-    backend = LocalBackend(write("import os\nos._exit(3)"))
-    with pytest.raises(ValueError, match="mine.py: the process exited with code 3"):
-        backend.describe(**GIVEN)
-    backend.close()
-    thread = "import threading, time\nthreading.Thread(target=time.sleep, args=[99]).start()\n"
-    backend = LocalBackend(write(f"{thread}{WHOLE}Reporter()(y=1.0)"))
-    assert backend.describe(**GIVEN)["metric"] == "y"
-    backend.begin(tmp_path / "logs", 0)
-    backend.start(Trial(0, {"x": 0.5}, "test"))
-    (report,) = backend.wait(20)
-    backend.close()
-    assert report.metrics["y"] == 0.5
 
 
 def test_each_visible_gpu_is_named(monkeypatch):
@@ -134,6 +112,10 @@ def test_each_visible_gpu_is_named(monkeypatch):
 
 # ---- As a program --------------------------------------------------------------------------------
 SPACE = {"x": uniform(-1, 1), "kind": choice(["a b", 1, True]), "yes": True, "none": None, "n": 1}
+HARD = {  # for a shell, and for the parser of the words
+    "x": -1.2345678901234567e-05, "kind": 'it\'s $HOME "%"', "n": -3, "yes": False, "none": None,
+    "list": [2.0, {"b": [True, None]}], "text": "None", "empty": "", "dash": "-a",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("unknown", [[], ["--st_checkpoint_dir", "there", "--ki"]])
@@ -164,30 +146,20 @@ def test_program_says_what_is_wrong_in_a_line(capsys):
         "--x=2 --kind=1 --yes=1 --none=1 --n=1": "x: expected",
         "--x=0 --kind=1 --yes=2 --none=1 --n=1": "yes: expected",
         "--config_json nowhere.json": "nowhere.json",
-        "--trial_seed=a": "invalid int value",
     }.items():
         with pytest.raises(SystemExit) as ended:
             run_as_program(print, SPACE, arguments=flags.split())
         assert ended.value.code == 2 and error in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_command_line_trains_again(write, monkeypatch):
-    """With the same configuration and random numbers, by a shell, from another folder."""
-    path = write(
-        "import json, os, random\nfrom hpo import Reporter, choice, uniform\n"
-        "config_space = {'x': uniform(-1, 1), 'kind': choice(['a', 'it\\'s $HOME \"%\"']), 'n': -1,"
-        "'yes': True, 'none': None, 'list': [1, {'a': None}], 'text': 'null', 'empty': ''}\n"
-        "def objective(config): Reporter()(c=json.dumps(config), r=random.random(), "
-        "t=os.environ['OMP_NUM_THREADS'])\n",
-        "an objective.py",
-    )
-    config = {"x": -1.2345678901234567e-05, "kind": 'it\'s $HOME "%"', "n": -3, "yes": False}
-    config |= {"none": None, "list": [2.0, {"b": [True, None]}], "text": "None", "empty": ""}
+def test_command_line_gives_the_program_its_configuration(monkeypatch):
+    """By a shell. That it trains again with the same random numbers: tests/test_run.py."""
     monkeypatch.chdir("/")
-    command = command_line(path, config, trial_seed=5, n_threads=3).replace(
-        "python", sys.executable
-    )
-    out = subprocess.check_output(command, shell=True, text=True)
-    found = json.loads(out.removeprefix("[tune-metric]: "))
-    random.seed(5)
-    assert json.loads(found["c"]) == config and found["r"] == random.random() and found["t"] == "3"
+    space = {**HARD, "x": uniform(-1, 1), "kind": choice(["a", HARD["kind"]]), "list": [0]}
+    command = command_line("an objective.py", HARD, trial_seed=5, n_threads=3)
+    path, threads, *words = shlex.split(command)
+    assert path == f"PYTHONPATH={ROOT}" and threads == "OMP_NUM_THREADS=3"
+    assert words[:4] == ["python", "-m", "hpo.objective", "an objective.py"]
+    seen = []
+    run_as_program(seen.append, space, arguments=words[4:])
+    assert repr(seen) == repr([HARD]) and "--trial_seed=5" in words

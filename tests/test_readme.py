@@ -1,12 +1,12 @@
-"""The examples of both READMEs, run as they stand there, and what they say of the files."""
+"""The examples of both READMEs and of experiments/examples/, and what the READMEs promise."""
 
+import importlib.util
 import math
 import os
 import pathlib
 import re
 import runpy
-import subprocess
-import sys
+import shutil
 
 import pytest
 
@@ -28,31 +28,29 @@ def run_example(word, folder):
     return runpy.run_path(str(folder / "example.py"))  # the names that it defines
 
 
-def python(*words, cwd=ROOT):
-    options = {"cwd": cwd, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "text": True}
-    return subprocess.check_output([sys.executable, *map(str, words)], timeout=60, **options)
-
-
-def test_objective_and_searcher_by_the_real_command(tmp_path, monkeypatch, capsys):
+def test_objective_and_searcher_by_their_command(tmp_path, monkeypatch, capsys, main):
     (tmp_path / "my_objective.py").write_text(example("Reporter"))
     (tmp_path / "my_searcher.py").write_text(example("Local"))
+    monkeypatch.chdir(tmp_path)
     flags = "--searcher my_searcher.py:Local --trials 12 --stopping none --results results/DIR"
-    python(ROOT / "run.py", "my_objective.py", *flags.split(), cwd=tmp_path)
+    assert main("my_objective.py", *flags.split())[0] == 0
     found = load(tmp_path / "results" / "DIR")
     assert [(trial.status, len(trial.curve)) for trial in found] == [("done", 9)] * 12
     assert {trial.origin for trial in found} == {"start", "step"}
-    monkeypatch.chdir(pytest.importorskip("pandas") and tmp_path)
+    pytest.importorskip("pandas")
     table = run_example("pandas", tmp_path)["trials"]
     best = min(found, key=lambda trial: trial.value)
     assert len(table) == 12 and re.search(rf"\n\d+ +{best.id} +done", capsys.readouterr().out)
 
 
-def test_tune_from_python(tmp_path):
+def test_tune_from_python(tmp_path, run_py):
     (tmp_path / "script.py").write_text(example("hpo.tune"))
-    last = python("script.py", cwd=tmp_path).splitlines()[-1]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    code, out, err = run_py("script.py", cwd=tmp_path, env=environment)
     path = next((tmp_path / "results").iterdir())
     best = min(load(path), key=lambda trial: trial.value)
-    assert last == f"{best.config} {best.value} results/{path.name}" and best.value < 0.1
+    last = f"{best.config} {best.value} results/{path.name}"
+    assert (code, out.splitlines()[-1], err) == (0, last, "") and best.value < 0.1
 
 
 @pytest.mark.parametrize("word", ["Thompson", "WithoutTurns"])
@@ -72,8 +70,39 @@ def test_searcher_alone(tmp_path):
     assert run_example("own loop", tmp_path)["best"].curve[0][1] < 0.01
 
 
-def test_commands_flags_and_files_exist_and_all_examples_are_run():
-    help_text = python("run.py", "--help")
+EXAMPLES = {  # name -> (the reports of a trial, what it needs, flags that make it quick)
+    "forest.py": (1, "sklearn", "--set n_estimators=10"),
+    "spiral.py": (3, "torch", "--set epochs=3"),
+    "anneal.sh": (9, "awk", ""),
+    "circle.js": (1, "node", ""),
+    "script.py": (9, "argparse", ""),
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_example_is_tuned_by_its_command(tmp_path, main, monkeypatch, name):
+    n_reports, need, flags = EXAMPLES[name]
+    if not (importlib.util.find_spec(need) or shutil.which(need)):
+        pytest.skip(f"no {need}")
+    text = (ROOT / "experiments/examples" / name).read_text()
+    text = re.sub(r"(?m)^(# |//) ?", "", text).replace("\\\n", "")
+    (command,) = re.findall(r"^python run\.py (.*)", text, re.MULTILINE)
+    flags += f" --trials 1 --hours 1 --stopping none --results {tmp_path / 'run'}"
+    monkeypatch.chdir(ROOT)
+    code, out, err = main(*command.split(), *flags.split())
+    assert (code, err) == (0, ""), out
+    (trial,) = load(tmp_path / "run")
+    assert (trial.status, len(trial.curve)) == ("done", n_reports)
+
+
+def test_all_examples_are_tested():
+    names = {path.name for path in (ROOT / "experiments/examples").iterdir()}
+    assert names == {*EXAMPLES, "anneal.json", "circle.json", "script.json"}
+
+
+def test_commands_flags_and_files_exist_and_all_examples_are_run(main):
+    code, help_text, _ = main("--help")
+    assert code == 0 and "\nExit codes: 0 finished, 1 failed, 2 bad input" in help_text
     commands = re.findall(r"python (?:-m )?([\w.]+)((?: [^\s`#]+)*)", TEXT)
     for name, words in commands:
         path = ROOT / (name if name.endswith(".py") else name.replace(".", "/") + ".py")

@@ -1,4 +1,7 @@
-"""The real command, as a user runs it: `python run.py ...` in a process of its own."""
+"""run.py: runs that work, endings, --resume and bad input, many of them as a user runs them.
+
+That every suggestion of a killed and resumed run is recomputed equal: tests/test_explain.py.
+"""
 
 import csv
 import fcntl
@@ -12,7 +15,6 @@ import subprocess
 import sys
 import termios
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -50,55 +52,44 @@ def quick(tmp_path):
     return write_quick(tmp_path)
 
 
-def start(*words, **options):
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
-    return subprocess.Popen([sys.executable, *map(str, words)], **{**pipes, **options})
-
-
-def run(*words, **options):
-    """(exit code, stdout, stderr) of a Python process."""
-    options = {"capture_output": True, "text": True, "cwd": ROOT, "timeout": 60, **options}
-    done = subprocess.run([sys.executable, *map(str, words)], check=False, **options)
-    return done.returncode, done.stdout, done.stderr
-
-
 def rows(folder, name="trials.csv"):
     with open(folder / name, newline="", encoding="utf-8") as file:
         return sorted(csv.DictReader(file), key=lambda row: int(row["trial"]))
 
 
-def train_again(out):
-    """What the command that a run has printed reports."""
-    command = next(line for line in out.splitlines() if "-m hpo.objective" in line)
-    words = [word for word in shlex.split(command) if word != "python" and "_THREADS" not in word]
-    code, out, err = run(*words)
-    assert (code, err) == (0, "")
-    return [json.loads(line) for line in re.findall(r"^\[tune-metric\]: (.*)$", out, re.MULTILINE)]
+def endings(folder):
+    """(status, error, whether it has a value) of each trial."""
+    return [(row["status"], row["error"], row["value"] > "0") for row in rows(folder)]
 
 
-def wait_for_trials(folder):
-    """Until four trials have reported."""
-    path, until, found = folder / "journal.jsonl", time.monotonic() + 30, []
-    while len(set(found)) < 4:
+def wait_for_reports(folder, n, n_trials=1):
+    """Until so many reports have come, of so many trials."""
+    path, until, found = folder / "journal.jsonl", time.monotonic() + 60, []
+    while len(found) < n or len(set(found)) < n_trials:
         assert time.monotonic() < until
-        time.sleep(0.02)
+        time.sleep(0.01)
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         found = re.findall(r'^{"report": (\d+)', text, re.MULTILINE)
 
 
-# ---- A run that works ----------------------------------------------------------------------------
-def test_run_writes_its_folder_and_a_summary(quick, tmp_path):
-    def answer(name, seed):
-        flags = ["--trials", 6, "--workers", 1, "--stopping", "none", "--seed", seed]
-        code, out, err = run("run.py", quick, *flags, "--results", tmp_path / "new" / name)
+@pytest.fixture
+def ends_well(main):
+    """A function that calls main, which must end well and without a warning; what it printed."""
+
+    def call(*words):
+        code, out, err = main(*words)
         assert (code, err) == (0, "")
         return out
 
-    with ThreadPoolExecutor(2) as pool:
-        out, *_ = pool.map(answer, "abc", [1, 1, 2])
-    a, b, c = ([(t.config, t.origin, t.curve) for t in load(tmp_path / "new" / n)] for n in "abc")
-    assert a == b and a != c and len(a) == 6 and len(a[0][2]) == 3
-    folder = tmp_path / "new" / "a"
+    return call
+
+
+# ---- A run that works ----------------------------------------------------------------------------
+def test_run_writes_its_folder_and_a_summary(quick, tmp_path, run_py):
+    folder = tmp_path / "new" / "run"
+    flags = ["--workers", 1, "--stopping", "none", "--seed", 1, "--trials", 6, "--results", folder]
+    code, out, err = run_py("run.py", quick, *flags)
+    assert (code, err) == (0, "")
     names = {path.name for path in folder.rglob("*")} - {f"{i:04d}.log" for i in range(6)}
     assert names == {"journal.jsonl", "trials.csv", "reports.csv", "logs", ".lock"}
     trials, reports = rows(folder), rows(folder, "reports.csv")
@@ -116,13 +107,19 @@ def test_run_writes_its_folder_and_a_summary(quick, tmp_path):
     assert re.search(r"^expected if trained again: loss=\S+ \+- \S+ \(trial \d", out, re.MULTILINE)
     assert "warning: list is the constant [1, None]; to tune it, use choice(...)" in out
     assert "6 trials, 6 done" in out and "minimise loss over 4 hyperparameters" in out
-    assert f"{folder / 'trials.csv'}\n{folder / 'reports.csv'}\n" in out
-    again = [{name: str(value) for name, value in report.items()} for report in train_again(out)]
+    assert f"{folder / 'trials.csv'}\n{folder / 'reports.csv'}\n" in out and "% of the time" in out
+
+    command = next(line for line in out.splitlines() if "-m hpo.objective" in line)
+    words = [word for word in shlex.split(command) if word != "python" and "_THREADS" not in word]
+    code, out, err = run_py(*words)  # trains the best one again
+    again = [json.loads(text) for text in re.findall(r"(?m)^\[tune-metric\]: (.*)$", out)]
     first = [row for row in reports if row["trial"] == best["trial"]]
-    assert again == [{name: row[name] for name in ("loss", "luck", "epoch")} for row in first]
+    assert (code, err) == (0, "") and len(again) == 3
+    for report, row in zip(again, first):
+        assert {name: str(value) for name, value in report.items()}.items() <= row.items()
 
 
-def test_flags_and_prepare_change_the_problem_searcher_and_rule(tmp_path):
+def test_flags_and_prepare_change_the_problem_searcher_and_rule(tmp_path, main, monkeypatch):
     quick = write_quick(tmp_path, "epochs", "n_steps")
     with open(quick, "a") as file:
         file.write("def prepare(given): return {'n_steps': 9, 'note': str(len(given)) + ' IN!'}")
@@ -140,7 +137,8 @@ def test_flags_and_prepare_change_the_problem_searcher_and_rule(tmp_path):
     flags = ["--space", "space.json", "--start", "start.json", "--set", "n=8", "--metric", "luck"]
     flags += ["--mode", "max", "--epochs_name", "n_steps", "--searcher", "mine.py:Short"]
     flags += ["--stopping", "mine.py:rule", "--first_rung", 2, "--eta", 3]
-    code, out, err = run(ROOT / "run.py", quick, *flags, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    code, out, err = main(quick, *flags)
     assert (code, err) == (0, "") and "ended (exhausted)" in out and "maximise luck over 1" in out
     assert out.count("* 3 IN!\n") == 2  # before and after the run
     folder = tmp_path / re.search(r"^results: (\S+)", out, re.MULTILINE)[1]
@@ -154,13 +152,12 @@ def test_flags_and_prepare_change_the_problem_searcher_and_rule(tmp_path):
         assert row["value"] == max(r["luck"] for r in reports if r["trial"] == row["trial"])
 
 
-def test_main_job_at_toy_size(tmp_path):
+def test_main_job_at_toy_size(tmp_path, main):
     """Stand-in images, small networks, one epoch."""
     sets = ["dataset=synthetic", f"dataset_path={tmp_path / 'data'}", "epochs=1"]
     sets += ["batch_size=128", "n_units_1=16", "n_units_2=16"]
     flags = [word for value in sets for word in ("--set", value)]
-    flags += ["--trials", 2, "--workers", 2, "--results", tmp_path / "run"]
-    code, out, err = run("run.py", *flags)
+    code, out, err = main(*flags, "--trials", 2, "--workers", 2, "--results", tmp_path / "run")
     assert code == 0 and out.count("STAND-IN DATA") == 2, err
     for row in rows(tmp_path / "run"):
         assert (row["config_dataset"], row["status"]) == ("synthetic", "done")
@@ -169,7 +166,7 @@ def test_main_job_at_toy_size(tmp_path):
 
 # ---- Endings -------------------------------------------------------------------------------------
 @pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_run_ends_in_order_by_a_signal(quick, tmp_path, how):
+def test_run_ends_in_order_by_a_signal(quick, tmp_path, start_py, how):
     """Ctrl-C, two signals in a moment (`timeout` sends them), and a terminal that is closed."""
 
     def have_terminal():
@@ -179,9 +176,9 @@ def test_run_ends_in_order_by_a_signal(quick, tmp_path, how):
     ours, theirs = os.openpty()
     options = {"stdin": theirs, "stdout": theirs, "stderr": theirs, "start_new_session": True}
     options["preexec_fn"] = have_terminal
-    process = start("run.py", quick, *LONG, "--results", tmp_path / "run", **options)
+    process = start_py("run.py", quick, *LONG, "--results", tmp_path / "run", **options)
     os.close(theirs)
-    wait_for_trials(tmp_path / "run")
+    wait_for_reports(tmp_path / "run", 4, n_trials=4)
     shown = ""
     while "4 running" not in shown:  # the status line, which rewrites itself
         shown += os.read(ours, 10_000).decode()
@@ -194,9 +191,8 @@ def test_run_ends_in_order_by_a_signal(quick, tmp_path, how):
         time.sleep(0.01)
         os.killpg(process.pid, signal.SIGTERM)
     assert process.wait(timeout=20) == 128 + getattr(signal, how)
-    assert "\r\x1b[K" in shown and "4 running" in shown
-    found = [(row["status"], row["error"], row["value"] > "0") for row in rows(tmp_path / "run")]
-    assert found == [("interrupted", f"interrupted by {how}", True)] * 4
+    assert "\r\x1b[K" in shown and "0 done" in shown
+    assert endings(tmp_path / "run") == [("interrupted", f"interrupted by {how}", True)] * 4
     if how != "SIGHUP":
         end = "4 interrupted\r\n\r\x1b[Kbest loss="
         while end not in shown or not shown.endswith(f"--resume {tmp_path / 'run'}\r\n"):
@@ -204,86 +200,171 @@ def test_run_ends_in_order_by_a_signal(quick, tmp_path, how):
         os.close(ours)
 
 
-def test_second_signal_after_a_second_kills_at_once(tmp_path):
+def test_second_signal_after_a_second_kills_at_once(tmp_path, start_py):
     """The first leaves five seconds to trials that do not heed SIGTERM."""
     ignore = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n        time.sleep(30"
     quick = write_quick(tmp_path, 'time.sleep(config["pause"]', ignore + " * (epoch > 1)")
-    process = start("run.py", quick, "--stopping", "none", "--results", tmp_path / "run")
-    wait_for_trials(tmp_path / "run")
+    process = start_py("run.py", quick, "--stopping", "none", "--results", tmp_path / "run")
+    wait_for_reports(tmp_path / "run", 4, n_trials=4)
     process.send_signal(signal.SIGINT)
     time.sleep(1.1)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=2)
+    _, err = process.communicate(timeout=3)
     assert (process.returncode, err) == (130, "")
     assert rows(tmp_path / "run") == []  # as after a SIGKILL: they start again with --resume
 
 
 # before, and while the file is described
-@pytest.mark.parametrize("name, seconds", [("SIGINT", 0.0), ("SIGINT", 0.4), ("SIGTERM", 0.4)])
-def test_interrupt_while_starting_up_is_quiet_and_leaves_nothing(tmp_path, name, seconds):
-    quick = write_quick(tmp_path, "metric, mode", "time.sleep(9)\nmetric, mode")
-    process = start("run.py", quick, "--results", tmp_path / "run", start_new_session=True)
+@pytest.mark.parametrize("name, seconds", [("SIGINT", 0.0), ("SIGTERM", 0.4)])
+def test_signal_while_starting_up_is_quiet_and_leaves_nothing(tmp_path, start_py, name, seconds):
+    quick = write_quick(tmp_path, "metric, mode", "time.sleep(20)\nmetric, mode")
+    process = start_py("run.py", quick, "--results", tmp_path / "run", start_new_session=True)
     assert process.stdout.readline().startswith("loading ")
     time.sleep(seconds)
     number = getattr(signal, name)
     os.killpg(process.pid, number)  # as a terminal does: to all of its processes
-    _, err = process.communicate(timeout=8)
+    _, err = process.communicate(timeout=15)
     assert (process.returncode, err) == (128 + number, "") and not (tmp_path / "run").exists()
 
 
-def test_deadline_and_trial_timeout_keep_what_was_reported(quick, tmp_path):
-    flags = ["--hours", 0.0005, "--trial_timeout", 1, "--results", tmp_path / "run"]
-    code, out, _ = run("run.py", quick, *LONG, *flags)
-    assert code == 0 and "ended (deadline) after 0:00:01" in out
-    found = [(row["status"], row["error"], row["value"] > "0") for row in rows(tmp_path / "run")]
-    errors = ["--trial_timeout 1"] * 4 + ["deadline"] * 4
-    assert found == [("timeout", error, True) for error in errors]
+def test_run_whose_first_trials_fail_ends_with_the_last_error(tmp_path, main):
+    quick = write_quick(tmp_path, "report = Reporter()", "raise KeyError(7)")
+    code, out, err = main(quick, "--workers", 2, "--results", tmp_path / "run")
+    assert code == 1 and "all of the first 3 trials failed" in err and err.endswith("KeyError: 7\n")
+    assert "no trial has reported" in out and str(ROOT) not in err
+    assert {row["status"] for row in rows(tmp_path / "run")} >= {"failed"}
 
 
-FAILING = [  # (what an objective does first, flags, status of its trials, words on stderr)
-    ("raise KeyError(7)", "", "failed", ["all of the first 3 trials failed", "KeyError: 7\n"]),
-    ("pass", "--metric auc", "failed", ["a report of auc, got loss, luck; or choose --metric"]),
-    ("time.sleep(9)", "--searcher {}/mine.py:Mine", "interrupted",
-     ['mine.py", line 3, in suggest', "run.py: failed: Mine.suggest raised KeyError: 'lr'\n"]),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("first, flags, status, words", FAILING)
-def test_run_that_cannot_work_ends_with_the_reason(tmp_path, first, flags, status, words):
-    quick = write_quick(tmp_path, "report = Reporter()", f"{first}\n    report = Reporter()")
+def test_run_whose_searcher_fails_ends_with_its_traceback(tmp_path, main):
+    quick = write_quick(tmp_path, "report = Reporter()", "time.sleep(20)")
     text = "class Mine:\n    def __init__(self, *_): pass\n    def suggest(self, trials): {}['lr']"
     (tmp_path / "mine.py").write_text(text)
-    flags = ["--workers", "2", "--results", tmp_path / "run", *flags.format(tmp_path).split()]
-    code, out, err = run("run.py", quick, *flags)
-    assert code == 1 and all(text in err for text in words), err
-    assert "no trial has reported" in out and str(ROOT) not in err
-    seconds = [float(r["seconds"]) for r in rows(tmp_path / "run") if r["status"] == status]
-    assert len(seconds) >= (3 if status == "failed" else 1) and max(seconds) < 4  # heeds SIGTERM
-
-
-def test_other_failing_trials_do_not_end_the_run(tmp_path):
-    """Nor does a terminal that cannot show why they failed."""
-    fail = "assert config['x'] >= 0, 'größer'\n    if config['x'] > 0.5: config['x'] = float('nan')"
-    quick = write_quick(tmp_path, "report = Rep", f"{fail}\n    report = Rep")
-    flags = ["--trials", 12, "--searcher", "random", "--results", tmp_path / "run"]
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    code, out, err = run("run.py", quick, *flags, env=environment)
-    assert (code, err) == (0, "") and "AssertionError: gr\\xf6\\xdfer" in out
-    endings = {"", "AssertionError: größer", "reported loss=nan; expected a finite number"}
-    assert {row["error"] for row in rows(tmp_path / "run")} == endings
-    for row in rows(tmp_path / "run"):
-        is_good = 0 <= float(row["config_x"]) <= 0.5
-        assert is_good == (row["error"] == "") == (row["value"] != "")
-        assert row["status"] in (("done", "stopped") if is_good else ("failed",))
+    code, _, err = main(
+        quick, "--searcher", f"{tmp_path}/mine.py:Mine", "--results", tmp_path / "r"
+    )
+    assert code == 1 and "run.py: failed: Mine.suggest raised KeyError: 'lr'\n" in err
+    assert 'mine.py", line 3, in suggest' in err and str(ROOT) not in err
+    (row,) = rows(tmp_path / "r")
+    assert row["status"] == "interrupted" and float(row["seconds"]) < 4  # it heeds SIGTERM
 
 
 @pytest.mark.parametrize("redirect", [">/dev/full", ">&-", "| true"])
 def test_run_goes_on_when_nobody_reads_its_output(quick, tmp_path, redirect):
-    words = [sys.executable, "run.py", quick, "--trials", 2, "--results", tmp_path / "run"]
+    words = [sys.executable, "run.py", quick, "--trials", 1, "--results", tmp_path / "run"]
     command = f"set -o pipefail; {shlex.join(map(str, words))} {redirect}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, cwd=ROOT, check=True)
-    assert done.stderr == b"" and len(rows(tmp_path / "run")) == 2
+    assert done.stderr == b"" and len(rows(tmp_path / "run")) == 1
+
+
+# ---- Resume --------------------------------------------------------------------------------------
+def without_times(folder, name):
+    times = ("started", "ended", "seconds", "suggest_seconds", "time")
+    return [{k: v for k, v in row.items() if k not in times} for row in rows(folder, name)]
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_killed_and_interrupted_run_has_the_csvs_of_an_uninterrupted_one(
+    tmp_path, start_py, ends_well, main
+):
+    """One worker; ended by SIGKILL, SIGTERM and Ctrl-C."""
+    fail = "assert config['n'] < 6, 'a \"bad\" n'\n    report = Reporter()"
+    quick = write_quick(tmp_path, "report = Reporter()", fail)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    arguments = (quick, "--trials", 12, "--workers", 1, "--seed", 5, "--set", "pause=0.03")
+    arguments += ("--stopping", "none", "--results")
+    process = start_py("run.py", *arguments, parts)
+    for name, n_reports in (("SIGKILL", 4), ("SIGTERM", 11), ("SIGINT", 19)):
+        wait_for_reports(parts, n_reports)
+        code, _, err = main("--resume", parts)
+        assert code == 2 and "another run is using it" in err and err.count("\n") == 1
+        number = getattr(signal, name)
+        process.send_signal(number)
+        assert process.wait(30) == (-number if name == "SIGKILL" else 128 + number)
+        if name != "SIGINT":
+            process = start_py("run.py", "--resume", parts)
+    ends_well("--resume", parts)
+    ends_well(*arguments, whole)
+    n_starts = (parts / "journal.jsonl").read_text(encoding="utf-8").count('{"start":')
+    assert 12 < n_starts <= 12 + 3  # a signal may come between two trials
+    for name in ("trials.csv", "reports.csv"):
+        assert without_times(parts, name) == without_times(whole, name)
+    assert {trial.status for trial in load(whole)} == {"done", "failed"}  # its error is the same
+
+
+def test_finished_run_goes_on_with_a_larger_budget_from_anywhere(
+    quick, tmp_path, ends_well, monkeypatch
+):
+    """The folder, the objective's file, and the folder from which the run is resumed have moved."""
+    start_file, elsewhere = tmp_path / "start.json", tmp_path / "elsewhere"
+    start_file.write_text('[{"x": 0.5, "kind": "a b"}, {"x": 0.25, "kind": "e,f\\n"}]')
+    arguments = ("--start", "start.json", "--set", "epochs=2", "--trials", 1, "--workers", 1)
+    monkeypatch.chdir(tmp_path)
+    ends_well("quick.py", *arguments, "--results", "run")
+    start_file.unlink()  # its configurations are in the journal
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    folder = (tmp_path / "run").rename(elsewhere / "moved")
+    n_lines = len((folder / "journal.jsonl").read_text().splitlines())
+    ends_well("--resume", "moved")  # it has finished: only the session is noted
+    assert len((folder / "journal.jsonl").read_text().splitlines()) == n_lines + 1
+    quick.rename(elsewhere / "quick.py")
+    ends_well("quick.py", "--resume", "moved", "--trials", 3)
+    assert [trial.config["x"] for trial in load(folder)[:2]] == [0.5, 0.25]
+    assert [trial.config["epochs"] for trial in load(folder)] == [2, 2, 2]
+
+
+def test_deadline_is_that_of_all_sessions_and_may_be_put_off(quick, tmp_path, ends_well):
+    """What it has cut is not started again; the time between sessions does not count."""
+    folder = tmp_path / "run"
+    flags = ["--hours", 0.0006, "--trial_timeout", 1.2, "--workers", 2, "--results", folder]
+    assert "ended (deadline) after 0:00:0" in ends_well(quick, *LONG, *flags)
+    errors = ["--trial_timeout 1.2"] * 2 + ["deadline"] * 2
+    assert endings(folder) == [("timeout", error, True) for error in errors]
+    out = ends_well("--resume", folder)
+    assert "--hours with a larger number gives it more" in out and "ended (deadline)" in out
+    assert len(load(folder)) == 4
+    out = ends_well("--resume", folder, "--hours", 1, "--trials", 6)
+    assert "a larger" not in out and "ended (trials)" in out
+    trials = load(folder)
+    assert [trial.attempt for trial in trials] == [1] * 6
+    assert all(2.1 < trial.started < trial.ended < 9 for trial in trials[4:])
+
+
+DIFFERENT = [
+    (["--searcher", "random"], "--searcher: DIR has 'gp', got 'random'"),
+    (["--set", "epochs=27"], "--set: DIR has ['epochs=2'], got ['epochs=27']"),
+    (["--space", "HERE/space.json"], "--space: DIR has None, got {'x'"),
+    (["--start", "HERE/start.json"], "--start: DIR has None, got [{'x': 0.5}]"),
+    (["--results", "HERE/elsewhere"], "--results: a resumed run keeps its folder"),
+    (["HERE/other.py"], "OBJECTIVE: DIR has 'HERE/quick.py', got 'HERE/other.py'"),
+    (["--trials", "0"], "--trials: expected an integer >= 1, got 0"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*is torn")
+def test_option_that_differs_is_refused_by_name(quick, tmp_path, main, ends_well):
+    """The same value is none that differs."""
+    (tmp_path / "space.json").write_text('{"x": {"uniform": [-1, 1]}, "epochs": 2}')
+    (tmp_path / "start.json").write_text('[{"x": 0.5}]')
+    folder = tmp_path / "run"
+    same = [quick, "--seed", 4, "--set", "epochs=2", "--workers", 1]
+    ends_well(*same, "--trials", 1, "--results", folder)
+    with open(folder / "journal.jsonl", "a") as file:
+        file.write('{"start": 1, "att')  # a torn line is cut only when the run goes on
+    before = contents(tmp_path)
+    for arguments, words in DIFFERENT:
+        words = words.replace("DIR", str(folder)).replace("HERE", str(tmp_path))
+        given = [argument.replace("HERE", str(tmp_path)) for argument in arguments]
+        code, _, err = main("--resume", folder, *given)
+        assert code == 2 and words in err and err.count("\n") == 1, (arguments, err)
+    assert contents(tmp_path) == before
+    same += ["--metric", "loss", "--searcher", "gp", "--trials", 2]
+    ends_well("--resume", folder, *same)
+    assert [trial.attempt for trial in load(folder)] == [1, 1]
 
 
 # ---- Bad input -----------------------------------------------------------------------------------
@@ -295,12 +376,8 @@ BAD = [  # (flags, what is replaced in the objective file or a file's name, by t
     ("--searcher {}/mine.py:Mine", "mine.py", "exit(0)", "mine.py, line 1: SystemExit"),
     ("--searcher {}/mine.py:Mine", "mine.py", "class Mine: pass", "suggest(trials)"),
     ("--stopping foo", "", "", "--stopping: expected auto, none, median, asha, halving or FILE.py"),
-    ("--stopping run.py:ROOT", "", "", "--stopping: "),
     ("--stopping asha", ": 3", ": randint(1, 3)", "--stopping asha: "),
-    ("--set epochs=0", "", "", "epochs: expected a constant integer >= 1"),
     ("--set epochs=many", "", "", "--set epochs=many: epochs: expected"),
-    ("--set bogus=1", "", "", "--set bogus=1: bogus: no such name in the space; it has x, rate,"),
-    ("--set n", "", "", "--set n: expected NAME=VALUE"),
     ("--space nowhere.json", "", "", "--space: expected a JSON file: "),
     ("--space {}/s.json", "s.json", '{"x": {"uniform": [1, 0]}}', "x: uniform needs low <= high"),
     ("--start {}/s.json", "s.json", '[{"n": 10}]', "n: expected a value of randint(1, 9)"),
@@ -310,37 +387,25 @@ BAD = [  # (flags, what is replaced in the objective file or a file's name, by t
     ("--results {}", "", "", "expected a new folder, got one that "),
     ("--resume {}", "", "", "expected the folder of a run"),
     ("nowhere.py", "", "", "nowhere.py: no such file"),
-    ("", "def objective", "def other", "a function objective(config)"),
     ("", "metric, mode", "def (", "quick.py, line 9: SyntaxError"),
-    ("", "import random", "import nowhere", "quick.py, line 2: ModuleNotFoundError"),
     ("", "metric, mode", "import os; os._exit(3)\nmetric, mode", "exited with code 3"),
-    ("", "1e-4", "0.0", "quick.py, line 6: loguniform needs 0 < low"),
-    ("", "[1, None]", "{1}", "list: expected "),
-    ("", "def obj", "def prepare(c): return {'a': 1}\ndef obj", "prepare: expected a dict of some"),
     ("", "def obj", "def prepare(c): raise OSError('no data')\ndef obj", "no data"),
 ]
 
 
-def test_bad_input_is_one_clear_line_and_leaves_nothing(tmp_path):
-    def wrong(i):
-        flags, old, new, words = BAD[i]
-        folder = tmp_path / str(i)
-        folder.mkdir()
-        quick = write_quick(folder, *((old, new) if old in QUICK else ()))
-        if "." in old:
-            (folder / old).write_text(new)
-        before = {*folder.iterdir(), folder / "__pycache__"}
-        command = [] if flags.startswith(("nowhere", "--resume")) else [quick]
-        command += flags.replace("{}", str(folder)).split()
-        if not flags.startswith("--res"):  # --results, --resume
-            command += ["--results", folder / "new" / "run"]
-        code, _, err = run("run.py", *command)
-        is_clear = code == 2 and err.startswith("run.py: error: ") and err.count("\n") == 1
-        is_clear &= words in err and before >= {*folder.iterdir()}
-        return None if is_clear else (BAD[i], err)
-
-    with ThreadPoolExecutor(2) as pool:  # each takes 0.5 s
-        assert not [answer for answer in pool.map(wrong, range(len(BAD))) if answer]
+@pytest.mark.parametrize("flags, old, new, words", BAD)
+def test_bad_input_is_one_clear_line_and_leaves_nothing(tmp_path, main, flags, old, new, words):
+    quick = write_quick(tmp_path, *((old, new) if old in QUICK else ()))
+    if "." in old:
+        (tmp_path / old).write_text(new)
+    before = {*tmp_path.iterdir(), tmp_path / "__pycache__"}
+    command = [] if flags.startswith(("nowhere", "--resume")) else [quick]
+    command += flags.replace("{}", str(tmp_path)).split()
+    if not flags.startswith("--res"):  # --results, --resume
+        command += ["--results", tmp_path / "new" / "run"]
+    code, _, err = main(*command)
+    assert code == 2 and err.startswith("run.py: error: ") and err.count("\n") == 1
+    assert words in err and before >= {*tmp_path.iterdir()}
 
 
 # ---- From Python ---------------------------------------------------------------------------------
@@ -353,19 +418,17 @@ run = hpo.tune({}trials=5, workers=2, results="run")
 print(run.best.id, run.best.value, len(run.trials), run.reason, run.folder, run.signal)
 """
 TUNE_TRAIN = TUNE.format("train, {'x': hpo.uniform(0, 1)}, metric='loss', mode='min', ")
-SCRIPTS = {"path": TUNE.format("'quick.py', "), "imported": "from mine import train\n" + TUNE_TRAIN}
 PICKLES = TRAIN.replace("return", "__import__('pickle').dumps(train)\n    return")  # by its name
-SCRIPTS |= {"main": PICKLES + TUNE_TRAIN, "stdin": TRAIN + TUNE_TRAIN}
-SCRIPTS["guarded"] = f"{TRAIN}if __name__ == '__main__':\n    " + TUNE_TRAIN.replace("\n", "\n    ")
+SCRIPTS = {"path": TUNE.format("'quick.py', "), "main": PICKLES + TUNE_TRAIN}
+SCRIPTS["stdin"] = TRAIN + TUNE_TRAIN
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_tune_from_a_script_returns_the_run(quick, tmp_path, name):
-    (tmp_path / "mine.py").write_text(TRAIN)
+def test_tune_from_a_script_returns_the_run(quick, tmp_path, run_py, name):
     (tmp_path / "script.py").write_text(SCRIPTS[name])
     with open(tmp_path / "script.py") as stdin:
         options = {"stdin": stdin, "cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
-        code, out, err = run("-" if name == "stdin" else "script.py", **options)
+        code, out, err = run_py("-" if name == "stdin" else "script.py", **options)
     assert (code, err) == (0, "") and out.count("loading ") == 1  # the script has run once
     assert ("stopping halving" if name == "path" else "stopping none") in out  # no last epoch
     found = load(tmp_path / "run")
@@ -374,4 +437,4 @@ def test_tune_from_a_script_returns_the_run(quick, tmp_path, name):
     if name != "path":
         assert best.value == (best.config["x"] - 0.25) ** 2
         [place] = {row["place"] for row in rows(tmp_path / "run", "reports.csv")}
-        assert place == ("mine" if name == "imported" else "__main__")
+        assert place == "__main__"

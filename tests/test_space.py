@@ -1,7 +1,6 @@
 """hpo/space.py: distributions against closed forms, exact round trips, errors a user reads."""
 
 import collections
-import itertools
 import json
 import math
 import pickle
@@ -13,6 +12,10 @@ from hpo import space as s
 
 N = 10_000
 TOLERANCE = 0.0243  # Kolmogorov-Smirnov: P(max deviation > 0.0243) = 2 exp(-2 N 0.0243^2) = 1.5e-5
+JSON = [  # values that must survive a file, and that only their type or a letter tells apart
+    {}, {"uniform": [0, 1]}, {"constant": {"constant": {}}}, {"choice": [["a"]]}, [], [{"a": [0]}],
+    None, "null", True, "True", 1, 1.0, "1", -0.0, 2**70, 0.1, "", ".'\"\\\n\t{}", "é✓😀", "\ud800",
+]  # fmt: skip
 MIXED = [1, 1.5, True, "1", None, [1, 2], {"a": [1]}, "b"]
 SMALL = {"units": s.randint(4, 1024), "rate": s.loguniform(1e-6, 1), "epochs": 81}
 
@@ -69,9 +72,8 @@ def log_nearest(values):
     """Odds to be the nearest on a log axis that reaches half a mean distance beyond the ends."""
     t = np.log(values)
     reach = (t[-1] - t[0]) / (len(t) - 1) / 2
-    points = np.linspace(t[0] - reach, t[-1] + reach, 1_000_001)
-    nearest = np.argmin(np.abs(points[:, None] - t), axis=1)
-    return list(zip(values, np.bincount(nearest) / len(points)))
+    edges = np.array([t[0] - reach, *(t[:-1] + t[1:]) / 2, t[-1] + reach])
+    return list(zip(values, np.diff(edges) / (edges[-1] - edges[0])))
 
 
 DISCRETE = [
@@ -82,7 +84,6 @@ DISCRETE = [
     (s.choice(MIXED), even(MIXED)),
     (s.ordinal(MIXED), even(MIXED)),
     (s.logordinal([1, 2, 8, 100.0]), log_nearest([1, 2, 8, 100.0])),
-    (s.lograndint(5, 8), log_width(5, 8)),
 ]
 ONE_OF_EACH = [domain for domain, _ in CONTINUOUS[:3] + DISCRETE[:7]]
 
@@ -104,18 +105,31 @@ def test_wrong_distribution_is_detected():
 
 
 # ---- Encoding ----
-def test_both_bounds_are_reached():
-    bounds = [(s.uniform(-1e300, 1e300), -1e300, 1e300), (s.uniform(0.3, 0.3), 0.3, 0.3)]
-    bounds += [(s.loguniform(5e-324, 1e307), 5e-324, 1e307), (s.loguniform(3e-6, 0.7), 3e-6, 0.7)]
-    bounds += [(s.reverseloguniform(0, 0.999), 0.0, 0.999), (s.randint(7, 7), 7, 7)]
-    bounds += [(s.randint(-(2**44), 2**44), -(2**44), 2**44), (s.lograndint(1, 2**44), 1, 2**44)]
-    bounds += [(s.ordinal(["a", "b"]), "a", "b"), (s.logordinal([0.3, 7]), 0.3, 7)]
-    bounds += [(s.logordinal([1, 10**40]), 1, 10**40), (s.logordinal([4]), 4, 4)]
-    bounds += [(s.finrange(-1 / 3, 1 / 3, 5), -1 / 3, 1 / 3), (s.logfinrange(0.3, 3, 4), 0.3, 3.0)]
-    for domain, *ends in bounds:
-        for end, points in zip(ends, [(0.0, -0.5, -math.inf), (1.0, 1.5, math.inf)]):
-            assert [repr(domain.decode([x])) for x in points] == [repr(end)] * 3
-            assert repr(domain.decode(domain.encode(end))) == repr(domain.cast(end)) == repr(end)
+EXTREME = [
+    s.uniform(-1e300, 1e300), s.uniform(-4e307, 4e307), s.uniform(1e6, 1e6 + 1e-2),
+    s.uniform(0.3, 0.3), s.uniform(-3, 7), s.loguniform(5e-324, 1e307), s.loguniform(3e-6, 0.7),
+    s.reverseloguniform(0, 0.999), s.reverseloguniform(0, 1 - 1e-16), s.randint(7, 7),
+    s.randint(-(2**44), 2**44), s.lograndint(1, 2**44), s.lograndint(2**43, 2**44),
+    s.finrange(-1 / 3, 1 / 3, 5), s.logfinrange(0.3, 3.0, 4),
+]  # fmt: skip
+FINER = [  # than the 12 digits of a decoded number
+    s.uniform(-0.7, 0.1 + 0.2), s.uniform(-1, 1e-310), s.uniform(1, 1 + 2e-16),
+    s.loguniform(1 / 3, 1 / 3 + 1e-8),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("domain", EXTREME + FINER, ids=str)
+def test_extreme_range_reaches_its_bounds_and_decodes_what_it_encodes(domain):
+    low, high = (domain.cast(bound) for bound in domain.arguments[:2])
+    if domain in EXTREME:
+        assert [repr(domain.decode([x])) for x in (0.0, -0.5, -math.inf)] == [repr(low)] * 3
+        assert [repr(domain.decode([x])) for x in (1.0, 1.5, math.inf)] == [repr(high)] * 3
+    random = np.random.default_rng(0).random(1000)
+    points = [*random, *(0.3 + 1e-4 * random), 1e-16, 1 - 1e-16]  # uniform(-3, 7) is 0 at 0.3
+    ends = (low, high) if domain in EXTREME else ()
+    for value in (*ends, *(domain.decode([x]) for x in points)):
+        assert low <= value <= high
+        assert repr(domain.decode(domain.encode(value))) == repr(value)
 
 
 def test_discrete_values_are_in_the_middle_of_their_cells():
@@ -134,40 +148,20 @@ def test_choice_is_one_hot():
     domain = s.choice(["a", "b", "c"])
     assert [domain.encode(value).tolist() for value in "abc"] == np.eye(3).tolist()
     assert domain.n_dims == 3 and domain.decode([0.2, 0.7, 0.69]) == "b"
-    many = s.choice(range(20_000))  # an array of n x n would take 3 GB
-    assert many.decode(many.encode(19_999)) == 19_999
 
 
-def test_encoding_has_a_coordinate_for_each_dimension():
-    space = {"a": s.uniform(0, 2), "b": [1], "c": s.choice([1, 2, 3]), "d": s.randint(0, 3)}
-    x = s.encode(space, {"a": 0.5, "b": [1], "c": 3, "d": 0})
-    assert s.n_dims(space) == 5 and x.tolist() == [0.25, 0, 0, 1, 0.125]
-    assert list(s.decode(space, x).items()) == [("a", 0.5), ("b", [1]), ("c", 3), ("d", 0)]
-
-
-def test_middle_is_round():
+def test_middle_is_round_and_completes_a_configuration():
     assert repr(s.middle(SMALL)) == repr({"units": 514, "rate": 0.001, "epochs": 81})
     assert s.middle({"a": s.randint(0, 1), "b": s.ordinal([1, 2])}) == {"a": 1, "b": 2}
+    found = s.cast_config(SMALL, {"epochs": 81, "units": 16.0})
+    assert repr(found) == repr({"units": 16, "rate": 0.001, "epochs": 81})
 
 
 # ---- Random spaces ----
-def random_json(rng, depth=0):
-    alphabet = [*"ab1 ,.'\"\\\n\t{}[]é✓😀", "\ud800", "True", "null", "uniform"]
-    texts = ["".join(rng.choice(alphabet, rng.integers(6))) for _ in range(rng.integers(1, 4))]
-    kind = rng.integers(7 if depth < 3 else 5)
-    if kind == 5:
-        return [random_json(rng, depth + 1) for _ in texts]
-    if kind == 6:
-        return {text: random_json(rng, depth + 1) for text in texts}
-    number = rng.normal() * 10 ** rng.uniform(-8, 8)
-    return [int(rng.integers(-9, 9)), number, bool(rng.integers(2)), None, texts[0]][kind]
-
-
 def random_domain(rng):
     kind = rng.choice([*s.FORMS][:10])
     if kind in ("choice", "ordinal"):
-        values = [random_json(rng) for _ in range(rng.integers(1, 7))]
-        return s.FORMS[kind]([*{s.config_key(value): value for value in values}.values()])
+        return s.FORMS[kind]([JSON[i] for i in rng.permutation(len(JSON))[: rng.integers(1, 7)]])
     if kind == "logordinal":
         return s.logordinal(sorted({float(f"{10**b:.3g}") for b in rng.uniform(-5, 5, 5)}))
     pairs = {
@@ -181,12 +175,12 @@ def random_domain(rng):
     return s.FORMS[kind](low, high, *[rng.integers(2, 50)] * ("fin" in kind))
 
 
-@pytest.mark.parametrize("seed", range(100))
+@pytest.mark.parametrize("seed", range(60))
 def test_random_space_round_trips(seed):
     rng = np.random.default_rng(seed)
     space = {"tuned": random_domain(rng)}
     for i in range(rng.integers(5)):
-        space[f"entry_{i}"] = random_domain(rng) if rng.random() < 0.6 else random_json(rng)
+        space[f"entry_{i}"] = random_domain(rng) if rng.random() < 0.6 else JSON[rng.integers(20)]
     as_json = json.dumps(s.space_to_json(space))
     copy = pickle.loads(pickle.dumps(s.space_from_json(json.loads(as_json))))
     assert json.dumps(s.space_to_json(copy)) == as_json
@@ -205,19 +199,6 @@ def test_random_space_round_trips(seed):
         for name in s.domains(space):
             fixed = s.set_value(space, name, json.dumps(config[name]))
             assert repr(fixed[name]) == repr(config[name])
-
-
-def test_extreme_range_decodes_what_it_encodes():
-    ranges = [s.loguniform(5e-324, 1e307), s.uniform(-4e307, 4e307), s.uniform(1e6, 1e6 + 1e-2)]
-    ranges += [s.uniform(-0.7, 0.1 + 0.2), s.uniform(-3, 7), s.loguniform(1 / 3, 1 / 3 + 1e-8)]
-    ranges += [s.reverseloguniform(0, 1 - 1e-16), s.uniform(-1, 1e-310), s.uniform(1, 1 + 2e-16)]
-    ranges += [s.lograndint(2**43, 2**44), s.randint(-(2**44), 2**44)]
-    random = np.random.default_rng(0).random(1000)
-    points = [*random, *(0.3 + 1e-4 * random), 1e-16, 1 - 1e-16]  # uniform(-3, 7) is 0 at 0.3
-    for domain, x in itertools.product(ranges, points):
-        value = domain.decode([x])
-        assert domain.low <= value <= domain.high
-        assert repr(domain.decode(domain.encode(value))) == repr(value), domain
 
 
 # ---- Casting ----
@@ -246,12 +227,6 @@ def test_cast_refuses_what_is_not_in_the_domain():
             assert str(error.value) == f"expected a value of {domain!r}, got {value!r}"
 
 
-def test_cast_config_completes_with_middles_and_constants():
-    given = {"epochs": 81, "units": 16.0}
-    assert repr(s.cast_config(SMALL, given)) == repr({"units": 16, "rate": 0.001, "epochs": 81})
-    assert repr(given) == repr({"epochs": 81, "units": 16.0})
-
-
 def test_set_value_keeps_the_type():
     cases = [(81, "27", 27), (0.5, "1", 1.0), (True, "false", False), (True, "False", False)]
     cases += [("auto", "5", "5"), ("auto", "", ""), ("auto", '"a"', '"a"'), (None, "[1]", [1])]
@@ -277,70 +252,37 @@ def test_set_value_refuses_another_type():
 
 
 # ---- Equality and arguments ----
-def test_different_domains_and_configs_are_unequal():
-    different = [s.finrange(0, 1, 3), s.finrange(0, 1, 5), s.ordinal([0.0, 0.5, 1.0])]
-    different += [s.choice(v) for v in ([1, 2], [2, 1], [True, 2], [1.0, 2], ["1", 2], [[1]])]
-    different += [s.ordinal([1, 2]), s.logordinal([1, 2]), s.choice([[True]]), 1]
-    different += [s.uniform(1, 2), s.loguniform(1, 2), s.randint(1, 2), s.lograndint(1, 2)]
-    different += [s.uniform(1, 2 - 1e-15), s.finrange(1, 100, 3), s.logfinrange(1, 100, 3)]
-    assert sum(one == other for one in different for other in different) == len(set(different))
+def test_values_and_domains_are_told_apart():
     keys = {s.config_key([value]) for value in (1, 1.0, True, "1", None, [1], "null")}
     assert len(keys) == 7 and s.config_key({"a": 1, "b": 2}) == s.config_key({"b": 2, "a": 1})
+    assert len({*ONE_OF_EACH, s.choice([1, 2]), s.choice([2, 1]), s.choice([True, 2])}) == 13
 
 
-def test_domain_equals_the_call_that_its_repr_is():
-    assert {*s.FORMS} == {domain.kind for domain in ONE_OF_EACH} | {"constant"}
-    for domain in ONE_OF_EACH:
-        again = eval(repr(domain), dict(s.FORMS))
-        assert again == domain and hash(again) == hash(domain) and again is not domain
-
-
-@pytest.mark.parametrize("kind", [np.float64, np.float32, np.float16, np.int64, np.uint8])
+@pytest.mark.parametrize("kind", [np.float64, np.float16, np.int64, np.uint8])
 def test_numpy_scalars_are_taken(kind):
     for domain in (s.uniform, s.loguniform, s.randint, s.lograndint):
         assert domain(kind(1), kind(100)) == domain(1, 100)
     assert s.finrange(kind(0), kind(4), np.int64(3)) == s.finrange(0, 4, 3)
-    array = np.array([1, 2], kind)
-    assert s.choice(array) == s.choice([*array]) == s.choice((*array.tolist(),))
-    json.dumps(s.space_to_json({"x": s.logordinal(array), "y": s.finrange(*array, np.int64(3))}))
-
-
-def test_n_configs_counts():
-    space = {"a": s.randint(1, 3), "b": s.choice(["x", "y"]), "c": s.finrange(0, 1, 4), "d": 5}
-    assert s.n_configs(space) == 24
-    assert s.n_configs({**space, "y": s.uniform(0, 1)}) == math.inf
-    assert s.n_configs({str(i): s.randint(0, 2**44) for i in range(30)}) == math.inf
+    assert s.choice(np.array([1, 2], kind)) == s.choice([kind(1).item(), kind(2).item()])
 
 
 ERRORS = """
 uniform(2, 1) -> uniform needs low <= high, got low=2, high=1
 uniform("0", 1) -> uniform needs finite numbers, got low='0', high=1
-uniform(True, math.inf) -> uniform needs finite numbers, got low=True, high=inf
 loguniform(0.0, 1) -> loguniform needs 0 < low <= high, got low=0.0, high=1
-reverseloguniform(0, 1) -> reverseloguniform needs 0 <= low <= high < 1, got low=0, high=1
-randint(0, 1.5) -> randint needs integers of at most 2**44, got low=0, high=1.5
-randint(0, 2**50) -> randint needs integers of at most 2**44, got low=0, high=1125899906842624
 choice("abc") -> choice needs a list of at least one value, got 'abc'
 choice([[1], [1]]) -> choice needs distinct values, got [[1], [1]]
 choice([(1, 2), math.nan]) -> choice: NO JSON, got [(1, 2), nan]
-choice(["a", int]) -> choice: NO JSON, got ['a', <class 'int'>]
 logordinal([0, 2]) -> logordinal needs increasing positive numbers, got [0, 2]
-logordinal([1, "2"]) -> logordinal needs increasing positive numbers, got [1, '2']
 finrange(0, 1, 1) -> finrange needs an integer size >= 2, got size=1
-logfinrange(1, 9, 2.5) -> logfinrange needs an integer size >= 2, got size=2.5
 check_space([]) -> config_space: expected a dict of names, got []
 check_space({"a": 1}) -> config_space: nothing to tune; give a name a domain
 check_space({"a b": U}) -> a b: expected a name such as n_units_1, and none of RESERVED
-check_space({"help": U}) -> help: expected a name such as n_units_1, and none of RESERVED
 check_space({"u": U, "c": int}) -> c: NO JSON, got <class 'int'>
-check_space({"l": [U, U]}) -> l: NO JSON, got [uniform(0.0, 1.0), uniform(0.0, 1.0)]
 set_value({"u": U}, "v", "1") -> v: no such name in the space; it has u
 cast_config({"u": U}, [1]) -> configuration: expected a dict of names, got [1]
-cast_config({"u": U}, {"v": 1}) -> v: no such name in the space; it has u
 cast_config({"u": U, "n": 81}, {"n": 81.0}) -> n: is the constant 81 here, got 81.0
-space_from_json([1]) -> config_space: expected a dict of names, got [1]
 space_from_json({"u": {"unifrom": [0, 1]}}) -> u: expected one of FORMS, got {'unifrom': [0, 1]}
-space_from_json({"u": {"choice": [1], 2: 3}}) -> u: expected one of FORMS, got {'choice': [1], 2: 3}
 space_from_json({"u": {"uniform": [1, 0]}}) -> u: uniform needs low <= high, got low=1, high=0
 """
 
@@ -363,8 +305,6 @@ def test_json_form_is_the_documented_one():
 
 
 def test_constants_survive_json():
-    dicts = [{}, {"uniform": [0, 1]}, {"constant": {"constant": {}}}, {"choice": [["a"]]}]
-    values = [*dicts, [], [{"uniform": [0]}], None, True, 1, 1.0, "uniform", -0.0, 2**70, "\ud800"]
-    space = {"tuned": s.uniform(0, 1)} | {f"x{i}": value for i, value in enumerate(values)}
+    space = {"tuned": s.uniform(0, 1)} | {f"x{i}": value for i, value in enumerate(JSON)}
     back = s.space_from_json(json.loads(json.dumps(s.space_to_json(space))))
     assert repr(back) == repr(space)

@@ -1,5 +1,6 @@
 """hpo/status.py: what the status line says, and where it goes."""
 
+import io
 import sys
 from types import SimpleNamespace
 
@@ -44,22 +45,10 @@ def test_line_counts_the_trials_and_names_the_best(make):
     assert "best accuracy=0.875 (trial 4)" in line and "1 stopped, 1 failed, 1 timeout" in line
 
 
-def test_epochs_from_0_are_warned_of_once(make, capsys):
-    status = make()
-    for i in range(2):
-        one = trial(i, "done", -0.5, -0.75)
-        one.curve = [(0, -0.5), (1, -0.75)]
-        status.ended(one)
-    out = capsys.readouterr().out
-    assert out.count("warning: epochs are counted from 0") == 1
-
-
 def test_line_rewrites_itself_on_a_terminal_within_its_width(make, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
-    status, tuner = (
-        make(live=True),
-        SimpleNamespace(trials=[], running={}, seconds=60.0, max_epochs=None),
-    )
+    tuner = SimpleNamespace(trials=[], running={}, seconds=60.0, max_epochs=None)
+    status = make(live=True)
     for make.now in (0.0, 1.0, 1.01, 2.0):  # the first and the third come too early
         status.tick(tuner)
     line = "\r\x1b[K0:00:0{} elapsed, 0:00:5{} left | no resu"
@@ -67,7 +56,17 @@ def test_line_rewrites_itself_on_a_terminal_within_its_width(make, capsys, monke
     status.ended(trial(0, "failed", -0.5, error="red \x1b[31m\x07\rover \u202e"))
     end = "trial    0 failed   | 9 s | x=0.25 | red \\x1b[31m\\x07\\rover \\u202e\n"
     assert capsys.readouterr().out == f"\r\x1b[K{end}"
-    status = make()  # elsewhere there is a plain line every minute
+
+
+def test_elsewhere_there_is_a_plain_line_every_minute(make, capsys, monkeypatch):
+    status, tuner = make(), SimpleNamespace(trials=[], running={}, seconds=60.0, max_epochs=None)
     for make.now in range(2, 130, 10):
         status.tick(tuner)
     assert [line[:7] for line in capsys.readouterr().out.splitlines()] == ["0:01:02", "0:02:02"]
+    for i in range(2):
+        status.ended(Trial(i, {"x": 0.25}, "random", curve=[(0, -0.5)], ended=9.0))
+    assert capsys.readouterr().out.count("warning: epochs are counted from 0") == 1
+    output = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, "ascii"))
+    status.ended(trial(0, "failed", error="größer"))
+    assert b"gr\\xf6\\xdfer" in output.getvalue()  # a terminal that lacks these letters

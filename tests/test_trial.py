@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
@@ -18,12 +17,11 @@ from hpo.space import space_from_json
 from hpo.trial import End, LocalBackend, Trial, n_threads
 from hpo.tuner import Tuner
 
-ROOT = Path(__file__).resolve().parent.parent
 IS_LINUX = sys.platform == "linux"
 on_linux = pytest.mark.skipif(not IS_LINUX, reason="holds on Linux alone")
 OBJECTIVE = """
 import ctypes, multiprocessing, multiprocessing.pool, os, pathlib, random, signal, subprocess
-import sys, threading, time, flaky
+import sys, threading, time
 import numpy as np
 import hpo.report
 from hpo import Reporter, uniform
@@ -41,27 +39,18 @@ def objective(config):
     return names.get("returned")
 """
 SPACE = {"x": {"uniform": [0, 1]}, "code": ""}
-FLAKY = """
-import os
-fork = os.fork
-os.fork = lambda: os.stat("no process to be had") if os.path.exists(MARK) else fork()
-"""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """With the objective, and a library of it that makes forks fail while there is a file."""
     folder = tmp_path_factory.mktemp("objective")
     (folder / "objective.py").write_text(OBJECTIVE)
-    (folder / "library").mkdir()
-    (folder / "library/flaky.py").write_text(f"MARK = {str(folder / 'refuse')!r}\n{FLAKY}")
     return folder
 
 
 @pytest.fixture(scope="module")
 def backend(folder):
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder / "library")
         patch.setattr(hpo.trial, "STOP_SECONDS", 0.6)
         with contextlib.closing(new_backend(folder, str(folder / "objective.py"))) as backend:
             yield backend
@@ -128,6 +117,7 @@ def are_gone(pids):
 
 # ---- How a trial ends ----------------------------------------------------------------------------
 REPORT = b'{"report": {"epoch": 1, "y": 1.0}, "counted": false}\n'
+FORKED = "RuntimeError: report: called in a process that the trial forked"
 ENDS = [  # what it does, its reports, and how its error begins
     ("report(y=1.0)", [1.0], ""),
     ("returned = np.float32(2)", [2.0], ""),
@@ -145,21 +135,27 @@ ENDS = [  # what it does, its reports, and how its error begins
     (f"raw({REPORT!r}); time.sleep(0.2); os._exit(3)", [1.0], "the process exited with code 3"),
     ("ctypes.string_at(0)", [], "the process was killed by SIGSEGV"),
     ("os.kill(os.getpid(), 9)", [], "the process was killed by SIGKILL (out of memory?)"),
-    ("os.closerange(3, 99)", [], "the process exited with code 1"),
     ("os.close(1); os.close(2); 1 / 0", [], "ZeroDivisionError: division by zero"),
     ("os.dup2(os.open('/dev/full', 1), 2); 1 / 0", [], "ZeroDivisionError: division by zero"),
     ("raise OSError('x' * 10**6)", [], "OSError: xxxxx"),
-]
+    ("with multiprocessing.Pool(2) as pool: pool.map(often, range(4))", [], FORKED),
+    ("os.fork()\nfor _ in range(3): report(y=1.0); time.sleep(0.05)", [1.0] * 3, ""),
+    ("if os.fork(): os.wait(); report(y=1.0)", [1.0], ""),  # and the child returns
+    ("with multiprocessing.pool.ThreadPool(2) as pool: pool.map(often, range(2))",
+     [0] * 20 + [1] * 20, ""),
+]  # fmt: skip
 
 
 def test_backend_tells_how_a_trial_ended(backend):
     ends = run(backend, *(code for code, *_ in ENDS))
     for (code, values, error), (reports, end) in zip(ENDS, ends):
-        assert [metrics.get("y") for metrics in reports] == values, code
+        assert sorted(metrics.get("y") for metrics in reports) == values, code
         assert end.outcome == ("failed" if error else "finished"), (code, end)
         assert end.error[: len(error) or None] == error and len(end.error) <= 2000, (code, end)
     log = backend.log(Trial(10, {}, "test"))
     assert "objective.py" in log and "hpo/trial.py" not in log and log.endswith("a\nb é")
+    fork = next(i for i, (code, *_) in enumerate(ENDS) if code.startswith("os.fork"))
+    assert FORKED in backend.log(Trial(fork, {}, "test"))
 
 
 OFTEN = "for _ in range(3):\n  try: report(y=1.0)\n  except"
@@ -190,19 +186,15 @@ def test_killed_trial_ends_at_once_and_has_failed(backend, monkeypatch):
 
 # ---- A trial harms nobody else -------------------------------------------------------------------
 RUBBISH = r"""
-b"some log line\n"
 b"x" * 10**7
 bytes(99) + b"\n"
-b"\n"
 b"\xff\n"
-b"3\n"
 b'{"end": ["finished"]}\n'
 b'{"report": {"y": 1.0}, "counted": false}\n'
 b"[" * 10**5 + b"\n"
 REPORT * 2
 REPORT.replace(b"1.0", b"[1.0]")
 REPORT.replace(b"1.0", b"[" * 965 + b"]" * 965)
-REPORT.replace(b"1.0", b"[" * 975 + b"]" * 975)
 REPORT.replace(b"1.0", b"[" * 985 + b"]" * 985)
 """.replace("REPORT", f"{REPORT}")
 
@@ -210,48 +202,19 @@ REPORT.replace(b"1.0", b"[" * 985 + b"]" * 985)
 def test_rubbish_on_its_connection_fails_a_trial_alone_and_at_once(backend):
     codes = ["for y in range(300): report(y=y)", "raw(b'half a line'); report(y=1.0)"]
     codes += [f"raw({data}); time.sleep(99)" for data in RUBBISH.split("\n")[1:-1]]
-    (reports, end), *ends = run(backend, *codes, seconds=10)
+    (reports, end), *ends = run(backend, *codes)
     assert end.outcome == "finished" and len(reports) == 300
     assert {end.error[:35] for _, end in ends} == {"sent the tuner what is not a report"}
 
 
 def test_half_a_line_keeps_the_tuner_from_nothing(backend):
     codes = ["report(y=1.0); raw(b'half a line'); time.sleep(99)", "returned = 2.0"]
-    for reason, status, seconds in (("deadline", "timeout", 0.3), ("Ctrl-C", "interrupted", 99)):
+    for reason, status, seconds in (("deadline", "timeout", 0.8), ("Ctrl-C", "interrupted", 99)):
         before = time.monotonic()
         tuner = new_tuner(backend, codes, backend.now() + seconds)
-        threading.Timer(0.6, tuner.interrupt, ["Ctrl-C"]).start()
-        assert tuner.run() == reason and time.monotonic() - before < 4
+        threading.Timer(1.2, tuner.interrupt, ["Ctrl-C"]).start()
+        assert tuner.run() == reason and time.monotonic() - before < 6
         assert [(t.status, t.value) for t in tuner.trials] == [(status, -1.0), ("done", -2.0)]
-
-
-FORKED = "RuntimeError: report: called in a process that the trial forked"
-REPORTERS = [  # what a trial does, how many reports come, and how its error begins
-    ("with multiprocessing.pool.ThreadPool(2) as pool: pool.map(often, range(2))", 40, ""),
-    ("with multiprocessing.Pool(2) as pool: pool.map(often, range(4))", 0, FORKED),
-    ("os.fork()\nfor _ in range(3): report(y=1.0); time.sleep(0.05)", 3, ""),
-    ("if os.fork(): os.wait(); report(y=1.0)", 1, ""),  # and the child returns
-]
-
-
-def test_one_process_of_a_trial_reports_and_all_its_threads(backend):
-    ends = run(backend, *(code for code, *_ in REPORTERS), seconds=10)
-    for (code, n_reports, error), (reports, end) in zip(REPORTERS, ends):
-        assert (len(reports), end.error[: len(error) or None]) == (n_reports, error), code
-    assert FORKED in backend.log(Trial(2, {}, "test"))
-
-
-def test_fork_that_fails_for_a_while_costs_no_trial(backend, folder):
-    mark = f"pathlib.Path({str(folder / 'refuse')!r})"
-    codes = [
-        f"report(y=1.0); {mark}.touch(); time.sleep(0.6); {mark}.unlink(); report(y=2.0)",
-        f"while not {mark}.exists(): time.sleep(0.01)\nreturned = 2.0",
-        "returned = 2.0",
-    ]
-    tuner = new_tuner(backend, codes)
-    assert tuner.run() == "trials"
-    assert [(t.status, t.value) for t in tuner.trials] == [("done", -2.0)] * 3
-    assert [t.attempt > 1 for t in tuner.trials] == [False, False, True]
 
 
 @on_linux
@@ -286,69 +249,39 @@ def test_descendants_end_with_their_trial_and_not_before(backend):
     assert are_gone(pids)
 
 
-@contextlib.contextmanager
-def run_py(folder, code, results, *flags, **variables):
-    """A tuner's process, in which the objective's library is to be had."""
-    command = [sys.executable, "run.py", str(folder / "objective.py"), "--set", f"code={code}"]
-    paths = os.pathsep.join([str(results.parent), str(folder / "library")])
-    environment = {**os.environ, "PYTHONPATH": paths, **variables}
-    command += ["--workers", "2", "--results", str(results), *flags]
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as tuner:
-        try:
-            yield tuner
-        finally:
-            tuner.kill()
-
-
-@on_linux
-def test_trials_end_with_the_tuner_though_a_fork_of_it_lives(folder, tmp_path):
-    pids = tmp_path / "pids"
-    (tmp_path / "forking.py").write_text(
-        "import os, time\nfrom hpo import RandomSearch\nclass Forking(RandomSearch):\n"
-        "    def suggest(self, trials):\n        if not os.fork(): time.sleep(20); os._exit(0)\n"
-        "        return super().suggest(trials)\n"
-    )
-    code = f"print(os.getpid(), file=open({str(pids)!r}, 'a')); report(y=1.0); time.sleep(99)"
-    flags = ["--searcher", f"{tmp_path}/forking.py:Forking", "--stopping", "none"]
-    with run_py(folder, code, tmp_path / "run", *flags) as tuner:
-        wait_for(lambda: pids.exists() and len(pids.read_text().split()) == 2)
-        wait_for(lambda: (tmp_path / "run/journal.jsonl").read_text().count('"report"') == 2)
-        tuner.kill()
-        tuner.wait()
-    wait_for(lambda: are_gone(pids.read_text().split()), seconds=5)
-    assert [trial.value for trial in load(tmp_path / "run")] == [-1.0, -1.0]
-
-
-@on_linux
-def test_backend_closes_at_once_though_a_fork_of_the_tuner_lives(folder):
-    """Such as a worker of a pool that the searcher has: it holds the connection open."""
-    backend = new_backend(folder, lambda config: time.sleep(99), SPACE, "y", "max")
-    pid = os.fork()
-    if pid == 0:
-        time.sleep(20)
-        os._exit(0)
-    start(backend, "")
-    before = time.monotonic()
-    backend.close()
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    assert time.monotonic() - before < 3
+FORKING = """
+import os, time
+from hpo import RandomSearch
+class Forking(RandomSearch):
+    def suggest(self, trials):
+        if not os.fork():
+            time.sleep(20)
+            os._exit(0)
+        return super().suggest(trials)
+"""
 
 
 @on_linux
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_nothing_outlives_the_tuner(folder, tmp_path, number):
-    pids, results = tmp_path / "pids", tmp_path / "run"
+def test_nothing_outlives_the_tuner(folder, tmp_path, start_py, number):
+    """Though a fork of it, such as a worker of the searcher's pool, holds its connections open."""
+    pids, results, temporary = tmp_path / "pids", tmp_path / "run", tmp_path / "temporary"
+    temporary.mkdir()
+    (tmp_path / "forking.py").write_text(FORKING)
     code = f"{DESCENDANTS}with open({str(pids)!r}, 'a') as f:\n"
     code += "  print(os.getpid(), child, session, orphan, file=f)\n"
     code += "report(y=1.0); ctypes.PyDLL(None).sleep(99)"  # holds Python's lock: no thread can act
-    (temporary := tmp_path / "t").mkdir()
-    with run_py(folder, code, results, TMPDIR=str(temporary)) as tuner:
-        wait_for(lambda: pids.exists() and len(pids.read_text().split()) == 8)
-        wait_for(lambda: (results / "journal.jsonl").read_text().count('"report"') == 2)
-        tuner.send_signal(number)
-        assert tuner.wait(20) == (-9 if number == signal.SIGKILL else 143)
-    wait_for(lambda: are_gone(pids.read_text().split()), seconds=5)
+    flags = ["--set", f"code={code}", "--searcher", f"{tmp_path}/forking.py:Forking"]
+    flags += ["--workers", "2", "--stopping", "none", "--results", results]
+    options = {"stdout": subprocess.DEVNULL, "env": {**os.environ, "TMPDIR": str(temporary)}}
+    tuner = start_py("run.py", folder / "objective.py", *flags, **options)
+    wait_for(lambda: pids.exists() and len(pids.read_text().split()) == 8)
+    wait_for(lambda: (results / "journal.jsonl").read_text().count('"report"') == 2)
+    before = time.monotonic()
+    tuner.send_signal(number)
+    assert tuner.wait(20) == (-9 if number == signal.SIGKILL else 143)
+    assert time.monotonic() - before < 4  # it does not wait for the forks
+    wait_for(lambda: are_gone(pids.read_text().split()), seconds=8)
     assert [*temporary.iterdir()] == []
     assert [trial.value for trial in load(results)] == [-1.0, -1.0]
 
@@ -356,17 +289,12 @@ def test_nothing_outlives_the_tuner(folder, tmp_path, number):
 # ---- Where a trial runs --------------------------------------------------------------------------
 def test_output_of_a_trial_goes_to_its_log(backend, folder, tmp_path):
     code = "print('out é'); print('err', file=sys.stderr); os.system('echo child'); returned = 1.0"
-    log, victim = folder / "logs/0000.log", tmp_path / "victim"
+    log = folder / "logs/0000.log"
     log.unlink(missing_ok=True)
     run(backend, code)
     assert set(log.read_text("utf-8").splitlines()) == {"out é", "err", "child"}
     log.parent.rename(tmp_path / "away")  # which costs no trial
     assert run(backend, code)[0][1].outcome == "finished" and log.exists()
-    victim.touch()
-    log.unlink()
-    log.symlink_to(victim)
-    assert "0000.log" in run(backend, code)[0][1].error and victim.read_text() == ""
-    log.unlink()
     backend.begin(tmp_path / "gone/logs", 0)  # as when the whole run was moved away
     assert "gone" in run(backend, code)[0][1].error and not (tmp_path / "gone").exists()
     backend.begin(folder / "logs", 0)
@@ -385,27 +313,25 @@ def test_environment_of_a_trial(backend, monkeypatch):
     assert loaded == {"hpo.objective", "hpo.report", "hpo.space", "hpo.trial"}
 
 
-def test_functions_and_files_are_objectives_as_they_were_when_the_run_began(folder, monkeypatch):
-    path, local = folder / "library/importable.py", 1.0
-    monkeypatch.syspath_prepend(folder / "library")
-
-    def closure(config):
-        return local + config["x"]
-
-    cases = [(("importable", "objective"), 2.0), (str(path), 2.0), (closure, 1.5)]
-    for objective, y in cases[: None if IS_LINUX else 2]:
+def test_functions_and_files_are_objectives_as_they_were_when_the_run_began(tmp_path, monkeypatch):
+    path, local = tmp_path / "importable.py", 1.0
+    monkeypatch.syspath_prepend(tmp_path)
+    cases = [(("importable", "objective"), 2.0), (str(path), 2.0)]
+    cases += [(lambda config: local + config["x"], 1.5)] * IS_LINUX
+    for objective, y in cases:
         path.write_text("def objective(config):\n    return 2.0\n")
-        with contextlib.closing(new_backend(folder, objective, SPACE, "y", "max")) as backend:
+        with contextlib.closing(new_backend(tmp_path, objective, SPACE, "y", "max")) as backend:
             path.write_text("a syntax error")
             found = run(backend, "")
         assert found == [([{"y": y, "epoch": 1}], End(0, 1, "finished"))], objective
 
 
-def test_trials_start_by_spawn_where_there_is_no_fork(folder, tmp_path):
+def test_trials_start_by_spawn_where_there_is_no_fork(folder, tmp_path, run_py):
     """As on macOS, whose name each process of this run takes for its own."""
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.platform = 'darwin'\n")
     code = "report(y=1.0, start=multiprocessing.get_start_method())"
-    with run_py(folder, code, tmp_path / "run", "--trials", "3") as tuner:
-        assert tuner.wait(60) == 0
-    assert [trial.status for trial in load(tmp_path / "run")] == ["done"] * 3
-    assert (tmp_path / "run/reports.csv").read_text().count("spawn") == 3
+    flags = ["--set", f"code={code}", "--trials", 2, "--workers", 2, "--results", tmp_path / "run"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = run_py("run.py", folder / "objective.py", *flags, env=environment)
+    assert done[0] == 0 and [t.status for t in load(tmp_path / "run")] == ["done"] * 2, done
+    assert (tmp_path / "run/reports.csv").read_text().count("spawn") == 2

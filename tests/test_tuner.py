@@ -5,19 +5,16 @@ return, "lost" what hpo.trial.End says of it, any other text an exception.
 """
 
 import contextlib
-import importlib
-import itertools
 import math
 import os
 import traceback
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from hpo.journal import Journal, WriteError, load
 from hpo.searchers import RandomSearch
-from hpo.space import choice, loguniform, middle, randint, space_to_json, uniform
+from hpo.space import choice, loguniform, randint, space_to_json, uniform
 from hpo.trial import SERVER_DIED, End, Report
 from hpo.tuner import N_LOST, RunFailed, Tuner, tune
 
@@ -192,7 +189,6 @@ ENDS = [  # first letters of the statuses, scripts, words of errors, options
     ("tdt", [SLOW, GOOD, SLOW], {0: "--trial_timeout 5"}, {"trial_timeout": 5}),
     ("ttttt", [[]], {}, {"trial_timeout": 1}),  # no failures of the run
     ("ddddd", [GOOD], {}, {"space": {"n": randint(1, 5)}, "n_workers": 4}),
-    ("ddd", [GOOD], {}, {"space": {"n": randint(1, 3)}, "n_workers": 1}),
     ("dfff", [GOOD, CRASH, KILLED, SILENT], {1: "ValueError: too bad", 2: "killed by SIGKILL"}, {}),
     ("dfd", [GOOD, SILENT, GOOD], {1: "ended without a report of loss"}, {}),
     *(("dfd", [GOOD, epochs(0.5, bad, 0.1), GOOD], {1: f"loss={bad!r}; expected"}, {"rude": [1]})
@@ -200,9 +196,7 @@ ENDS = [  # first letters of the statuses, scripts, words of errors, options
     ("d", [[(1, {"epoch": 1, "loss": 0.5, "b": math.nan}), (0, "done")]], {}, {}),
     ("dd", [[*OTHER[:1], *GOOD]], {}, {"rule": lambda trial, *_: not trial.curve}),  # comes late
     ("ffddd", [CRASH, NAN, GOOD], {}, {}),  # one good trial keeps the run going
-    ("fdfffff", [CRASH, GOOD, CRASH], {}, {}),
     ("dfffff", [LONG, CRASH], {}, {}),  # it reports well meanwhile
-    ("ffddd", [CRASH, [(50, "killed by SIGKILL")], GOOD], {}, {}),
     # four report at the instant at which the fifth ends: `make` asserts that none is left waiting
     ("d" * 12, [epochs(0.5)] + [epochs(0.5, 0.5)] * 4 + [GOOD], {}, {"n_workers": 5}),
     ("dd", [GOOD], {}, NEEDY),  # without a rule no epoch is needed
@@ -243,22 +237,11 @@ def test_interrupt_keeps_the_curves(tmp_path):
 
 
 # ---- Configurations ------------------------------------------------------------------------------
-@pytest.mark.parametrize("start, n_trials", [(None, 3), ([], 2), ([1, 2], 4), ([3, 4, 5], 2)])
-def test_start_configurations_come_first(start, n_trials):
-    start = start and [{**CONFIG, "n": n} for n in start]
-    trials = ends("d" * n_trials, [GOOD], start=start).trials
-    configs = [middle(SPACE)] if start is None else start[:n_trials]
-    assert [trial.config for trial in trials[: len(configs)]] == configs
-    origins = ["start"] * len(configs) + ["random"] * (n_trials - len(configs))
-    assert [trial.origin for trial in trials] == origins
-
-
 def test_suggestions_are_cast():
     suggestion = {"n": np.int64(3), "lr": np.float32(0.5), "kind": 1.0, "epochs": 3}, np.str_("a")
     (trial,) = ends("d", [GOOD], suggest=lambda _: suggestion, start=[]).trials
-    assert list(trial.config.items()) == [("lr", 0.5), ("n", 3), ("kind", 1), ("epochs", 3)]
-    kinds = [type(value) for value in (*trial.config.values(), trial.origin)]
-    assert kinds == [float, int, int, int, str]
+    assert repr(trial.config) == repr({"lr": 0.5, "n": 3, "kind": 1, "epochs": 3})
+    assert type(trial.origin) is str
 
 
 # ---- Several sessions ----------------------------------------------------------------------------
@@ -312,7 +295,7 @@ def test_run_cut_at_any_wait_and_resumed_is_as_if_it_had_not_been(tmp_path, how)
 
 
 @pytest.mark.parametrize("how", ["killed", "interrupted"])
-@pytest.mark.parametrize("n_workers", [1, 3, 5])
+@pytest.mark.parametrize("n_workers", [1, 5])
 def test_interrupted_trials_come_first_and_all_is_recomputed(tmp_path, how, n_workers):
     first = make(MIXED, tmp_path / "run", n_workers=3, n_trials=14, **RULE)
     cut(first, 15, how)
@@ -354,13 +337,11 @@ def test_first_trials_that_all_fail_end_the_run(n_workers, n, script, options, m
 
 def test_fewer_first_trials_that_all_fail_end_the_run(tmp_path):
     fails(make([CRASH], n_trials=1), "^the only trial failed; .* Trial 0:")
-    fails(make([CRASH], n_trials=2, n_workers=4), "^all of the first 2 trials")
     fails(make([CRASH], space={"n": randint(1, 2)}, n_workers=4), "^all of the first 2 trials")
     run = make([CRASH], tmp_path / "run", n_workers=1)
     fails(run, "first 3 trials")
     run = resumed(run, [CRASH], n_workers=1)  # nothing has been mended
     fails(run, "first 3 trials")
-    assert letters(run) == "ffffff"  # each session asks again
     run = resumed(run, [GOOD] * 6 + [CRASH] * 2 + [GOOD], n_trials=9)
     finish(resumed(finish(run, "ffffffffd"), [CRASH], n_trials=15), "ffffffffdffffff")
 
@@ -392,16 +373,12 @@ def test_stopped_trial_stays_stopped_and_keeps_its_worker(last):
 
 # ---- Broken parts --------------------------------------------------------------------------------
 RUBBISH = [  # suggestion, words of the error
-    (5, "5"), ("ab", "'ab'"), ((), r"\(\)"), ((CONFIG,), "0.5"), ((CONFIG, "a", 3), "'a', 3"),
+    (5, "5"), ("ab", "'ab'"), ((CONFIG, "a", 3), "'a', 3"), ((CONFIG, None), "origin a text"),
+    (([0.5, 1], "a"), "config must be a dict"), (np.zeros((9, 99)), "array"),
     (({**CONFIG, "lr": 7.0}, "a"), "lr: .*loguniform.* 7.0"),
-    (({**CONFIG, "lr": math.nan}, "a"), "lr: .*nan"),
     (({**CONFIG, "lr": np.zeros((9, 99))}, "a"), "lr: "),
     (({**CONFIG, "epochs": 4}, "a"), "epochs: .* 3 .* 4"),
-    (({**CONFIG, "epochs": {1}}, "a"), "epochs: .* 3 .*1"),
-    (({**CONFIG, "kind": ["a"]}, "a"), "kind: "), (({**CONFIG, "typo": 1}, "a"), "typo: "),
-    (({"lr": 0.5, "kind": "a"}, "a"), "n is missing"), ((CONFIG, None), "origin a text"),
-    (([0.5, 1], "a"), "config must be a dict"), (("a", CONFIG), "config must be a dict"),
-    (np.zeros((9, 99)), "array"), ((1 for _ in "x"), "generator"),
+    (({**CONFIG, "typo": 1}, "a"), "typo: "), (({"lr": 0.5, "kind": "a"}, "a"), "n is missing"),
 ]  # fmt: skip
 
 
@@ -430,22 +407,20 @@ def test_user_code_that_raises_or_returns_rubbish_ends_the_run(part, function, m
     assert set(letters(tuner)) == {"i"} and tuner.trials[0].error == "the run failed"
 
 
-@pytest.mark.parametrize("kind, second, statuses", [("report", GOOD, "iii"), ("end", SLOW, "rrd")])
-def test_journal_that_fails_ends_the_trials_then_the_run(kind, second, statuses):
+def test_journal_that_fails_ends_the_trials_then_the_run():
     """What comes of the third trial at the same instant is handled; the first failure is told."""
-    tuner, append = make([GOOD, second, GOOD], n_workers=3, n_trials=3), Journal.append
+    tuner, append = make([GOOD], n_workers=3, n_trials=3), Journal.append
 
     def fail(event):
-        if event.get(kind, 2) < 2:
-            raise WriteError(f"full at {event[kind]}")
+        if event.get("report", 2) < 2:
+            raise WriteError(f"full at {event['report']}")
         return append(tuner.journal, event)
 
     tuner.journal.append = fail
     with pytest.raises(WriteError, match="full at 0"):
         tuner.run()
-    assert not tuner.backend.next and not tuner.running and letters(tuner) == statuses
-    if kind == "report":
-        assert (0, True) not in tuner.backend.answers
+    assert not tuner.backend.next and not tuner.running and letters(tuner) == "iii"
+    assert (0, True) not in tuner.backend.answers
 
 
 # ---- The machine's faults ------------------------------------------------------------------------
@@ -473,16 +448,8 @@ def test_trial_without_a_process_is_started_again_after_ever_longer_pauses():
     assert letters(tuner) == "di" and tuner.trials[1].attempt == N_LOST + 1
 
 
-# ---- What is shown, and options ------------------------------------------------------------------
-def test_show_ticks_and_hears_of_every_end():
-    ticks, ended = [], []
-    show = SimpleNamespace(seconds=5.0, tick=lambda tuner: ticks.append(tuner.backend.now()))
-    show.ended = lambda trial: ended.append((trial.id, trial.status, trial.ended))
-    scripts = [epochs(0.5, 0.5, seconds=30), GOOD, CRASH, epochs(0.5, seconds=20)]
-    tuner = ends("ddfd", scripts, show=show)
-    assert sorted(ended) == [(t.id, t.status, t.ended) for t in tuner.trials]
-    assert ticks[-1] == tuner.backend.time == 60
-    assert max(b - a for a, b in itertools.pairwise(ticks)) <= show.seconds
+# ---- tune ----------------------------------------------------------------------------------------
+SPACE_X = {"x": uniform(0, 1)}
 
 
 def quadratic(config):
@@ -493,42 +460,31 @@ def other(config):
     return config["x"]
 
 
-@pytest.mark.parametrize(
-    "objective, options, words",
-    [
-        (None, {}, "objective: expected a function or a path, got None"),
-        (5, {}, "objective: expected a function or a path, got 5"),
-        (quadratic, {"seed": 0.5}, "--seed: expected an integer >= 0, got 0.5"),
-        (quadratic, {"workers": 1.5}, "--workers: expected an integer >= 1, got 1.5"),
-        (quadratic, {"hours": "3"}, "--hours: expected a positive number, got '3'"),
-    ],
-)
+BAD = [  # objective, options, error
+    (None, {}, "objective: expected a function or a path, got None"),
+    (quadratic, {"seed": 0.5}, "--seed: expected an integer >= 0, got 0.5"),
+    (quadratic, {"hours": "3"}, "--hours: expected a positive number, got '3'"),
+]
+
+
+@pytest.mark.parametrize("objective, options, words", BAD)
 def test_bad_argument_of_tune_is_named(tmp_path, objective, options, words):
     with pytest.raises(ValueError, match=words):
-        tune(objective, {"x": uniform(0, 1)}, results=tmp_path / "run", **options)
+        tune(objective, SPACE_X, results=tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
 
 
-MINE = """from hpo import RandomSearch
-class Mine(RandomSearch):
-    def suggest(self, trials):
-        return super().suggest(trials)[0], "mine"
-"""
-
-
-def test_a_resumed_run_keeps_its_own_arguments(tmp_path, monkeypatch):
-    (tmp_path / "resumed_mine.py").write_text(MINE)  # a name that no other test imports
-    monkeypatch.syspath_prepend(tmp_path)
-    mine = importlib.import_module("resumed_mine").Mine  # the journal has it as FILE.py:NAME
-    options = {"metric": "loss", "mode": "min", "workers": 1, "searcher": mine, "seed": 7}
-    options["results"] = tmp_path / "run"
-    first = tune(quadratic, {"x": uniform(0, 1)}, trials=2, **options)
+def test_a_resumed_run_keeps_its_own_arguments(tmp_path):
+    """A searcher's class too: the journal has it as FILE.py:NAME."""
+    options = {"metric": "loss", "mode": "min", "workers": 1, "searcher": RandomSearch, "seed": 7}
+    first = tune(quadratic, SPACE_X, trials=2, results=tmp_path / "run", **options)
     again = tune(quadratic, trials=4, resume=first.folder)
-    assert [trial.origin for trial in again.trials] == ["start", *["mine"] * 3]
+    assert [trial.origin for trial in again.trials] == ["start", *["random"] * 3]
     assert [t.config for t in again.trials[:2]] == [t.config for t in first.trials]
-    with pytest.raises(ValueError, match=r"--seed: .* has 7, got 8; a resumed run keeps its own"):
-        tune(quadratic, seed=8, resume=first.folder)
-    with pytest.raises(ValueError, match=r"OBJECTIVE: .*py:quadratic', got .*py:other'"):
-        tune(other, resume=first.folder)
-    with pytest.raises(ValueError, match=r"is a function, which hpo\.tune\(FUNCTION"):
-        tune(resume=first.folder)
+    for objective, given, words in [
+        (quadratic, {"seed": 8}, r"--seed: .* has 7, got 8; a resumed run keeps its own"),
+        (other, {}, r"OBJECTIVE: .*py:quadratic', got .*py:other'"),
+        (None, {}, r"is a function, which hpo\.tune\(FUNCTION"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            tune(objective, resume=first.folder, **given)
