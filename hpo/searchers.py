@@ -7,29 +7,29 @@ suggestion of a run can be recomputed from the run's folder:
     suggest(self, trials) -> (config, origin), or None when a finite space has nothing new
 
 trials: all so far (`hpo.trial.Trial`), sorted by id. A trial has `curve`, [(epoch, loss)], and
-`value`, the lowest loss, or None if it failed. Those with the status "running" are pending. A lower
-loss is better. origin: a word for the results, such as "random".
+`value`, the lowest loss, or None if it failed; a lower loss is better. Trials with the status
+"running" are pending. origin: a word for the results, such as "random".
 
-GPSearch scales the losses of all trials, models them by a Gaussian process, and mutates random
-points and good trials to find the configuration with the highest expected improvement per second.
-The file is in the order in which `suggest` calls its parts. A subclass may replace any of them.
+GPSearch models the scaled losses of all trials by a Gaussian process. It mutates random points and
+good trials to find the configuration with the highest expected improvement per second. The file is
+in the order in which `suggest` calls its parts. A subclass may replace any of them.
 
 Notation, after Rasmussen & Williams, Gaussian Processes for Machine Learning (2006), "R&W":
 
-    X (n, d)        configurations encoded in [0, 1]^d, and the epoch if curves are cut off;
-                    y (n,) scaled losses, lower is better
+    X (n, d)        configurations encoded in [0, 1]^d, and the epoch if curves are cut off
+    y (n,)          scaled losses; (n, f) with f fantasies, draws of what pending trials will report
     groups (d,)     the hyperparameter of each column of X: a choice has a column for each category
     theta           ln lengthscale of each of the p hyperparameters, the ridge v (d,),
     (p + d + 2,)    ln signal variance, ln noise variance
     K, L, alpha     covariance of y, its Cholesky factor, K^-1 (y - mean); L_inv = L^-1
     h, S            features of the mean and the prior variances of their coefficients
-    X_new (m, d)    candidates; mu (m, f), sigma (m, 1) posterior mean and standard deviation there,
-                    once for each of f fantasies: draws of what pending trials will report
-    rung            an epoch 1, 3, 9, ... at which learning curves are compared
+    X_new (m, d)    candidates; mu (m, f), sigma (m, 1) posterior mean and standard deviation there
+    rung            one of r epochs 1, 3, 9, ... at which learning curves are compared
 """
 
 import ast
 import bisect
+import contextlib
 import itertools
 import math
 from dataclasses import dataclass
@@ -147,8 +147,8 @@ class GPSearch:
         kept, fit = (best_and_random(y, n, rng) for n in (settings.n_rows, settings.n_fit))
         theta = self.process(rows[fit], y[fit]).fit()
 
-        # A failed trial's row is at the first rung, because every trial has one there. Few trials
-        # reach the last rung. There, failures would make every configuration look bad.
+        # A failed trial has its row at the first rung, as every trial has one there. At the last
+        # rung, which few reach, failures would make every configuration look bad.
         failed = np.flatnonzero(is_outlier | [has_failed(trial) for trial in trials])
         failed = failed[-settings.n_fit :]
         rows = np.concatenate([rows[kept], add_epoch(X[failed], 0.0, is_cut)])
@@ -212,7 +212,7 @@ class GPSearch:
         """Points (m, d) of the space, those with the highest score first."""
         column = self.category_in_turn(trials)
         tried, mu = self.to_improve(model, column)
-        best, taken, n_mutated = mu.min(axis=0), {*marks(self.encode(trials))}, 40
+        best, taken, n_top = mu.min(axis=0), {*marks(self.encode(trials))}, 40
         tops = tried[np.argsort(mu.mean(axis=1), kind="stable")][:5]
         new = snap(self.space, rng.random((self.settings.n_random, tried.shape[1])))
         new = np.concatenate([new, self.mutate(np.repeat(tops, 50, axis=0), 0.1, rng)])
@@ -223,11 +223,10 @@ class GPSearch:
                 new[:, column] = 1
             new_scores = self.score(model, new, best)
             new_scores[[mark in taken for mark in marks(new)]] = -np.inf
-            X = np.concatenate([X[:n_mutated], new])
-            scores = np.concatenate([scores[:n_mutated], new_scores])
+            scores = np.append(scores[:n_top], new_scores)
             order = np.argsort(-scores, kind="stable")
-            X, scores = X[order], scores[order]
-            new = self.mutate(np.repeat(X[:n_mutated], 6, axis=0), 0.1 * 0.35**i, rng)
+            X, scores = np.concatenate([X[:n_top], new])[order], scores[order]
+            new = self.mutate(np.repeat(X[:n_top], 6, axis=0), 0.1 * 0.35**i, rng)
         return X
 
     def category_in_turn(self, trials):
@@ -242,7 +241,7 @@ class GPSearch:
         weights = [4 if trial.status == "failed" else 1 for trial in trials]  # a failure says more
         n = weights @ (self.encode(trials)[:, columns] > 0.5)
         n *= np.bincount(self.groups)[self.groups[columns]]  # of k categories each should have 1/k
-        # A category with many trials needs no turn. One that always fails would get too many.
+        # A category with many trials needs no turn: one that always fails would get too many.
         return columns[n.argmin()] if n.min() <= 3 * math.sqrt(len(trials)) else None
 
     def to_improve(self, model, column):
@@ -269,12 +268,13 @@ class GPSearch:
         """The logarithm (m, f) of what is maximised; `score` averages what is maximised.
 
         mu (m, f), sigma (m, 1): posterior. best (f,): the loss to improve on. noise: the standard
-        deviation of an observation. Here it is ln of E[max(best - f, 0)], f ~ N(mu, sigma^2), times
-        1 - noise / sqrt(noise^2 + sigma^2). The logarithm tells candidates apart where the
-        improvement is 0 in floating point (Ament et al. 2023, 2310.20708). The factor (Huang et al.
-        2006, J. Global Optimization 34) is low where f is known better than one more observation
-        could tell. Without it noise, which keeps sigma up, keeps the search at the incumbent.
-        A bound is no logarithm, so the seconds cannot be subtracted: set cost_power to 0.
+        deviation of an observation. A confidence bound is no logarithm, so the seconds cannot be
+        subtracted from it: set cost_power to 0.
+
+        Here E[max(best - f, 0)], f ~ N(mu, sigma^2), times 1 - noise / sqrt(noise^2 + sigma^2). The
+        logarithm tells candidates apart where the improvement rounds to 0 (Ament et al. 2023,
+        2310.20708). The factor (Huang et al. 2006, J. Global Optimization 34) is low where another
+        observation would tell little. Without it, noise would keep the search at the incumbent.
         """
         total = np.hypot(noise, sigma)
         log_factor = 2 * np.log(sigma) - np.log(total) - np.log(total + noise)
@@ -292,9 +292,9 @@ class GPSearch:
     def recommend(self, trials):
         """(trial, epoch, mu, sigma): the trial with the lowest posterior mean of the loss; or None.
 
-        The lowest of many noisy values is lucky. The posterior mean tells what a trial would give
-        if trained again. It is compared at the highest rung that any trial has reached. None
-        without a model, or if the trial with the lowest value has not reached this rung.
+        The lowest of many noisy values is lucky; the posterior mean tells what a trial would give
+        if trained again. Trials at the highest rung that any has reached are compared. None without
+        a model, or if the lowest value is of a trial that has not reached this rung.
         """
         model = self.model(trials, np.random.default_rng([self.seed, len(trials)]))
         if model is None:
@@ -314,20 +314,16 @@ class GPSearch:
 
 @dataclass(frozen=True)
 class Model:
-    """What the trials say; experiments/explain.py prints it.
+    """What the trials say; experiments/explain.py prints it."""
 
-    losses: Posterior of y. tried (n, d): the trials to improve on, pending ones included.
-    centre, unit: loss = centre + unit y, unless it was squashed. costs: see `GPSearch.costs`.
-    """
-
-    losses: "Posterior"
-    tried: np.ndarray
+    losses: "Posterior"  # of y
+    tried: np.ndarray  # (n, d) the trials to improve on, pending ones included
     centre: float
-    unit: float
-    costs: np.ndarray | None
+    unit: float  # loss = centre + unit y, unless it was squashed
+    costs: np.ndarray | None  # see GPSearch.costs
 
     def inputs(self, X, progress=1.0):
-        """The rows of the process for X (m, d) in [0, 1], by default at the last epoch."""
+        """The rows (m, ...) of the process for X (m, d), by default at the last epoch."""
         return add_epoch(X, progress, self.losses.process.with_epoch)
 
     def predict(self, X, progress=1.0):
@@ -380,9 +376,9 @@ def losses_at(rungs, trial):
 def standardise(losses, settings, is_cut):
     """y (n, r), centre and unit of the losses (n, r) of n trials at r rungs, NaN if not reached.
 
-    At the highest rung a loss that is not squashed is centre + unit y. Each later rung is mapped
-    such that the trials that reached it keep the median and spread of their y. This removes what
-    all learning curves have in common.
+    Each later rung is mapped such that the trials that reached it keep the median and spread of
+    their y. This removes what all learning curves have in common. At the highest rung a loss is
+    centre + unit y, unless it is squashed and not the lowest.
     """
     if np.isinf(losses).any():
         raise ValueError("losses: expected finite numbers; a trial without one has status 'failed'")
@@ -405,9 +401,9 @@ def standardise_first(losses, settings, is_cut):
     """y (n,) and its unit, such that the first n_scale y have mean 0 and variance 1.
 
     The unit comes from two quantiles of the better half, as half of a space may diverge and report
-    any numbers. It comes from the first trials, as later ones crowd at the optimum: in the unit of
-    their spread, no untried configuration could be much better. y is inf for an outlier. There are
-    none if curves are cut off, as a trial that has not learnt anything yet may look like one.
+    any numbers, and from the first trials: in the unit of later ones, which crowd at the optimum,
+    no untried configuration could be much better. y is inf for an outlier. If curves are cut off
+    there are none, as a trial that has not learnt anything yet would look like one.
     """
     n = settings.n_scale
     low, middle = np.quantile(losses[:n], (0.1, 0.4))
@@ -427,18 +423,15 @@ def standardise_first(losses, settings, is_cut):
 def squash(z, clip, is_cut):
     """z up to clip, and above it at most clip + 1: how bad a bad trial is matters little.
 
-    If curves are cut off, improvement counts per second, and the worst trials are often the
-    fastest. So they must look much worse than the others: at most clip + 4.
+    If curves are cut off it is at most clip + 4. Improvement counts per second then, and the worst
+    trials, often the fastest, must look much worse than the others.
     """
     above = np.clip(z - clip, 0, 50)
     return np.minimum(z, clip) + (np.log1p(above) if is_cut else -np.expm1(-above))
 
 
 def spread(y):
-    """Half-width of the better half of y: the standard deviation of normal numbers.
-
-    If this half almost ties, as at an accuracy of 1, a twentieth of the whole width.
-    """
+    """Half-width of the better half of y; if this almost ties, a twentieth of the whole width."""
     low, middle, high = np.quantile(y, (0.16, 0.5, 0.84))
     return max(middle - low, 0.05 * (high - low)) or np.ptp(y)
 
@@ -453,16 +446,16 @@ def best_and_random(y, n, rng):
 
 # ---- Gaussian process ----------------------------------------------------------------------------
 class GaussianProcess:
-    """A mean plus a function, of which (X, y) are noisy observations; y (n,), or (n, f) to predict.
+    """A mean plus a function, observed with noise as (X, y); y (n,), or (n, f) to predict.
 
         k(x, x') = signal m(sqrt(5) r) + h(x).(S h(x'))
         r^2 = sum_i |x_i - x'_i|^2 / lengthscale_i^2 + (v.x - v.x')^2
 
     with m Matern-5/2. The ridge v stands for a combination of hyperparameters that matters, such as
     learning rate against batch size: it makes r a factor-analysis distance (R&W section 5.1).
-    The mean is linear in the features h of `basis`. Its coefficients, with prior variances S, are
-    integrated out (R&W section 2.7). The average of y would not do as a mean: most trials are near
-    the optimum, so it would promise low losses everywhere else.
+    The mean is linear in the features h of `basis`, and its coefficients are integrated out (R&W
+    section 2.7). The average of y would not do as a mean: most trials are near the optimum, so it
+    would promise low losses everywhere else.
     """
 
     def __init__(self, X, y, groups, settings):
@@ -487,13 +480,12 @@ class GaussianProcess:
         self.residual, self.mean_covariance = (y.T - h @ self.coefficients).T, (h * self.S) @ h.T
 
     def basis(self, X):
-        """h (m, 2 + 3 q + c) of q numeric columns and c of choices: 1, a bowl, and a trend of each.
+        """h (m, 2 + 3 q + c) of q numeric columns and c of choices: 1, a bowl, and trends of each.
 
-        The bowl is sum_i (2 x_i - 1)^2 / sqrt(q). Users set ranges so that the optimum lies inside,
-        but a box has 2^q corners, all far from the data. Without the bowl the model is unsure there
-        and the first suggestions go there. The trends are the categories and cos(k pi x_i) / k,
-        k = 1, 2, 3. With them each trial tells something about each hyperparameter by itself, as
-        with an additive kernel (Duvenaud et al. 2011, 1112.4394).
+        The bowl is sum_i (2 x_i - 1)^2 / sqrt(q). Users set ranges so that the optimum lies inside.
+        A box has 2^q corners, all far from the data: without the bowl the first suggestions go
+        there. The trends are cos(k pi x_i) / k, k = 1, 2, 3, and the categories. By them each trial
+        tells something about each hyperparameter (additive kernels: Duvenaud 2011, 1112.4394).
         """
         numeric = X[:, self.is_numeric]
         bowl = ((2 * numeric - 1) ** 2).sum(axis=1) / math.sqrt(max(1, numeric.shape[1]))
@@ -531,8 +523,8 @@ class GaussianProcess:
         value = -0.5 * (self.residual @ alpha + deviation @ deviation) - np.log(np.diag(L)).sum()
 
         Q = np.outer(alpha, alpha) - L_inv.T @ L_inv  # d value / d K = Q / 2
-        # d K_ij = -5/2 signal slope_ij d r_ij^2, and r^2 is quadratic in x_i - x_j: the sums over
-        # pairs are those of a graph's Laplacian, X^T (diag(W 1) - W) X = 1/2 sum W_ij dx dx^T
+        # d K_ij = -5/2 signal slope_ij d r_ij^2, and r^2 is quadratic in dx = x_i - x_j. The sums
+        # over pairs are a graph's Laplacian, X^T (diag(W 1) - W) X = 1/2 sum W_ij dx dx^T.
         W = signal * Q * slope
         G = X.T @ (W.sum(axis=1)[:, None] * X - W @ X)
         by_lengthscale = 5 * np.bincount(self.groups, np.diag(G)) / lengthscales**2
@@ -544,8 +536,8 @@ class GaussianProcess:
     def fit(self, n_steps=30):
         """theta at a maximum of the log posterior, by BFGS (Nocedal & Wright, Alg. 6.1).
 
-        It starts at the mean of the prior, but for the ridge. There its gradient is 0, as v and -v
-        are the same, so the ridge starts along the slope of y.
+        It starts at the mean of the prior, and the ridge along the slope of y: at 0, where v and -v
+        are the same, it has no gradient.
         """
         theta, centred = self.prior_mean.copy(), self.X - self.X.mean(axis=0)
         slope = self.prior_sd[self.p : -2] * (centred.T @ self.residual)
@@ -575,8 +567,9 @@ class GaussianProcess:
 
     def posterior(self, theta, extra_noise):
         """The Posterior given y (R&W Alg. 2.1). extra_noise (n,): variances beyond theta's."""
+        K = math.exp(theta[-2]) * self.shape(theta, self.X, self.X)[0] + self.mean_covariance
         noise = np.diag(math.exp(theta[-1]) + extra_noise)
-        L_inv = inverse_of_lower(robust_cholesky(self.kernel(theta, self.X, self.X) + noise))
+        L_inv = inverse_of_lower(robust_cholesky(K + noise))
         return Posterior(self, theta, L_inv, L_inv @ self.residual.reshape(len(self.X), -1))
 
 
@@ -691,14 +684,11 @@ def find_searcher(text):
         raise ValueError(f"expected {names} or FILE.py:CLASS, got {text!r}")
     if not colon:
         return SEARCHERS[name]
-    names = vars(Settings())
-    try:
+    names, changed = vars(Settings()), None
+    with contextlib.suppress(SyntaxError, ValueError, AttributeError):
         call = ast.parse(f"Settings({values})", mode="eval").body
         changed = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
-        is_good = not call.args and changed.keys() <= names.keys()
-    except (SyntaxError, ValueError, AttributeError):
-        is_good = False
-    if not is_good:
-        expected = f"expected SETTING=VALUE,...; the settings of gp are {', '.join(names)}"
-        raise ValueError(f"{text}: {expected}")
+    if changed is None or call.args or changed.keys() - names:
+        names = ", ".join(names)
+        raise ValueError(f"{text}: expected SETTING=VALUE,...; the settings of gp are {names}")
     return type("GPSearch", (GPSearch,), {"settings": Settings(**changed)})
