@@ -173,6 +173,7 @@ class GPSearch:
         return np.array([self.encoded[t.id][1] for t in trials]).reshape(-1, len(self.groups))
 
     def process(self, X, y):
+        """The process that models the losses y at the rows X; the only place that makes one."""
         return GaussianProcess(X, y, self.groups, self.settings)
 
     def costs(self, trials):
@@ -183,8 +184,8 @@ class GPSearch:
         """
         timed = [t for t in trials if t.n_epochs > 0 and t.ended and t.ended > t.started]
         timed = [t for t in timed if not t.earlier][-self.settings.n_fit :]  # trained in one piece
-        is_wanted = self.max_epochs is not None and self.settings.cost_power > 0
-        if len(timed) < 3 or not is_wanted or all(t.status != "running" for t in trials):
+        is_alone = all(trial.status != "running" for trial in trials)
+        if self.max_epochs is None or not self.settings.cost_power or is_alone or len(timed) < 3:
             return None
         F = cost_features(self.encode(timed))
         y = np.log([(trial.ended - trial.started) / trial.n_epochs for trial in timed])
@@ -212,7 +213,8 @@ class GPSearch:
         """Points (m, d) of the space, those with the highest score first."""
         column = self.category_in_turn(trials)
         tried, mu = self.to_improve(model, column)
-        best, taken, n_top = mu.min(axis=0), {*marks(self.encode(trials))}, 40
+        best, taken = mu.min(axis=0), {*marks(self.encode(trials))}
+        n_top = 40  # the candidates that are mutated in each round
         tops = tried[np.argsort(mu.mean(axis=1), kind="stable")][:5]
         new = snap(self.space, rng.random((self.settings.n_random, tried.shape[1])))
         new = np.concatenate([new, self.mutate(np.repeat(tops, 50, axis=0), 0.1, rng)])
@@ -301,7 +303,7 @@ class GPSearch:
             return None
         ended = [t for t in trials if t.value is not None and t.status != "running"]
         n_rungs = np.isfinite([losses_at(self.rungs, trial) for trial in ended]).sum(axis=1)
-        furthest = [ended[i] for i in np.flatnonzero(n_rungs == n_rungs.max())]
+        furthest = [trial for trial, n in zip(ended, n_rungs) if n == n_rungs.max()]
         if min(trial.value for trial in ended) < min(trial.value for trial in furthest):
             return None
         rung = n_rungs.max() - 1
@@ -383,16 +385,17 @@ def standardise(losses, settings, is_cut):
     if np.isinf(losses).any():
         raise ValueError("losses: expected finite numbers; a trial without one has status 'failed'")
     losses = losses[:, ~np.isnan(losses).all(axis=0)] / 4  # differences of 1e308 would overflow
-    here, y = ~np.isnan(losses), np.full_like(losses, math.nan)
-    y[here[:, 0], 0], unit = standardise_first(losses[here[:, 0], 0], settings, is_cut)
+    y, reached = np.full_like(losses, math.nan), ~np.isnan(losses[:, 0])
+    y[reached, 0], unit = standardise_first(losses[reached, 0], settings, is_cut)
     for rung in range(1, losses.shape[1]):
-        now, before = losses[here[:, rung], rung], y[here[:, rung], rung - 1]
+        reached = ~np.isnan(losses[:, rung])
+        now, before = losses[reached, rung], y[reached, rung - 1]
         middle, level = np.median(now), np.median(before)
         # The first trials that learn may lie thousands of units below those that do not.
         unit = max(unit, (middle - now.min()) / 2)
         if len(now) >= 5 and spread(now) and spread(before):
             unit = max(min(unit, spread(now) / spread(before)), 1e-300)  # subnormal losses
-        y[here[:, rung], rung] = squash(level + (now - middle) / unit, settings.clip, is_cut)
+        y[reached, rung] = squash(level + (now - middle) / unit, settings.clip, is_cut)
     best = np.nanargmin(losses[:, -1])
     return y, 4 * (losses[best, -1] - unit * y[best, -1]), 4 * unit
 
@@ -584,18 +587,18 @@ class Posterior:
 
     def predict(self, X_new):
         """mu (m, f) and sigma (m, 1) of the function without noise."""
-        mu, A = self.mean(X_new)
+        mu, A = self.mean_and_reduction(X_new)
         prior = math.exp(self.theta[-2]) + self.process.basis(X_new) ** 2 @ self.process.S
         variance = prior - np.einsum("ij,ij->i", A, A)
         return mu, np.sqrt(np.maximum(variance, 1e-12))[:, None]
 
     def sample(self, X_new, rng, n=1):
         """n joint draws (m, n) of the function without noise; of the first fantasy."""
-        mu, A = self.mean(X_new)
+        mu, A = self.mean_and_reduction(X_new)
         covariance = self.process.kernel(self.theta, X_new, X_new) - A @ A.T
         return mu[:, :1] + robust_cholesky(covariance) @ rng.normal(size=(len(mu), n))
 
-    def mean(self, X_new):
+    def mean_and_reduction(self, X_new):
         """mu (m, f), and A (m, n): the data reduce the prior covariance by A A^T."""
         process = self.process
         A = process.kernel(self.theta, X_new, process.X) @ self.L_inv.T
@@ -662,9 +665,9 @@ class RandomSearch:
 
 def all_configs(space):
     """Yields the configurations of a finite space."""
-    values = [domain.values for domain in domains(space).values()]
-    for combination in itertools.product(*values):
-        yield {**space, **dict(zip(domains(space), combination))}
+    tuned = domains(space)
+    for values in itertools.product(*(domain.values for domain in tuned.values())):
+        yield {**space, **dict(zip(tuned, values))}
 
 
 def tuned_values(space, config):

@@ -345,6 +345,8 @@ def test_rungs_are_levelled_and_keep_what_tells_trials_apart():
     assert np.isnan(searchers.losses_at([1, 3, 9, 27, 81], trial)[3:]).all()
     trial.status = "done"  # what it has is its value, however early it ended
     assert searchers.losses_at([1, 3, 9, 27, 81], trial) == [0.9, 0.5, 0.4, 0.4, 0.4]
+    trial.status, trial.curve = "stopped", [(0, 0.9), (1, 0.8), (2, 0.7)]  # some count from 0
+    assert searchers.losses_at([1, 2, 4], trial)[:2] == [0.9, 0.7]
     # the better five of ten come to a second rung, much lower and on a hundredth of the scale
     first = np.linspace(0.5, 0.9, 10)
     second = 0.1 + first[:5] / 100
