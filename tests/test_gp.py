@@ -194,6 +194,9 @@ def test_every_fourth_suggestion_is_of_the_category_tried_least():
         assert least & {trials[i].config["kind"], trials[i].config["flag"]}
     n_best = sum(trial.config["kind"] == "a" and not trial.config["flag"] for trial in trials)
     assert n_best >= 14  # the other suggestions go on where it is good
+    losses = [0.0, 0.0, math.nan]  # a failure says more, so "a" has had less
+    trials = ended([{"x": i / 9, "kind": "aab"[i]} for i in range(3)], losses)
+    assert GPSearch({**LINE, "kind": choice(["a", "b"])}).category_in_turn(trials) == 1
 
 
 def excess(config):
@@ -292,9 +295,11 @@ def test_running_trials_are_pending_and_what_they_have_reported_counts():
     mu, sigma = model.predict(xs[12:, None])  # drawn losses stand in for each
     assert mu.shape == (2, 4)
     assert mu == pytest.approx(model.losses.process.y[12:], abs=0.1) and sigma.max() < 0.1
+    assert sigma.max() ** 2 < 1.01 * math.exp(model.losses.theta[-1])  # with noise like the others
     for trial in trials[:12]:
         trial.status, trial.curve = "stopped", [(1, 1.0), (3, trial.config["x"])]
     trials[12].curve = [(1, 0.5)]
+    assert len(GPSearch(LINE).model(trials, rng).losses.process.X) == 12 + 2  # not yet a value
     process = GPSearch(LINE, max_epochs=9).model(trials, rng).losses.process
     assert len(process.X) == 2 * 12 + 1 + 2
     assert process.X[-2:, 1] == pytest.approx(1)  # pending at the last epoch
