@@ -14,19 +14,10 @@ from hpo.space import cast_config, config_key, reverseloguniform, uniform
 from hpo.trial import Trial
 
 SPACE = {
-    "lr": loguniform(1e-6, 1),
-    "epochs": 81,
-    "momentum": reverseloguniform(0, 0.99),
-    "n": randint(1, 9),
-    "opt": choice(["adam", "sgd", None]),
-    "options": {"a": [1, None]},
-}
-FINITE = {
-    "n": randint(1, 3),
-    "opt": choice(["a", 1, True, [1]]),
-    "constant": {"a": 1},
-    "grid": finrange(0, 1, 2),
-}
+    "lr": loguniform(1e-6, 1), "epochs": 81, "momentum": reverseloguniform(0, 0.99),
+    "n": randint(1, 9), "opt": choice(["adam", "sgd", None]), "options": {"a": [1, None]},
+}  # fmt: skip
+FINITE = {"n": randint(1, 3), "opt": choice(["a", 1, True, [1]]), "g": finrange(0, 1, 2), "c": {}}
 LINE = {"x": uniform(0, 1)}
 
 
