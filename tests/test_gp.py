@@ -8,7 +8,7 @@ import pytest
 
 from experiments.simulated import simulate
 from hpo import searchers
-from hpo.searchers import GaussianProcess, GPSearch, RandomSearch, Settings, matern52
+from hpo.searchers import GaussianProcess, GPSearch, RandomSearch, Settings
 from hpo.space import choice, decode, encode, loguniform, ordinal, randint, sample, uniform
 from hpo.trial import Trial
 
@@ -42,28 +42,23 @@ def samples(space, n, rng):
 # ---- Mathematics ---------------------------------------------------------------------------------
 def process(n=25, groups=(0, 1, 2, 2), with_epoch=False, **settings):
     rng, groups = np.random.default_rng(0), np.array(groups)
-    X, y = rng.random((n, len(groups))), rng.normal(size=n)
-    return GaussianProcess(X, y, groups, Settings(**settings), with_epoch), rng
-
-
-def test_matern52_matches_textbook_formula():
-    for r in (0.0, 0.1, 1.0, 7.0):
-        a = math.sqrt(5) * r
-        k, slope = matern52(np.array([a]))
-        assert k == pytest.approx((1 + a + 5 * r * r / 3) * math.exp(-a), rel=1e-14)
-        assert slope == pytest.approx((1 + a) / 3 * math.exp(-a), rel=1e-14)  # -k'(a) / a
+    X, y = rng.random((n, len(groups) + with_epoch)), rng.normal(size=n)
+    return GaussianProcess(X, y, groups, Settings(**settings)), rng
 
 
 def textbook_kernel(gp, theta, A, B):
     """k entry by entry, from its definition."""
     lengthscales, ridge, signal = np.exp(theta[: gp.p]), theta[gp.p : -2], math.exp(theta[-2])
+    trend = Settings().trend / math.sqrt(gp.p)
+    S = np.array([*np.sqrt(gp.S[:2]), *trend / np.array([1, 1, 2, 2, 3, 3, 1, 1])]) ** 2
 
     def k(x, z):
         squares = np.bincount(gp.groups, (x - z) ** 2) / lengthscales**2  # of each hyperparameter
         r = math.sqrt(squares.sum() + ((x - z) @ ridge) ** 2)
         return signal * (1 + math.sqrt(5) * r + 5 * r * r / 3) * math.exp(-math.sqrt(5) * r)
 
-    return np.array([[k(x, z) for z in B] for x in A]) + mean_variance(gp, A, B)
+    of_mean = (textbook_basis(A) * S) @ textbook_basis(B).T
+    return np.array([[k(x, z) for z in B] for x in A]) + of_mean
 
 
 def textbook_basis(X):
@@ -74,15 +69,9 @@ def textbook_basis(X):
     return np.column_stack([np.ones(len(X)), bowl, *waves, X[:, 2], X[:, 3]])
 
 
-def mean_variance(gp, A, B):
-    trend = Settings().trend / math.sqrt(gp.p)
-    sds = [*gp.coefficients_sd[:2], *trend / np.array([1, 1, 2, 2, 3, 3, 1, 1])]
-    return (textbook_basis(A) * np.square(sds)) @ textbook_basis(B).T
-
-
 @pytest.mark.parametrize("with_epoch", [False, True])
 def test_kernel_matches_its_formula_and_gradient_finite_differences(with_epoch):
-    gp, rng = process(groups=(0, 1, 2, 2, 3) if with_epoch else (0, 1, 2, 2), with_epoch=with_epoch)
+    gp, rng = process(with_epoch=with_epoch)
     theta = gp.prior_mean + 0.5 * gp.prior_sd * rng.normal(size=len(gp.prior_mean))
     A = rng.random((9, len(gp.groups)))
     assert gp.kernel(theta, A, gp.X) == pytest.approx(textbook_kernel(gp, theta, A, gp.X), rel=1e-7)
@@ -95,65 +84,44 @@ def test_kernel_matches_its_formula_and_gradient_finite_differences(with_epoch):
     assert gradient[free] == pytest.approx(expected[free], abs=1e-6)
 
 
-def test_fit_reaches_a_maximum():
+def test_fit_reaches_a_maximum_and_finds_a_ridge():
     gp, rng = process(60)
     theta = gp.fit()
     value, gradient = gp.log_posterior(theta)
     assert np.linalg.norm(gradient) < 0.005 * np.linalg.norm(gp.log_posterior(gp.prior_mean)[1])
     assert value >= gp.log_posterior(theta + 0.1 * rng.normal(size=9))[0]
-
-
-def test_fit_finds_a_ridge():
-    """y depends on one combination of two of four columns; along it the process predicts better."""
+    # y depends on one combination of two of four columns; along it the process predicts better
     rng = np.random.default_rng(0)
     X, X_new, errors = rng.random((40, 4)), rng.random((500, 4)), []
     y, y_new = (np.sin(6 * (A[:, 0] - 0.7 * A[:, 2])) for A in (X, X_new))
     for settings in (Settings(ridge=(0.0, 1e-6)), Settings()):
         gp = GaussianProcess(X, y, np.arange(4), settings)
         theta = gp.fit()
-        mu, _ = gp.posterior(theta, np.zeros(len(gp.X))).predict(X_new)
+        mu, _ = gp.posterior(theta, np.zeros(40)).predict(X_new)
         errors.append(np.abs(mu[:, 0] - y_new).mean())
     ridge = theta[4:8] / np.linalg.norm(theta[4:8])
     assert abs(ridge @ np.array([1, 0, -0.7, 0])) / math.hypot(1, 0.7) > 0.98
     assert errors[1] < 0.2 * errors[0]
 
 
-@pytest.mark.parametrize("constant", [0.0, 2.0])
-def test_posterior_matches_the_dense_formula(constant):
+@pytest.mark.parametrize("n, constant", [(25, 0.0), (200, 2.0)])  # 200 are inverted by halves
+def test_posterior_and_its_draws_match_the_dense_formula(n, constant):
     """With noise of its own in each row."""
-    gp, rng = process(constant=(constant, 3.0), bowl=(0.7, 0.4))
+    gp, rng = process(n, constant=(constant, 3.0), bowl=(0.7, 0.4))
     theta, X_new = gp.prior_mean + 0.3 * rng.normal(size=9), rng.random((7, 4))
-    extra_noise = rng.random(25) * (np.arange(25) % 2)
-    mu, sigma = gp.posterior(theta, extra_noise).predict(X_new)
-    noise = math.exp(theta[-1]) + extra_noise
-    K = textbook_kernel(gp, theta, gp.X, gp.X) + np.diag(noise)
+    extra_noise = rng.random(n) * (np.arange(n) % 2)
+    posterior = gp.posterior(theta, extra_noise)
+    mu, sigma = posterior.predict(X_new)
+    K = textbook_kernel(gp, theta, gp.X, gp.X) + np.diag(math.exp(theta[-1]) + extra_noise)
     k, K_inv = textbook_kernel(gp, theta, X_new, gp.X), np.linalg.inv(K)
     mean, mean_new = (constant + 0.7 * textbook_basis(X)[:, 1] for X in (gp.X, X_new))
-    prior_variance = math.exp(theta[-2]) + np.diag(mean_variance(gp, X_new, X_new))
+    covariance = textbook_kernel(gp, theta, X_new, X_new) - k @ K_inv @ k.T
     assert mu.shape == sigma.shape == (7, 1)
     assert mu[:, 0] == pytest.approx(mean_new + k @ K_inv @ (gp.y - mean), abs=1e-6)
-    variance = prior_variance - np.einsum("ij,jk,ik->i", k, K_inv, k)
-    assert sigma[:, 0] ** 2 == pytest.approx(variance, abs=1e-6)
-
-
-def test_draws_have_the_mean_and_covariance_of_the_posterior():
-    gp, rng = process()
-    theta, X = gp.prior_mean, rng.random((3, 4))
-    posterior = gp.posterior(theta, np.zeros(25))
-    mu, sigma = (column[:, 0] for column in posterior.predict(X))
-    draws = posterior.sample(X, rng, 4000).T
-    assert draws.mean(axis=0) == pytest.approx(mu, abs=5 * sigma.max() / 4000**0.5)
-    assert draws.std(axis=0) == pytest.approx(sigma, rel=0.1)
-    K = textbook_kernel(gp, theta, gp.X, gp.X) + math.exp(theta[-1]) * np.eye(25)
-    k = textbook_kernel(gp, theta, X, gp.X)
-    covariance = textbook_kernel(gp, theta, X, X) - k @ np.linalg.solve(K, k.T)
-    assert np.cov(draws.T) == pytest.approx(covariance, abs=0.1 * sigma.max() ** 2)
-
-
-def test_inverse_by_halves_matches_numpy():
-    for n in (1, 5, 97, 300):
-        L = np.tril(np.random.default_rng(n).random((n, n))) + n * np.eye(n)
-        assert searchers.inverse_of_lower(L) == pytest.approx(np.linalg.inv(L), abs=1e-12)
+    assert sigma[:, 0] ** 2 == pytest.approx(np.diag(covariance), abs=1e-6)
+    draws = posterior.sample(X_new, rng, 4000)
+    assert draws.mean(axis=1) == pytest.approx(mu[:, 0], abs=5 * sigma.max() / 4000**0.5)
+    assert np.cov(draws) == pytest.approx(covariance, abs=0.1 * sigma.max() ** 2)
 
 
 def test_log_h_matches_high_precision_values():
@@ -175,9 +143,9 @@ def test_augmented_improvement_matches_its_formula():
     assert seen.sum() == 3
     for noise in (0.0, 0.2, 5.0):
         expected = improvement * (1 - noise / np.sqrt(noise**2 + sigma**2))
-        found = np.exp(searchers.log_augmented_improvement(mu, sigma, best, noise))
+        found = np.exp(GPSearch(LINE).acquisition(mu, sigma, best, noise))
         assert found[seen] == pytest.approx(expected[seen], rel=1e-6)
-    assert np.isfinite(searchers.log_augmented_improvement(mu, 1e-9, best, 30.0)).all()
+    assert np.isfinite(GPSearch(LINE).acquisition(mu, 1e-9, best, 30.0)).all()
 
 
 # ---- Behaviour -----------------------------------------------------------------------------------
@@ -192,15 +160,6 @@ def run(searcher, space, loss, n, n_workers=1):
 
 def lowest(trials):
     return min(trial.value for trial in trials if trial.value is not None)
-
-
-def test_suggestion_depends_on_its_arguments_alone():
-    trials = run(GPSearch(SPACE, 3), SPACE, bowl, 20, n_workers=4)
-    suggestions = []
-    for seed in (1, 2):
-        np.random.seed(seed)
-        suggestions.append(GPSearch(SPACE, 3).suggest(trials))
-    assert suggestions[0] == suggestions[1] != GPSearch(SPACE, 4).suggest(trials)
 
 
 def test_beats_random_search_by_a_margin_and_random_search_does_not():
@@ -226,6 +185,9 @@ def test_every_fourth_suggestion_is_of_the_category_tried_least():
         assert least & {trials[i].config["kind"], trials[i].config["flag"]}
     n_best = sum(trial.config["kind"] == "a" and not trial.config["flag"] for trial in trials)
     assert n_best >= 14  # the other suggestions go on where it is good
+    losses = [0.0, 0.0, math.nan]  # a failure says more, so "a" has had less
+    trials = ended([{"x": i / 9, "kind": "aab"[i]} for i in range(3)], losses)
+    assert GPSearch({**LINE, "kind": choice(["a", "b"])}).category_in_turn(trials) == 1
 
 
 def excess(config):
@@ -288,7 +250,8 @@ AWKWARD = {
     "outliers": [0.1 * i for i in range(10)] + [1e30, -1.7e308],
     "subnormal": [5e-324 * (i % 4) for i in range(25)],
     "half failed": [math.nan if i % 2 else float(i) for i in range(20)],
-    "one place": [i % 7 for i in range(200)],
+    "one place": [i % 7 for i in range(200)], "huge integers": [10**30 * i for i in range(9)],
+    "numbers of numpy": [kind(i) for kind in (np.int8, np.float16, np.float32) for i in range(9)],
 }  # fmt: skip
 
 
@@ -323,9 +286,11 @@ def test_running_trials_are_pending_and_what_they_have_reported_counts():
     mu, sigma = model.predict(xs[12:, None])  # drawn losses stand in for each
     assert mu.shape == (2, 4)
     assert mu == pytest.approx(model.losses.process.y[12:], abs=0.1) and sigma.max() < 0.1
+    assert sigma.max() ** 2 < 1.01 * math.exp(model.losses.theta[-1])  # with noise like the others
     for trial in trials[:12]:
         trial.status, trial.curve = "stopped", [(1, 1.0), (3, trial.config["x"])]
     trials[12].curve = [(1, 0.5)]
+    assert len(GPSearch(LINE).model(trials, rng).losses.process.X) == 12 + 2  # not yet a value
     process = GPSearch(LINE, max_epochs=9).model(trials, rng).losses.process
     assert len(process.X) == 2 * 12 + 1 + 2
     assert process.X[-2:, 1] == pytest.approx(1)  # pending at the last epoch
@@ -362,18 +327,22 @@ def test_random_fallback_says_so(monkeypatch):
 # ---- Learning curves -----------------------------------------------------------------------------
 def standardised(losses, trial_of=None, is_cut=False):
     """y and (centre, unit); the second report of a trial is of the second rung."""
-    losses = np.array(losses, float)
     trial_of = np.arange(len(losses)) if trial_of is None else np.array(trial_of)
-    rung_of = np.array([list(trial_of[:i]).count(t) for i, t in enumerate(trial_of)])
-    y, *line = searchers.standardise(losses, trial_of, rung_of, Settings(), is_cut)
-    return y, line
+    rung_of = [list(trial_of[:i]).count(t) for i, t in enumerate(trial_of)]
+    table = np.full((max(trial_of) + 1, 3), math.nan)  # none has reached the third rung
+    table[trial_of, rung_of] = losses
+    y, *line = searchers.standardise(table, Settings(), is_cut)
+    return y[trial_of, rung_of], line
 
 
 def test_rungs_are_levelled_and_keep_what_tells_trials_apart():
     trial = Trial(0, {}, "a", 1, "stopped", [(1, 0.9), (2, 0.5), (3, 0.6), (5, 0.4), (10, 0.7)])
-    assert searchers.losses_at([1, 3, 9, 27, 81], trial) == [0.9, 0.5, 0.4]  # lowest so far
+    assert searchers.losses_at([1, 3, 9, 27, 81], trial)[:3] == [0.9, 0.5, 0.4]  # lowest so far
+    assert np.isnan(searchers.losses_at([1, 3, 9, 27, 81], trial)[3:]).all()
     trial.status = "done"  # what it has is its value, however early it ended
     assert searchers.losses_at([1, 3, 9, 27, 81], trial) == [0.9, 0.5, 0.4, 0.4, 0.4]
+    trial.status, trial.curve = "stopped", [(0, 0.9), (1, 0.8), (2, 0.7)]  # some count from 0
+    assert searchers.losses_at([1, 2, 4], trial)[:2] == [0.9, 0.7]
     # the better five of ten come to a second rung, much lower and on a hundredth of the scale
     first = np.linspace(0.5, 0.9, 10)
     second = 0.1 + first[:5] / 100
@@ -416,29 +385,30 @@ def test_good_trials_are_told_apart_whatever_the_others_report():
     losses, trial_of = [*good, *[1e30] * 6], [*range(20)]
     y, _ = standardised([*losses, *(good / 2), *[1e30] * 6], trial_of + trial_of, is_cut=True)
     assert np.ptp(y[20:34]) > 0.4 * np.ptp(y[:14]) > 0.2
-
-
-def test_where_curves_are_cut_off_a_trial_that_has_not_learnt_is_far_from_good_ones():
+    # where curves are cut off, a trial that has not learnt is no outlier, but far from good ones
     losses = [0.120, 0.121, 0.123, 0.125, 0.128, 0.130, 0.135, 0.14, 0.2, 0.9, 0.9]
     whole, cut = standardised(losses)[0], standardised(losses, is_cut=True)[0]
     assert np.isinf(whole[-2:]).all() and np.isfinite(cut).all()
     assert (np.diff(cut[:-1]) > 0).all() and cut[-1] - cut[-3] > 0.5  # the order is kept
 
 
-def stopped_run(n, max_epochs, threshold=0.05):
-    """Curves fall from a bowl in x, plus 1, to it; the poor are stopped at the first epoch."""
+def run_with_curves(name, n, max_epochs, threshold=math.inf, is_last_pending=False):
+    """Curves fall from a bowl, plus 1, to it; the poor are stopped. An epoch takes 10^(2x) s."""
     trials = ended(samples(SQUARE, n, np.random.default_rng(0)), [0.0] * n)
-    for trial in trials:
-        loss = (trial.config["x"] - 0.7) ** 2
+    for i, trial in enumerate(trials):
+        loss = (trial.config[name] - 0.7) ** 2
         trial.curve = [(e, loss + 1 / e) for e in range(1, max_epochs + 1)]
         if loss > threshold:
             trial.status, trial.curve = "stopped", trial.curve[:1]
+        trial.started, trial.ended = float(i), i + trial.n_epochs * 10 ** (2 * trial.config["x"])
+    if is_last_pending:
+        trials[-1].status, trials[-1].curve, trials[-1].ended = "running", [], None
     return trials
 
 
 def test_a_stopped_trial_is_not_a_bad_final_value():
     """It is predicted at the last epoch, in the metric's own unit."""
-    trials, predicted = stopped_run(30, 27, threshold=0.01), {}
+    trials, predicted = run_with_curves("x", 30, 27, threshold=0.01), {}
     for max_epochs in (27, None):
         searcher = GPSearch(SQUARE, 0, max_epochs)
         model = searcher.model(trials, np.random.default_rng(0))
@@ -449,22 +419,11 @@ def test_a_stopped_trial_is_not_a_bad_final_value():
     assert abs(GPSearch(SQUARE, 0, 27).suggest(trials)[0]["x"] - 0.7) < 0.15
 
 
-def timed_run(max_epochs=9):
-    """Trials of a bowl in y, each epoch of which takes 10^(2x) seconds; the last is pending."""
-    trials = ended(samples(SQUARE, 20, np.random.default_rng(0)), [0.0] * 20)
-    for i, trial in enumerate(trials):
-        loss = (trial.config["y"] - 0.7) ** 2
-        trial.curve = [(e, loss + 1 / e) for e in range(1, max_epochs + 1)]
-        trial.started, trial.ended = float(i), i + max_epochs * 10 ** (2 * trial.config["x"])
-    trials[-1].status, trials[-1].curve, trials[-1].ended = "running", [], None
-    return trials
-
-
 def test_improvement_counts_per_second_while_other_trials_run():
     class Timeless(GPSearch):
         settings = Settings(cost_power=0.0)
 
-    trials = timed_run()
+    trials = run_with_curves("y", 20, 9, is_last_pending=True)
     x, timeless = (
         [searcher(SQUARE, seed, 9).suggest(trials)[0]["x"] for seed in range(5)]
         for searcher in (GPSearch, Timeless)
@@ -473,11 +432,8 @@ def test_improvement_counts_per_second_while_other_trials_run():
     costs = GPSearch(SQUARE, 0, 9).model(trials, np.random.default_rng(0)).costs
     seconds = np.exp(searchers.cost_features(np.array([[0.5, 0.5], [0.9, 0.3]])) @ costs)
     assert seconds == pytest.approx([10, 10**1.8], rel=0.1)  # those that were measured
-
-
-def test_times_are_of_no_matter_where_a_run_must_come_out_the_same():
-    """With one worker, where the resource is not known, and before there are times."""
-    trials, searcher = timed_run(), GPSearch(SQUARE, 0, 9)
+    # not with one worker, where epochs are not known, and before there are times
+    searcher = GPSearch(SQUARE, 0, 9)
     slower = [replace(trial, ended=trial.ended and trial.ended + 50) for trial in trials]
     assert searcher.suggest(trials) != searcher.suggest(slower)
     assert searcher.suggest(trials[:-1]) == searcher.suggest(slower[:-1])
@@ -488,7 +444,7 @@ def test_times_are_of_no_matter_where_a_run_must_come_out_the_same():
 
 def test_where_none_is_done_the_recommended_trial_is_one_that_has_come_furthest():
     """Ended by Ctrl-C, say: what the model makes of trials that were stopped at once is a guess."""
-    trials = stopped_run(30, 27)
+    trials = run_with_curves("x", 30, 27, threshold=0.05)
     for trial in trials:
         if trial.status == "done":
             n = 5 if trial.config["y"] < 0.5 else 12
