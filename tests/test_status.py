@@ -37,7 +37,7 @@ def test_line_counts_the_trials_and_names_the_best(make):
         status.ended(one)
     assert status.line(tuner, 3661.0) == (
         "1:01:01 elapsed, 0:58:59 left | best accuracy=0.75 (trial 0) | 2 running, 1 done, "
-        "1 stopped, 1 failed | now at epoch 0 1 of 9"
+        "1 stopped, 1 failed | 3 trials/h | now at epoch 0 1 of 9"
     )
     tuner.trials.append(trial(5, "timeout", -0.1))
     tuner.running[4].earlier = [[(1, -0.5), (2, -0.875)]]  # of an attempt that was interrupted
