@@ -77,14 +77,13 @@ def test_problem_is_sound(name):
 def test_generated_problem_is_sound(family):
     rng = np.random.default_rng(0)
     is_training = family in ("train", "sgd")
-    for number in range(3 if is_training else 12):
+    for number in [2] if is_training else range(12):
         problem = generated(family, number)
-        configs = [sample(problem.space, rng) for _ in range(100)]
+        configs = [sample(problem.space, rng) for _ in range(60 if is_training else 100)]
         losses = np.array([problem.true_loss(config) for config in configs])
         observed = [problem.evaluate(config, rng) for config in configs]
-        if is_training:  # number 2 overflows, to large numbers and to NaN
-            is_wild = np.nanmax(losses) > 10 * np.nanmedian(losses) and np.isnan(losses).any()
-            assert is_wild or number != 2
+        if is_training:  # this one overflows, to large numbers and to NaN
+            assert np.nanmax(losses) > 10 * np.nanmedian(losses) and np.isnan(losses).any()
             continue
         assert (np.isnan(losses).mean() > 0.05) == (family == "fail")
         assert (max(observed) > 2.5 * max(losses)) == (family == "diverge")
