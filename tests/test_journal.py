@@ -262,6 +262,12 @@ def test_failed_write_cuts_the_line_back(make, fault):
     assert load(journal.folder) == journal.trials and journal.trials[0].status == "done"
 
 
+def link(folder, name):
+    """Somebody else's file in place of one of the run's."""
+    (folder / name).rename(folder.with_name("victim"))
+    (folder / name).symlink_to(folder.with_name("victim"))
+
+
 @pytest.mark.parametrize(
     "change, words",
     [
@@ -269,16 +275,18 @@ def test_failed_write_cuts_the_line_back(make, fault):
         (lambda folder: folder.rename(folder.with_name("moved")), "No such file"),
         (lambda folder: folder.chmod(0o555), "read-only|denied"),  # root could still write
         (lambda folder: (folder / "journal.jsonl").chmod(0o444), "read-only|denied"),
+        *[(partial(link, name=f), "symbolic links") for f in ("journal.jsonl", "trials.csv")],
     ],
 )
 def test_folder_that_is_lost_is_a_write_error(make, tmp_path, change, words):
     journal = make(start(0), report(0, accuracy=0.5))
     change(journal.folder)
-    before = contents(tmp_path)
+    victim = tmp_path / "victim"
+    before = contents(tmp_path).get(victim)
     with pytest.raises(WriteError, match=rf"run: cannot write: .*({words})"):
         for event in (report(0, accuracy=0.5), end(0)):
             journal.append(event)
-    assert contents(tmp_path) == before
+    assert contents(tmp_path).get(victim) == before
 
 
 # ---- The CSVs ------------------------------------------------------------------------------------

@@ -217,6 +217,32 @@ def test_half_a_line_keeps_the_tuner_from_nothing(backend):
         assert [(t.status, t.value) for t in tuner.trials] == [(status, -1.0), ("done", -2.0)]
 
 
+FLAKY = """
+import os
+fork = os.fork
+os.fork = lambda: os.stat("no process to be had") if os.path.exists(MARK) else fork()
+"""
+
+
+@on_linux
+def test_fork_that_fails_for_a_while_costs_no_trial(tmp_path, monkeypatch):
+    mark = f"pathlib.Path({str(tmp_path / 'refuse')!r})"
+    (tmp_path / "library").mkdir()  # the fork server imports it, and so its forks fail
+    (tmp_path / "library/flaky.py").write_text(f"MARK = {str(tmp_path / 'refuse')!r}\n{FLAKY}")
+    (tmp_path / "objective.py").write_text(f"import flaky\n{OBJECTIVE}")
+    monkeypatch.syspath_prepend(tmp_path / "library")
+    codes = [
+        f"report(y=1.0); {mark}.touch(); time.sleep(0.6); {mark}.unlink(); report(y=2.0)",
+        f"while not {mark}.exists(): time.sleep(0.01)\nreturned = 2.0",
+        "returned = 2.0",
+    ]
+    with contextlib.closing(new_backend(tmp_path, str(tmp_path / "objective.py"))) as backend:
+        tuner = new_tuner(backend, codes)
+        assert tuner.run() == "trials"
+    assert [(t.status, t.value) for t in tuner.trials] == [("done", -2.0)] * 3
+    assert [t.attempt > 1 for t in tuner.trials] == [False, False, True]
+
+
 @on_linux
 def test_trials_of_a_killed_fork_server_run_again(backend, folder):
     mark = f"pathlib.Path({str(folder / 'killed')!r})"

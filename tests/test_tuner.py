@@ -488,3 +488,18 @@ def test_a_resumed_run_keeps_its_own_arguments(tmp_path):
     ]:
         with pytest.raises(ValueError, match=words):
             tune(objective, resume=first.folder, **given)
+
+
+@pytest.mark.parametrize("searcher", [None, "FILE.py:S"])
+def test_file_that_calls_tune_while_it_is_loaded_is_refused(tmp_path, searcher):
+    """Each process that loads it would start another one, without end."""
+    path = tmp_path / "unguarded.py"
+    searcher = searcher and f"{path}:S"
+    path.write_text(
+        "import hpo\nconfig_space, metric, mode = {'x': hpo.uniform(0, 1)}, 'y', 'min'\n"
+        "def objective(config): return config['x']\nclass S(hpo.RandomSearch): pass\n"
+        f"hpo.tune(__file__, searcher={searcher!r}, results={str(tmp_path / 'run')!r})\n"
+    )
+    with pytest.raises(ValueError, match="line 5: hpo.tune is called while this file is loaded"):
+        tune(str(path), searcher=searcher, results=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
