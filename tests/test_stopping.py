@@ -60,7 +60,7 @@ def test_asha_in_cases_worked_out_by_hand():
     assert asked(asha, *others, trial(3, [0.6], [5]))  # at rung 3
     assert not asked(asha, *others, trial(3, [0.05, 0.6], [5, 6]))  # no rung between 5 and 6
     crashes = [trial(i, [], status="failed") for i in range(6)]
-    three = [trial(6 + i, [loss]) for i, loss in enumerate((0.1, 0.2, 0.3))]
+    three = [trial(i, [loss]) for i, loss in zip((6, 7, 8), (0.1, 0.2, 0.3))]
     assert asked(asha, *three) and not asked(asha, *crashes, *three)  # the third of nine
 
 
@@ -75,6 +75,38 @@ def test_halving_reconsiders_who_came_to_a_rung_first():
     assert not asked(halving, *better, [0.2] * 8 + [0.1] * 3)
     assert not asked(halving, *better, [0.9] * 81)  # nothing is left to save
     assert not asked(halving, *better, trial(4, [0.9] * 3, [10, 20, 5]))  # backwards
+
+
+@pytest.mark.parametrize("rule", [asha, halving])
+def test_one_trial_in_as_many_as_there_are_epochs_is_never_stopped(rule):
+    others = [trial(i, [0.1] * 9) for i in range(200, 206)]
+    for options, free in (({}, [80, 161]), ({"max_epochs": 9, "first_rung": 2}, range(4, 162, 5))):
+        for i in range(162):
+            poor = trial(i, [0.9] * options.get("first_rung", 1))
+            assert asked(rule, *others, poor, **options) == (i not in free)
+    two = [others[0], trial(8, [0.5])]  # of two the worse one ends, but a free one counts
+    assert asked(rule, *two, eta=2) and not asked(rule, trial(80, [0.9]), *two, eta=2)
+
+
+def test_decision_reads_a_long_curve_once():
+    """Up to a rung: a thousand trials may have a thousand epochs each."""
+
+    class Counted(list):
+        n_read = 0
+
+        def __iter__(self):
+            Counted.n_read += 1
+            return super().__iter__()
+
+    others = [trial(i, [0.1] * 9) for i in range(8)]
+    for other in others:
+        other.curve = Counted(other.curve)
+    for n, n_read in ((3, 8), (4, 8), (9, 16)):
+        asked(halving, *others, trial(8, [0.05] * n))
+        assert Counted.n_read == n_read
+    others[0].curve = Counted([(1, 0.01), (3, 0.01), (9, 0.01)])
+    asked(halving, *others, trial(8, [0.05] * 9))
+    assert Counted.n_read == 17  # another curve is another
 
 
 # ---- Median --------------------------------------------------------------------------------------
