@@ -74,7 +74,7 @@ class Settings:
     n_rows: int = 500  # trials in the posterior: O(n^3)
     lengthscale: tuple = (math.log(0.5), 0.7)  # logarithm; a range has length 1
     choice_lengthscale: tuple = (math.log(2.8), 0.7)  # two categories are sqrt(2) apart
-    epoch_lengthscale: tuple = (math.log(2.0), 0.7)  # early epochs predict the last one well
+    epoch_lengthscale: tuple = (math.log(3.0), 0.3)  # early epochs predict the last one well
     ridge: tuple = (0.0, 1.5)  # of each weight
     signal_variance: tuple = (0.0, 1.0)  # logarithm
     noise_variance: tuple = (math.log(0.01), 2.0)  # logarithm
@@ -142,6 +142,9 @@ class GPSearch:
             losses = np.where(has_ended[:, None], losses[:, -1:], math.nan)
         y, centre, unit = standardise(losses, settings, is_cut)
         is_outlier = np.isinf(y[:, 0])
+        # A poor trial has only its first row. Alone at a later rung, which few reach, it would make
+        # all others look poor there, and the fastest configurations would be tried.
+        y[:, 1:][y[:, 1:] > settings.clip] = math.nan
         trial_of, rung_of = np.nonzero(np.isfinite(y))
         y, rows = y[trial_of, rung_of], add_epoch(X[trial_of], self.progress[rung_of], is_cut)
         kept, fit = (best_and_random(y, n, rng) for n in (settings.n_rows, settings.n_fit))

@@ -419,6 +419,45 @@ def test_a_stopped_trial_is_not_a_bad_final_value():
     assert abs(GPSearch(SQUARE, 0, 27).suggest(trials)[0]["x"] - 0.7) < 0.15
 
 
+NETWORKS = {
+    "rate": loguniform(1e-6, 1), "n": randint(4, 1024), "m": randint(4, 1024),
+    "batch": randint(8, 128), "epochs": 81,
+}  # fmt: skip
+
+
+def network_loss(config, epoch):
+    """Chance at high rates; small networks are fast and poor."""
+    log_rate = math.log10(config["rate"])
+    if log_rate > -1.5:
+        return 0.9
+    width = 1 - 0.3 * math.exp(-config["n"] / 200) - 0.2 * math.exp(-config["m"] / 200)
+    accuracy = 0.9 * width * math.exp(-((log_rate + 3) ** 2) / 8)
+    return 0.9 - (accuracy - 0.1) * (1 - 0.12 * epoch**-0.5)
+
+
+def test_a_poor_trial_alone_at_the_last_epoch_does_not_make_the_fastest_the_best():
+    """Early in the main job: good trials are at epoch 13, and one at chance has come to 81."""
+    losses = []
+    for seed in range(8):
+        rng, trials = np.random.default_rng(seed), []
+        for i in range(22):
+            config = sample(NETWORKS, rng)
+            if i >= 5:
+                config |= {"rate": 10 ** rng.normal(-3, 0.2), "batch": int(rng.integers(35, 60))}
+                config |= {name: int(rng.integers(350, 650)) for name in ("n", "m")}
+            status, n_epochs = "stopped", [1, 1, 3, 1, 13, 1, 3, 1][i % 8]
+            if i == 2:
+                config["rate"], status, n_epochs = 0.5, "done", 81
+            elif i >= 19:
+                status, n_epochs = "running", n_epochs + 5
+            curve = [(e, network_loss(config, e) + 0.004 * rng.normal()) for e in range(1, 82)]
+            seconds = n_epochs * (0.5 + 0.6 * (config["n"] + config["m"]) / config["batch"])
+            trials.append(Trial(i, config, "model", 1, status, curve[:n_epochs]))
+            trials[-1].ended = None if status == "running" else seconds
+        losses.append(network_loss(GPSearch(NETWORKS, seed, 81).suggest(trials)[0], 81))
+    assert np.mean(losses) < 0.25 and np.median(losses) < 0.17  # the best: 0.1; at chance: 0.9
+
+
 def test_improvement_counts_per_second_while_other_trials_run():
     class Timeless(GPSearch):
         settings = Settings(cost_power=0.0)
