@@ -71,6 +71,8 @@ class Tuner:
         self.rule, self.needs_epoch = rule, needs_epoch and rule is not None
         self.start = [middle(journal.space)] if start is None else start
         self.trials = journal.trials  # the searcher and the rule may read it, but not change it
+        # To be started again, with the same id and so the same seed.
+        self.again = [trial for trial in self.trials if trial.status == "interrupted"]
         self.running = {}  # trial id -> Trial
         self.ending = {}  # trial id -> (status, error) of a trial that has been told to end
         self.n_lost = 0  # pauses since the last report
@@ -78,11 +80,6 @@ class Tuner:
         self.failures = []  # the failed trials of this session
         self.reason = None  # why the run ends
         self.exhausted = False  # the searcher has no new configuration
-
-    @property
-    def again(self):
-        """The trials that are to be started again, with the same id and so the same seed."""
-        return [trial for trial in self.trials if trial.status == "interrupted"]
 
     def interrupt(self, reason):
         """Ends the run in order; safe in a signal handler."""
@@ -136,9 +133,10 @@ class Tuner:
 
     def _next_start(self):
         """The event that starts the next trial, or None."""
-        if again := self.again:
-            event = {"start": again[0].id, "attempt": again[0].attempt + 1}
-            return event | {"config": again[0].config, "origin": again[0].origin}
+        if self.again:
+            trial = self.again.pop(0)
+            event = {"start": trial.id, "attempt": trial.attempt + 1}
+            return event | {"config": trial.config, "origin": trial.origin}
         i, before = len(self.trials), time.perf_counter()
         if self.exhausted or i >= self.n_trials:
             return None
@@ -195,6 +193,7 @@ class Tuner:
         if self.show:
             self.show.ended(trial)
         if status == "interrupted" and not self.reason:
+            self.again.append(trial)
             self._pause(error)
         elif status == "failed":
             self.failures.append(trial)
