@@ -49,9 +49,9 @@ def halving(trial, trials, max_epochs, first_rung=1, eta=3):
     """As asha, but after every report it decides again about the last rung that the trial passed.
 
     The first trials at a rung have nothing to be compared with. With asha, even poor ones are
-    trained up to the next rung. One trial in max_epochs / first_rung is never stopped, which takes
-    about a fifth of the time. Otherwise slow learners would all be stopped at the first rung, and
-    the searcher would never learn how good they are in the end.
+    trained up to the next rung. One trial in max_epochs / first_rung is never stopped. Otherwise
+    slow learners would all be stopped at the first rung, and the searcher would never learn how
+    good they are in the end.
     """
     epoch = trial.curve[-1][0]
     rung = last_rung(epoch, first_rung, eta)

@@ -343,7 +343,8 @@ def test_fewer_first_trials_that_all_fail_end_the_run(tmp_path):
     run = resumed(run, [CRASH], n_workers=1)  # nothing has been mended
     fails(run, "first 3 trials")
     run = resumed(run, [GOOD] * 6 + [CRASH] * 2 + [GOOD], n_trials=9)
-    finish(resumed(finish(run, "ffffffffd"), [CRASH], n_trials=15), "ffffffffdffffff")
+    run = finish(resumed(finish(run, "ffffffffd"), [CRASH], n_trials=15), "ffffffffdffffff")
+    assert run.reason == "trials" and len(run.failures) == 6
 
 
 # ---- Stopping rule -------------------------------------------------------------------------------
