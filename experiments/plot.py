@@ -304,6 +304,10 @@ def draw_curves(run):
     good = sorted((t for t in run.shown if t.value is not None), key=lambda t: t.value)[:5]
     include = max((loss for trial in good for _, loss in trial.curve), default=0)
     draw_trials(axis, run, *ends.T, include)
+    best = run.sign * min(loss for curve, _ in curves for _, loss in curve)  # no end may be as good
+    low, high = axis.get_ylim()
+    margin = 0.03 * (high - low)
+    axis.set_ylim(min(low, best - margin), max(high, best + margin))
     for status, (colour, _) in STATUSES.items():
         lines = [np.array(curve) * (1, run.sign) for curve, of in curves if of == status]
         look = {"lw": 0.8, "alpha": min(0.5, max(0.03, 50 / (len(lines) or 1)))}

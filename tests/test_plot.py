@@ -84,6 +84,18 @@ def test_poor_trials_are_counted_and_epochs_are_powers_of_three(tmp_path):
     assert [line.get_xdata()[0] for line in axis.lines if line.get_ls() == ":"] == [1, 3]  # rungs
 
 
+@pytest.mark.parametrize("mode, best", [("min", 0.2), ("max", 9.0)])
+def test_the_best_of_a_curve_is_in_view_though_it_ends_worse(tmp_path, mode, best):
+    reports = [
+        {"report": 3, "attempt": 1, "epoch": epoch, "metrics": {"loss": loss}, "at": 400.0}
+        for epoch, loss in ((10, best), (11, 1.2))
+    ]
+    trials = [*[("done", 1.0, 9)] * 3, ("running", 1.0, 9)]
+    run = write_run(tmp_path / "run", trials, reports, mode=mode)
+    low, high = plot.draw_curves(run).axes[0].get_ylim()
+    assert low < best < high
+
+
 def test_attempts_that_were_killed_resumed_and_are_running(tmp_path):
     again = {"start": 1, "attempt": 2, "config": CONFIG, "origin": "random", "at": 160.0}
     news = {"report": 1, "attempt": 2, "epoch": 1, "metrics": {"loss": 0.5}, "at": 200.0}
