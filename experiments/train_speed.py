@@ -4,9 +4,9 @@ here: DataLoader, ToTensor for each image, autograd, torch.optim.Adam.
     python -m experiments.train_speed               a table, in about three minutes
     python -m experiments.train_speed --quick       on a tenth of the images
 
-Where there is a GPU it is timed too, step by step and as a CUDA graph. All ways take turns, and
-each goes on with the weights that it has. A cell has the median seconds of an epoch, validation
-included, and the accuracy after the last one, which should hardly differ.
+Where there is a GPU it is timed too. All ways take turns, and each goes on with the weights that it
+has. A cell has the median seconds of an epoch, validation included, and the accuracy after the last
+one, which should hardly differ.
 """
 
 import time
@@ -39,24 +39,16 @@ def make_model(sizes):
 
 
 # ---- Ways: each returns epoch(), which trains for one and returns the validation accuracy ----
-def ours(sizes, images, labels, n_train, device="cpu", speed_up=None):
+def ours(sizes, images, labels, n_train, device="cpu"):
     images, labels, model = images.to(device), labels.to(device), make_model(sizes).to(device)
     optimizer = Adam(model.parameters(), LEARNING_RATE, WEIGHT_DECAY)
 
     def epoch():
         torch.set_flush_denormal(True)
-        train(model, optimizer, images[:n_train], labels[:n_train], sizes[2], speed_up)
+        train(model, optimizer, images[:n_train], labels[:n_train], sizes[2])
         return validate(model, images[n_train:], labels[n_train:])
 
     return epoch
-
-
-def as_graph(step):
-    """The step as one CUDA graph: a small network waits for the launches of its 50 kernels."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
 
 
 class Images(Dataset):
@@ -116,7 +108,7 @@ def main(arguments=None):
     torch.set_num_threads(1)
     ways, data = {"plain": (plain,), "ours": (ours,)}, load(step)
     if torch.cuda.is_available():
-        ways |= {"GPU": (ours, "cuda"), "GPU as a graph": (ours, "cuda", as_graph)}
+        ways["GPU"] = ours, "cuda"
         print(torch.cuda.get_device_name())
     print(f"torch {torch.__version__}, dropout {DROPOUT}; seconds per epoch (accuracy)\n")
     print(f"| n_units_1, n_units_2, batch_size | {' | '.join(ways)} |")
