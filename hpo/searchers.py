@@ -367,15 +367,14 @@ def losses_at(rungs, trial):
 
     A trial that is done has reached all, however few epochs it reported.
     """
-    curve = [] if trial.status == "failed" else trial.curve
-    lowest, losses = math.inf, []
-    for epoch, loss in curve:
-        lowest = min(lowest, loss)
-        n_reached = bisect.bisect(rungs[:-1], max(1, epoch))  # some count epochs from 0
-        losses += [lowest] * (n_reached - len(losses))
-    is_whole = trial.status == "done" or max(1, trial.n_epochs) >= rungs[-1]
-    rest = lowest if curve and is_whole else math.nan
-    return losses + [rest] * (len(rungs) - len(losses))
+    if trial.status == "failed" or not trial.curve:
+        return [math.nan] * len(rungs)
+    epochs, losses = zip(*trial.curve)
+    epochs = [*itertools.accumulate(epochs, max, initial=1)][1:]  # some count from 0
+    lowest = [*itertools.accumulate(losses, min, initial=math.inf)][1:]  # a NaN becomes inf
+    is_whole = trial.status == "done" or epochs[-1] >= rungs[-1]
+    lowest.append(lowest[-1] if is_whole else math.nan)
+    return [lowest[bisect.bisect_left(epochs, rung)] for rung in rungs[:-1]] + lowest[-1:]
 
 
 def standardise(losses, settings, is_cut):
@@ -628,11 +627,13 @@ def robust_cholesky(K):
 
 def inverse_of_lower(L):
     """L^-1 of a lower triangular L by halves, as numpy has no triangular solver."""
-    if len(L) <= 96:
+    if len(L) <= 64:
         return np.linalg.inv(L)
-    n = len(L) // 2
-    A, B, C = inverse_of_lower(L[:n, :n]), L[n:, :n], inverse_of_lower(L[n:, n:])
-    return np.block([[A, np.zeros_like(B.T)], [-C @ (B @ A), C]])
+    n, inverse = len(L) // 2, np.zeros_like(L)
+    inverse[:n, :n] = A = inverse_of_lower(L[:n, :n])
+    inverse[n:, n:] = C = inverse_of_lower(L[n:, n:])
+    inverse[n:, :n] = -C @ (L[n:, :n] @ A)
+    return inverse
 
 
 def log_h(z):
