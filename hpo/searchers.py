@@ -11,17 +11,18 @@ trials: all so far (`hpo.trial.Trial`), sorted by id. A trial has `curve`, [(epo
 "running" are pending. origin: a word for the results, such as "random".
 
 GPSearch models the scaled losses of all trials by a Gaussian process. It mutates random points and
-good trials to find the configuration with the highest expected improvement per second. The file is
-in the order in which `suggest` calls its parts. A subclass may replace any of them.
+good trials to find the configuration with the highest expected improvement per second. The class is
+in the order in which `suggest` calls its parts, and a subclass may replace any of them. What they
+call follows: the scaling of losses, then the process.
 
 Notation, after Rasmussen & Williams, Gaussian Processes for Machine Learning (2006), "R&W":
 
     X (n, d)        configurations encoded in [0, 1]^d, and the epoch if curves are cut off
-    y (n,)          scaled losses; (n, f) with f fantasies, draws of what pending trials will report
+    y (n,)          scaled losses; (n, f) with f fantasies, draws of the function at pending trials
     groups (d,)     the hyperparameter of each column of X: a choice has a column for each category
     theta           ln lengthscale of each of the p hyperparameters, the ridge v (d,),
     (p + d + 2,)    ln signal variance, ln noise variance
-    K, L, alpha     covariance of y, its Cholesky factor, K^-1 (y - mean); L_inv = L^-1
+    K, L, b         covariance of y, its Cholesky factor, L^-1 (y - mean); L_inv = L^-1
     h, S            features of the mean and the prior variances of their coefficients
     X_new (m, d)    candidates; mu (m, f), sigma (m, 1) posterior mean and standard deviation there
     rung            one of r epochs 1, 3, 9, ... at which learning curves are compared
@@ -44,7 +45,6 @@ from hpo.space import (
     decode,
     domains,
     encode,
-    n_configs,
     sample,
     snap,
 )
@@ -70,8 +70,8 @@ class Settings:
     failure_noise: float = 1.0  # its noise variance: one failure says little, many say much
     n_random: int = 500  # candidates from all of the space
     n_rounds: int = 4  # rounds in which the best candidates are mutated, by ever smaller steps
-    n_fit: int = 100  # trials to which theta is fitted
-    n_rows: int = 500  # trials in the posterior: O(n^3)
+    n_fit: int = 100  # rows to which theta is fitted; also at most so many failures and times
+    n_rows: int = 500  # rows in the posterior beside failed and pending trials: O(n^3)
     lengthscale: tuple = (math.log(0.5), 0.7)  # logarithm; a range has length 1
     choice_lengthscale: tuple = (math.log(2.8), 0.7)  # two categories are sqrt(2) apart
     epoch_lengthscale: tuple = (math.log(3.0), 0.3)  # early epochs predict the last one well
@@ -127,10 +127,9 @@ class GPSearch:
     # ---- The model ----
     def model(self, trials, rng):
         """The Model of the trials. None if they are too few, or fewer than two have a loss."""
-        settings, X = self.settings, self.encode(trials)
+        settings, rungs, X = self.settings, self.rungs, self.encode(trials)
         is_pending = np.array([trial.status == "running" for trial in trials], bool)
-        losses = np.array([losses_at(self.rungs, trial) for trial in trials], float)
-        losses = losses.reshape(len(trials), len(self.rungs))
+        losses = np.array([losses_at(rungs, t) for t in trials], float).reshape(-1, len(rungs))
         has_ended = ~np.isnan(losses[:, 0]) & ~is_pending
         if len(trials) < settings.n_initial or has_ended.sum() < 2:
             return None
@@ -152,8 +151,7 @@ class GPSearch:
 
         # A failed trial has its row at the first rung, as every trial has one there. At the last
         # rung, which few reach, failures would make every configuration look bad.
-        failed = np.flatnonzero(is_outlier | [has_failed(trial) for trial in trials])
-        failed = failed[-settings.n_fit :]
+        failed = np.flatnonzero(is_outlier | [has_failed(t) for t in trials])[-settings.n_fit :]
         rows = np.concatenate([rows[kept], add_epoch(X[failed], 0.0, is_cut)])
         y = np.append(y[kept], np.where(is_outlier[failed], settings.clip, settings.failure))
         extra_noise = np.repeat([0, settings.failure_noise], [len(kept), len(failed)])
@@ -164,7 +162,7 @@ class GPSearch:
             y = np.concatenate([np.tile(y[:, None], draws.shape[1]), draws])
             process = self.process(np.concatenate([rows, pending]), y)
             posterior = process.posterior(theta, np.append(extra_noise, np.zeros(len(draws))))
-        tried = np.concatenate([X[np.unique(trial_of[kept])], X[is_pending]])
+        tried = X[np.union1d(trial_of[kept], np.flatnonzero(is_pending))]
         return Model(posterior, tried, centre, unit, self.costs(trials))
 
     def encode(self, trials):
@@ -240,13 +238,13 @@ class GPSearch:
         Otherwise a category that is good at once gets all trials, and the model believes of the
         others what only this one has shown, such as that a hyperparameter does not matter.
         """
-        columns = np.flatnonzero(self.is_choice)
+        columns = np.flatnonzero(self.is_choice & (np.bincount(self.groups)[self.groups] > 1))
         if not len(columns) or (len(trials) + 1) % self.settings.category_period:
             return None
         weights = [4 if trial.status == "failed" else 1 for trial in trials]  # a failure says more
         n = weights @ (self.encode(trials)[:, columns] > 0.5)
         n *= np.bincount(self.groups)[self.groups[columns]]  # of k categories each should have 1/k
-        # A category with many trials needs no turn: one that always fails would get too many.
+        # Without a limit a category that always fails would get its share for ever.
         return columns[n.argmin()] if n.min() <= 3 * math.sqrt(len(trials)) else None
 
     def to_improve(self, model, column):
@@ -297,24 +295,25 @@ class GPSearch:
     def recommend(self, trials):
         """(trial, epoch, mu, sigma): the trial with the lowest posterior mean of the loss; or None.
 
-        The lowest of many noisy values is lucky; the posterior mean tells what a trial would give
-        if trained again. Trials at the highest rung that any has reached are compared. None without
-        a model, or if the lowest value is of a trial that has not reached this rung.
+        The lowest of many noisy values is lucky; mu and sigma tell what a trial would give if
+        trained again, with its noise. Trials at the highest rung that any has reached are compared.
+        None without a model, or if the lowest value is of a trial that has not reached this rung.
         """
+        trials = [trial for trial in trials if trial.status != "running"]
         model = self.model(trials, np.random.default_rng([self.seed, len(trials)]))
         if model is None:
             return None
-        ended = [t for t in trials if t.value is not None and t.status != "running"]
+        ended = [trial for trial in trials if trial.value is not None]
         n_rungs = np.isfinite([losses_at(self.rungs, trial) for trial in ended]).sum(axis=1)
         furthest = [trial for trial, n in zip(ended, n_rungs) if n == n_rungs.max()]
         if min(trial.value for trial in ended) < min(trial.value for trial in furthest):
             return None
         rung = n_rungs.max() - 1
         mu, sigma = model.predict(self.encode(furthest), self.progress[rung])
-        i = mu.mean(axis=1).argmin()
-        loss = float(model.centre + model.unit * mu[i].mean())
-        deviation = float(model.unit * np.hypot(sigma[i, 0], mu[i].std()))
-        return furthest[i], self.max_epochs and self.rungs[rung], loss, deviation
+        i, epoch = mu[:, 0].argmin(), self.max_epochs and self.rungs[rung]
+        deviation = math.hypot(sigma[i, 0], math.exp(model.losses.theta[-1] / 2))
+        loss = model.centre + model.unit * mu[i, 0]
+        return furthest[i], epoch, float(loss), float(model.unit * deviation)
 
 
 @dataclass(frozen=True)
@@ -380,9 +379,10 @@ def losses_at(rungs, trial):
 def standardise(losses, settings, is_cut):
     """y (n, r), centre and unit of the losses (n, r) of n trials at r rungs, NaN if not reached.
 
-    Each later rung is mapped such that the trials that reached it keep the median and spread of
-    their y. This removes what all learning curves have in common. At the highest rung a loss is
-    centre + unit y, unless it is squashed and not the lowest.
+    Each later rung is shifted so that the trials that reached it keep the median of their y: what
+    all learning curves have in common is gone. If these are five or more, the unit may shrink, so
+    that they keep the spread of their y too. At the highest rung a loss is centre + unit y, unless
+    it is squashed and not the lowest.
     """
     if np.isinf(losses).any():
         raise ValueError("losses: expected finite numbers; a trial without one has status 'failed'")
@@ -478,10 +478,10 @@ class GaussianProcess:
             priors[self.p - 1], priors[-3] = settings.epoch_lengthscale, (0.0, 1e-9)
             self.is_numeric[-1] = False
         self.prior_mean, self.prior_sd = np.array(priors).T
-        n_trends = 3 * self.is_numeric.sum() + self.is_choice.sum()
-        trends = n_trends * [(0.0, settings.trend / math.sqrt(self.p))]
+        h = self.basis(X)
+        trends = (h.shape[1] - 2) * [(0.0, settings.trend / math.sqrt(self.p))]
         self.coefficients, sd = np.array([settings.constant, settings.bowl, *trends]).T
-        self.S, h = sd**2, self.basis(X)
+        self.S = sd**2
         self.residual, self.mean_covariance = (y.T - h @ self.coefficients).T, (h * self.S) @ h.T
 
     def basis(self, X):
@@ -523,7 +523,7 @@ class GaussianProcess:
         m, slope = self.shape(theta, X, X)
         L = robust_cholesky(signal * m + self.mean_covariance + noise * np.eye(len(X)))
         L_inv = inverse_of_lower(L)
-        alpha = L_inv.T @ (L_inv @ self.residual)
+        alpha = L_inv.T @ (L_inv @ self.residual)  # K^-1 (y - mean)
         deviation = (theta - self.prior_mean) / self.prior_sd
         value = -0.5 * (self.residual @ alpha + deviation @ deviation) - np.log(np.diag(L)).sum()
 
@@ -572,9 +572,8 @@ class GaussianProcess:
 
     def posterior(self, theta, extra_noise):
         """The Posterior given y (R&W Alg. 2.1). extra_noise (n,): variances beyond theta's."""
-        K = math.exp(theta[-2]) * self.shape(theta, self.X, self.X)[0] + self.mean_covariance
         noise = np.diag(math.exp(theta[-1]) + extra_noise)
-        L_inv = inverse_of_lower(robust_cholesky(K + noise))
+        L_inv = inverse_of_lower(robust_cholesky(self.kernel(theta, self.X, self.X) + noise))
         return Posterior(self, theta, L_inv, L_inv @ self.residual.reshape(len(self.X), -1))
 
 
@@ -618,11 +617,9 @@ def robust_cholesky(K):
     """Lower Cholesky factor of K + jitter I, jitter the first of 1e-10, 1e-9, ... that works."""
     scale = max(1.0, np.mean(np.diag(K)))
     for power in range(-10, 1):
-        try:
+        with contextlib.suppress(np.linalg.LinAlgError):  # some rows are nearly the same
             return np.linalg.cholesky(K + 10.0**power * scale * np.eye(len(K)))
-        except np.linalg.LinAlgError:  # some rows are nearly the same
-            if power == 0:
-                raise
+    raise np.linalg.LinAlgError("a covariance is not positive definite")
 
 
 def inverse_of_lower(L):
@@ -657,7 +654,7 @@ class RandomSearch:
 
     def suggest(self, trials):
         rng = np.random.default_rng([self.seed, len(trials)])
-        if n_configs(self.space) == math.inf:
+        if any(domain.n_values == math.inf for domain in domains(self.space).values()):
             return sample(self.space, rng), "random"  # a float twice has probability 0
         seen = {config_key(tuned_values(self.space, trial.config)) for trial in trials}
         draws = (sample(self.space, rng) for _ in range(100))

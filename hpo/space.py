@@ -209,11 +209,6 @@ def n_dims(space):
     return sum(domain.n_dims for domain in domains(space).values())
 
 
-def n_configs(space):
-    """Number of configurations, a float as it may be inf."""
-    return math.prod(float(domain.n_values) for domain in domains(space).values())
-
-
 def encode(space, config):
     """Point (n_dims,) in [0, 1] of a configuration."""
     return np.concatenate([domain.encode(config[name]) for name, domain in domains(space).items()])
@@ -347,9 +342,7 @@ def _check_json(name, value):
     with suppress(TypeError, ValueError):
         if json.loads(json.dumps(value, allow_nan=False)) == value:
             return
-    raise ValueError(
-        f"{name}: expected JSON (a class by its name) or one domain, got {value!r:.99}"
-    )
+    raise ValueError(f"{name}: expected JSON (a class by its name) or a domain, got {value!r:.99}")
 
 
 def _plain(value):  # a numpy scalar becomes a Python number

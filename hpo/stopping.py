@@ -2,11 +2,10 @@
 
     rule(trial, trials, max_epochs) -> True to stop the trial
 
-A rule is a function, here or in a file of your own (`--stopping my_rule.py:my_rule`). The tuner
-calls it after each report before the last epoch. `trial` has just reported; `trials` are all trials
-so far, sorted by id. A rule may read their id, config, status and curve [(epoch, loss)], where a
-lower loss is better. It keeps no state, so each decision can be recomputed. If it has the arguments
-first_rung and eta, they come from the command line.
+A rule is a function, here or in your own file (`--stopping my_rule.py:my_rule`), called after each
+report before the last epoch. `trial` has just reported; `trials` are all so far, sorted by id. It
+may read their id, config, status and curve [(epoch, loss)]; a lower loss is better. It keeps no
+state, so each decision can be recomputed. If it has first_rung or eta, the command line sets them.
 """
 
 import inspect
@@ -37,8 +36,8 @@ def asha(trial, trials, max_epochs, first_rung=1, eta=3):
     """Asynchronous successive halving (Li et al. 2018, arXiv 1810.05934), its stopping variant.
 
     It decides at the rungs, the epochs first_rung * (1, eta, eta^2, ...). A trial continues if its
-    best loss is at most the (1/eta)-quantile of all trials that have reached the rung. If these are
-    two, the worse one ends. Otherwise two workers would train poor trials to the end.
+    best loss is at most the (1/eta)-quantile of all trials that have reached the rung, its own
+    included: of two, the worse one ends. One trial in max_epochs / first_rung is never stopped.
     """
     rung = last_rung(trial.curve[-1][0], first_rung, eta)
     is_first_there = all(epoch < rung for epoch, _ in trial.curve[:-1])
@@ -49,9 +48,8 @@ def halving(trial, trials, max_epochs, first_rung=1, eta=3):
     """As asha, but after every report it decides again about the last rung that the trial passed.
 
     The first trials at a rung have nothing to be compared with. With asha, even poor ones are
-    trained up to the next rung. One trial in max_epochs / first_rung is never stopped. Otherwise
-    slow learners would all be stopped at the first rung, and the searcher would never learn how
-    good they are in the end.
+    trained up to the next rung. If no trial were free of the rule, slow learners would all be
+    stopped at the first rung, and the searcher would never learn how good they are in the end.
     """
     epoch = trial.curve[-1][0]
     rung = last_rung(epoch, first_rung, eta)
@@ -90,14 +88,14 @@ def loss_at_rung(trial, rung, first_rung, eta):
     return math.inf if trial.status == "failed" and was_next else None
 
 
-RULES = {"none": None, "median": median, "asha": asha, "halving": halving}
+RULES = {"auto": halving, "none": None, "median": median, "asha": asha, "halving": halving}
 
 
 def find_rule(name):
     """The rule of a name, None for "none"; ValueError for an unknown name."""
-    if name not in RULES and name != "auto":
-        raise ValueError(f"expected auto, {', '.join(RULES)} or FILE.py:FUNCTION, got {name!r}")
-    return RULES["halving" if name == "auto" else name]
+    if name not in RULES:
+        raise ValueError(f"expected {', '.join(RULES)} or FILE.py:FUNCTION, got {name!r}")
+    return RULES[name]
 
 
 def with_options(rule, **options):

@@ -506,5 +506,6 @@ def test_the_recommended_trial_is_not_the_luckiest():
     trials[5].curve = [(1, -0.6)]  # at x = 0.08, where 1.5 is true
     trial, _, mu, sigma = GPSearch(LINE).recommend(trials)
     assert min(trials, key=lambda trial: trial.value).id == 5
-    assert abs(trial.config["x"] - 0.7) < 0.15 and abs(mu) < 3 * sigma < 0.6
+    assert abs(trial.config["x"] - 0.7) < 0.15 and abs(mu) < 0.2
+    assert 0.3 < sigma < 0.45  # of a new training: its noise and what is not known of its mean
     assert GPSearch(LINE).recommend(trials[:3]) is None
