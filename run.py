@@ -48,7 +48,10 @@ FLAGS = {  # group -> [(flag, type, metavar, help)]
         ("trials", int, "N", "stop after N trials; default: as many as the time allows"),
         ("workers", int, "N", "trials at a time, which share the cores; default 4"),
         ("trial_timeout", float, "SECONDS", "end a longer trial; default: never"),
-        ("trials_per_gpu", int, "N", "at most N trials at a time on each GPU; default: any number"),
+        ("trials_per_gpu", int, "N", ("at most N trials at a time on each GPU of this machine; "
+         "default: any number")),
+        ("dask", str, "ADDRESS", ("of a Dask scheduler, tcp://HOST:8786, whose workers train; "
+         'a resumed run leaves it with --dask ""')),
     ],
     "search": [
         ("searcher", str, "NAME", ("gp (default), gp:SETTING=VALUE,..., random, or "
@@ -74,9 +77,6 @@ FLAGS = {  # group -> [(flag, type, metavar, help)]
         ("epochs_name", str, "NAME", "the constant that is the last epoch; default epochs"),
         ("pass_json", str, "FLAG", "a program takes all values in a JSON file, by --FLAG FILE"),
         ("checkpoint_flag", str, "FLAG", "a program keeps a trial's state in a folder, --FLAG DIR"),
-    ],
-    "places": [
-        ("dask", str, "ADDRESS", "of a Dask scheduler, tcp://HOST:8786, whose workers train"),
     ],
     "results": [
         ("results", str, "DIR", "a new folder for the run; default results/<timestamp>"),

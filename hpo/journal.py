@@ -62,7 +62,7 @@ class Journal:
             self.learned.append(Trial(i, config, "learned", 1, trial["status"], curve))
         self.synced = -math.inf  # the run's clock at the last fsync
         self.silent = set()  # ids of trials that were started again and have not reported since
-        self.columns = {}  # table -> its columns; {}: rows of an earlier attempt are to go
+        self.columns = {}  # table -> its columns; {}: write the tables anew at the next row
 
     # ---- The fold ----
     def apply(self, event):
@@ -205,9 +205,9 @@ class Journal:
                 raise
 
     def _add_row(self, table, row):
-        columns = self.columns.get(table, [])
-        if row.keys() <= set(columns):
-            with open(self.folder / f"{table}.csv", "a", encoding="utf-8", opener=no_link) as file:
+        columns, path = self.columns.get(table, []), self.folder / f"{table}.csv"
+        if row.keys() <= set(columns) and path.exists():
+            with open(path, "a", encoding="utf-8", opener=no_link) as file:
                 csv.DictWriter(file, columns, lineterminator="\n").writerow(row)
         else:
             self.columns = write_tables(self.folder)
@@ -233,7 +233,8 @@ def now():
 def load(folder, before=None):
     """The trials of a run, sorted by id.
 
-    before: what the searcher knew when it suggested that trial, --learn_from included.
+    before: a trial's id; then only what the searcher knew when it suggested this trial, with the
+    trials of --learn_from.
     """
     journal = Journal(load_run(folder))
     for _ in read_events(folder, journal, before):

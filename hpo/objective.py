@@ -148,7 +148,7 @@ def describe(objective, source, *, space, metric, mode, assignments=(), prepared
 def _prepare(module, given):
     try:
         prepared = module.prepare(dict(given)) or {} if hasattr(module, "prepare") else {}
-    except BaseException as error:  # as above
+    except BaseException as error:  # the user's code may raise anything
         known = isinstance(error, (ValueError, OSError))
         raise ValueError(str(error) if known else f"prepare: {one_line(error)}") from error
     if not isinstance(prepared, dict) or set(prepared) - {*given, "note"}:
@@ -225,8 +225,7 @@ def command_line(path, config, trial_seed, n_threads):
     words = ["python", "-m", "hpo.objective", str(path), f"--trial_seed={trial_seed}"]
     for name, value in config.items():
         words.append(f"--{name}={value if isinstance(value, str) else json.dumps(value)}")
-    elsewhere = "" if pathlib.Path.cwd() == ROOT else f"PYTHONPATH={shlex.quote(str(ROOT))} "
-    return f"{elsewhere}OMP_NUM_THREADS={n_threads} {shlex.join(words)}"
+    return f"PYTHONPATH={shlex.quote(str(ROOT))} OMP_NUM_THREADS={n_threads} {shlex.join(words)}"
 
 
 # ---- Any program ---------------------------------------------------------------------------------

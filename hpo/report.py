@@ -14,8 +14,6 @@ import os
 import pathlib
 import threading
 
-MAX_BYTES = 50_000  # of one report as JSON: metrics, not data
-
 tuner = None  # in a trial's process, the socket to the tuner; hpo/trial.py sets it
 process_id = None  # of the trial's process, which alone may report
 names = set()  # of the metrics that were reported
@@ -43,8 +41,8 @@ class Reporter:
     def __call__(self, /, **metrics):
         """Reports metrics, JSON scalars by name. Raises StopTrial when the trial is to stop.
 
-        `epoch` is an integer >= 0. By default it is the number of this report, counted from 1; such
-        a trial is not stopped early unless a rule was asked for. Raises TypeError, ValueError.
+        `epoch` is an integer >= 0. By default it is the number of this report, counted from 1; then
+        no rule judges the trial, and it fails where --stopping is given. TypeError, ValueError.
         """
         metrics = {name: scalar(name, value) for name, value in metrics.items()}
         counted = "epoch" not in metrics
@@ -54,12 +52,9 @@ class Reporter:
         metrics["epoch"] = int(epoch)
         if len(metrics) == 1:
             raise ValueError("report: expected a metric, such as report(epoch=1, accuracy=0.9)")
-        line = json.dumps(metrics)
-        if len(line) > MAX_BYTES:
-            raise ValueError(f"report: expected at most {MAX_BYTES} bytes of JSON, got {len(line)}")
         self.n_reports += 1
         if tuner is None:
-            print(f"[tune-metric]: {line}", flush=True)
+            print(f"[tune-metric]: {json.dumps(metrics)}", flush=True)
         else:
             ask_tuner(metrics, counted)
 

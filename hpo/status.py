@@ -10,7 +10,7 @@ import shutil
 import sys
 
 from hpo.journal import STATUSES, printable
-from hpo.objective import command_line, one_line
+from hpo.objective import ROOT, command_line, one_line
 from hpo.searchers import GPSearch
 from hpo.space import domains
 from hpo.trial import trial_seed
@@ -28,7 +28,7 @@ class Status:
     def __init__(self, journal, backend):
         self.journal, self.backend = journal, backend
         self.arguments, self.note = journal.run["arguments"], journal.run["note"]
-        self.is_live = sys.stdout.isatty()
+        self.is_live = getattr(sys.stdout, "isatty", bool)()
         self.seconds = LIVE_SECONDS if self.is_live else PLAIN_SECONDS
         self.last_tick = self.began = backend.now()
         self.best = best_of(journal.trials)  # of the ended trials: there may be 10,000
@@ -44,8 +44,7 @@ class Status:
             f"{self.arguments['hours']:g} hours\nresults: {journal.folder}"
         )
         if tuner.trials:
-            used = f"resumed after {clock(journal.clock)}"
-            say(f"{used}: {counts(tuner.trials)}; interrupted trials start again")
+            say(f"resumed after {clock(journal.clock)}: {counts(tuner.trials)}")
             if journal.clock >= tuner.seconds:
                 say("the time of the run is over; --hours with a larger number gives it more")
 
@@ -99,7 +98,7 @@ class Status:
         say(f"the workers were busy {100 * share:.1f}% of the time")
         say(f"{folder / 'trials.csv'}\n{folder / 'reports.csv'}")
         if tuner.reason not in ("trials", "exhausted", "deadline"):
-            command = f"python run.py --resume {shlex.quote(str(folder))}"
+            command = shlex.join(["python", str(ROOT / "run.py"), "--resume", str(folder)])
             if not os.path.isfile(self.arguments["objective"]):
                 command = f"hpo.tune(FUNCTION, resume={str(folder)!r})"
             cut_off = [t.ended - t.started for t in trials if t.status == "interrupted"]
@@ -168,8 +167,8 @@ def say(text, end="\n", file=None):
     """Prints a text to stdout or a file, on a terminal over the status line. Raises no error."""
     file = file or sys.stdout
     try:
-        clear_line = "\r\x1b[K" if file.isatty() else ""
-        encoding = file.encoding or "utf-8"
+        clear_line = "\r\x1b[K" if getattr(file, "isatty", bool)() else ""
+        encoding = getattr(file, "encoding", None) or "utf-8"
         text = printable(text).encode(encoding, "backslashreplace").decode(encoding)
         print(clear_line + text, end=end, file=file, flush=True)
     except (OSError, ValueError):  # the reader has gone, or the disk is full

@@ -99,6 +99,10 @@ def find_rule(name):
 
 
 def with_options(rule, **options):
-    """The rule with the options that are among its arguments; None stays None."""
-    names = inspect.signature(rule).parameters if rule else {}
+    """The rule with the options that are among its arguments; None stays None.
+
+    A functools.partial keeps those that it has.
+    """
+    names = set(inspect.signature(rule).parameters if rule else ())
+    names -= set(getattr(rule, "keywords", ()))
     return rule and partial(rule, **{name: options[name] for name in options if name in names})

@@ -89,7 +89,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Report:
-    """Metrics of a trial, `epoch` among them. counted: the epoch is the number of the report."""
+    """Metrics of a trial, `epoch` among them. counted: it gave none, so the reports are counted."""
 
     trial_id: int
     attempt: int
@@ -268,7 +268,7 @@ def _serve(inherited, connection, objective, n_threads):
     _stand_alone(inherited)
     os.environ.update(dict.fromkeys(THREADS, str(n_threads)))  # before numpy is imported
     source, modules = source_of(objective)
-    tuner = []  # is ready when the tuner has died, though a fork of it may hold `connection`
+    tuner = []  # ready when the tuner dies; `connection` may not be, as a fork of it may hold that
     if LINUX:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, while it imports
         tuner = [os.pidfd_open(os.getppid())]

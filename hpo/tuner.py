@@ -39,8 +39,8 @@ from hpo.stopping import find_rule, with_options
 from hpo.trial import ENDING, LINUX, SERVER_DIED, LocalBackend, Report
 
 N_FAILED = 3  # the run ends when its first max(N_FAILED, n_workers) trials have all failed
-N_ATTEMPTS = 3  # a trial fails when its fork server dies in this attempt
-N_LOST = 6  # the run ends after so many pauses in a row because processes were lost
+N_ATTEMPTS = 3  # a trial whose fork server dies in this attempt has failed
+N_LOST = 6  # the run ends after so many pauses without a report between them
 N_START = 5  # configurations of --start DIR
 
 
@@ -56,7 +56,7 @@ class Tuner:
     searcher: has suggest(trials), see hpo/searchers.py. backend: see hpo.trial.LocalBackend.
     seconds: the run's time. n_trials: at most so many are started. trial_timeout: seconds, each.
     rule: function (trial, trials, max_epochs) -> True to stop it, or None; see hpo/stopping.py.
-    needs_epoch: if true, a report without an epoch fails its trial; else the rule ignores it.
+    needs_epoch: whether a report without an epoch fails its trial; else no rule judges it.
     start: configurations to try before the searcher's. None: the middle of the space.
     show: None, or an object with tick(tuner), called in each turn, and ended(trial).
     """
@@ -171,7 +171,7 @@ class Tuner:
             error = f"reported {metric}={metrics[metric]!r}; expected a finite number"
             self.ending.setdefault(trial.id, ("failed", error))
         elif report.counted and self.needs_epoch:
-            error = "reports no epoch, which the stopping rule needs; or use --stopping none"
+            error = "reports no epoch: the rule needs report(epoch=...); or use --stopping none"
             self.ending.setdefault(trial.id, ("failed", error))
         elif has_value and trial.id not in self.ending and self._is_to_stop(trial, report):
             self.ending[trial.id] = ("stopped", "")
@@ -181,10 +181,7 @@ class Tuner:
         is_last = report.metrics["epoch"] >= (self.max_epochs or math.inf)
         if self.rule is None or is_last or report.counted:
             return False
-        answer = call("the stopping rule", self.rule, trial, self.trials, self.max_epochs)
-        if not isinstance(answer, (bool, np.bool_, type(None))):
-            raise RunFailed(f"the stopping rule: expected True or False, got {answer!r:.200}")
-        return bool(answer)
+        return bool(call("the stopping rule", self.rule, trial, self.trials, self.max_epochs))
 
     def _handle_end(self, trial, end):
         del self.running[trial.id]
@@ -355,9 +352,9 @@ def tune(
 
     The arguments are the flags of `python run.py --help`; config_space is --space, assignments are
     --set. None stands for the default, in a resumed run for what the run had; only the BUDGET may
-    differ from that. objective may be a function. It needs config_space, metric and mode, and to
-    resume its run give it again. assignments may be a dict, searcher a class, stopping a function,
-    and start a list of configurations.
+    differ from that. objective may be a function. It needs config_space, metric and mode.
+    assignments may be a dict, searcher a class, stopping a function, and start a list of
+    configurations. To resume, give a function, and a class or rule of a notebook, again.
     Raises ValueError for bad input, before anything is written; RunFailed; WriteError.
     """
     given = {n: v for n, v in locals().items() if v is not None and n not in ("results", "resume")}
@@ -377,6 +374,8 @@ def tune(
         if resume is not None:
             journal = Journal.open(resume)
             own = DEFAULTS | journal.run["arguments"]
+            if "start" in given:  # the run has it in this form
+                given["start"] = first_configs(journal.space, given["start"])
             check_same(resume, own, given)
         arguments = own | given
         check_numbers(arguments)
@@ -402,7 +401,7 @@ def tune(
         else:
             journal = new_journal(results, found, space, arguments)
         n_workers = arguments["workers"]
-        if arguments["trials_per_gpu"] and backend.gpus:
+        if arguments["trials_per_gpu"] and backend.gpus and not arguments["dask"]:
             n_workers = min(n_workers, arguments["trials_per_gpu"] * len(backend.gpus))
         backend.begin(journal.folder / "logs", journal.clock)
         tuner = signals.tuner = Tuner(
@@ -510,7 +509,7 @@ def find(option, value):
 def make_backend(options):
     """The backend: processes on this machine, or the Dask cluster of --dask."""
     objective, seed = find_objective(options), options["seed"]
-    if options["dask"] is None:
+    if not options["dask"]:
         return LocalBackend(objective, seed, options["workers"])
     try:
         from hpo.dask_backend import DaskBackend
@@ -520,7 +519,7 @@ def make_backend(options):
 
 
 def find_objective(options):
-    """An objective as hpo/objective.py names it; ValueError when it is none."""
+    """The objective in one of the forms of hpo/objective.py; ValueError when it is none."""
     objective = options["objective"]
     flags = {name: options[name] for name in ("pass_json", "checkpoint_flag") if options[name]}
     if callable(objective):
@@ -537,7 +536,7 @@ def find_objective(options):
     elif not os.path.isfile(objective):
         reason = "is a folder" if os.path.exists(objective) else "no such file"
         if ".py:" in objective:
-            reason = "is a function, which hpo.tune(FUNCTION, ..., resume=DIR) goes on with"
+            reason = "is a function; resume its run with hpo.tune(FUNCTION, resume=DIR)"
         raise ValueError(f"{objective}: {reason}; expected a Python file or a program")
     elif is_program(objective):
         if not objective.endswith(".py") and not os.access(objective, os.X_OK):

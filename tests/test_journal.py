@@ -290,6 +290,15 @@ def test_folder_that_is_lost_is_a_write_error(make, tmp_path, change, words):
 
 
 # ---- The CSVs ------------------------------------------------------------------------------------
+def test_csv_that_is_deleted_is_made_anew(make):
+    journal = make(start(0), report(0, accuracy=0.5))
+    before = (journal.folder / "reports.csv").read_text()
+    (journal.folder / "reports.csv").unlink()
+    journal.append(report(0, epoch=2, accuracy=0.75))
+    after = (journal.folder / "reports.csv").read_text()
+    assert after.startswith(before) and after.count("\n") == 3
+
+
 @pytest.mark.parametrize("mode, best, epoch", [("max", "0.75", "2"), ("min", "0.0", "3")])
 def test_csvs_have_the_documented_columns(make, mode, best, epoch):
     """In the user's own sign, of which zero has none; NaN and Inf as pandas and R spell them."""

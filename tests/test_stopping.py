@@ -1,6 +1,7 @@
 """hpo/stopping.py: cases worked out by hand, and properties that hold whatever the curves."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -148,3 +149,5 @@ def test_options_go_to_the_rules_that_have_them():
     for rule in (asha, median, lambda trial, trials, max_epochs: True):
         assert asked(with_options(rule, first_rung=2, eta=4), *[[0.1] * 9] * 5, [1.0, 1.0])
     assert not asked(with_options(median, first_rung=3, eta=4), *[[0.1] * 9] * 5, [1.0, 1.0])
+    own = with_options(partial(halving, eta=9), first_rung=2, eta=4)
+    assert own.keywords == {"eta": 9, "first_rung": 2}

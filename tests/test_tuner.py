@@ -323,7 +323,7 @@ FAILING = [  # script, options, what the run ends with
     (SILENT, {}, "report of loss"),
     (OTHER, {}, "report of loss"),
     (NAN, {}, "loss=nan"),
-    (GOOD, {**NEEDY, **NO_RULE}, "reports no epoch, which the stopping rule needs"),
+    (GOOD, {**NEEDY, **NO_RULE}, "reports no epoch: the rule needs report"),
 ]
 
 
@@ -391,8 +391,6 @@ NO_SUGGESTION = r"RandomSearch\.suggest: expected \(config, origin\) or None, go
 BROKEN = [
     ("suggest", broken, "RandomSearch.suggest raised KeyError: 'lengthscale'"),
     ("rule", broken, "the stopping rule raised KeyError: 'lengthscale'"),
-    *(("rule", lambda *_, a=a: a, "the stopping rule: expected True or False, got .{,200}")
-      for a in ("no", 1, 0.5, np.zeros((99, 9)))),
     *(("suggest", lambda _, r=r: r, f"{NO_SUGGESTION}[^\n]*{words}[^\n]*") for r, words in RUBBISH),
 ]  # fmt: skip
 
@@ -485,7 +483,7 @@ def test_a_resumed_run_keeps_its_own_arguments(tmp_path):
     for objective, given, words in [
         (quadratic, {"seed": 8}, r"--seed: .* has 7, got 8; a resumed run keeps its own"),
         (other, {}, r"OBJECTIVE: .*py:quadratic', got .*py:other'"),
-        (None, {}, r"is a function, which hpo\.tune\(FUNCTION"),
+        (None, {}, r"is a function; resume its run with hpo\.tune\(FUNCTION"),
     ]:
         with pytest.raises(ValueError, match=words):
             tune(objective, resume=first.folder, **given)
