@@ -75,8 +75,8 @@ FLAGS = {  # group -> [(flag, type, metavar, help)]
         ("metric", str, "NAME", "the reported metric to tune; default: the file's `metric`"),
         ("mode", str, "{max,min}", "whether more or less of it is better; default: the file's"),
         ("epochs_name", str, "NAME", "the constant that is the last epoch; default epochs"),
-        ("pass_json", str, "FLAG", "a program takes all values in a JSON file, by --FLAG FILE"),
-        ("checkpoint_flag", str, "FLAG", "a program keeps a trial's state in a folder, --FLAG DIR"),
+        ("pass_json", str, "NAME", "a program takes all values in a JSON file, by --NAME FILE"),
+        ("checkpoint_flag", str, "NAME", "a program keeps its state in a folder, by --NAME DIR"),
     ],
     "results": [
         ("results", str, "DIR", "a new folder for the run; default results/<timestamp>"),

@@ -278,7 +278,8 @@ class Program:
         try:
             process = subprocess.Popen(self.words(config), env=environment, **pipes)
         except OSError as error:
-            hint = "; its first line should be such as #!/bin/sh" * (error.errno == errno.ENOEXEC)
+            is_hidden = error.errno in (errno.ENOEXEC, errno.ENOENT)  # it exists
+            hint = "; does its first line name a program, such as #!/bin/sh?" * is_hidden
             raise ProgramFailed(f"{self.path}: {error.strerror}{hint}") from None
         try:
             for is_error, line in _lines(process):

@@ -295,6 +295,8 @@ def set_value(space, name, text):
     old, value = space[name], text
     if not isinstance(old, str):
         with suppress(ValueError):
+            value = float(text)  # .1, which is no JSON
+        with suppress(ValueError):
             value = json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
     if isinstance(old, Domain):
         with suppress(ValueError):
@@ -342,7 +344,9 @@ def _check_json(name, value):
     with suppress(TypeError, ValueError):
         if json.loads(json.dumps(value, allow_nan=False)) == value:
             return
-    raise ValueError(f"{name}: expected JSON (a class by its name) or a domain, got {value!r:.99}")
+    raise ValueError(
+        f"{name}: expected a domain such as uniform(0, 1), or a JSON value, got {value!r:.99}"
+    )
 
 
 def _plain(value):  # a numpy scalar becomes a Python number

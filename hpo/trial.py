@@ -463,4 +463,5 @@ def _train(tuner, job, objective, source):
         hpo.report.Reporter()(**(returned if isinstance(returned, dict) else {metric: returned}))
     if metric not in hpo.report.names:
         names = ", ".join(sorted(hpo.report.names - {"epoch"})) or "nothing"
-        raise ValueError(f"expected a report of {metric}, got {names}; or choose --metric")
+        unused = "; what is returned counts only without reports" * (returned is not None)
+        raise ValueError(f"expected a report of {metric}, got {names}; or choose --metric{unused}")

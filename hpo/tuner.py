@@ -175,6 +175,8 @@ class Tuner:
             self.ending.setdefault(trial.id, ("failed", error))
         elif has_value and trial.id not in self.ending and self._is_to_stop(trial, report):
             self.ending[trial.id] = ("stopped", "")
+        if report.counted and self.rule and trial.id == 0 and len(trial.curve) == 2:
+            say("warning: reports give no epoch, so no trial is stopped early; report(epoch=...)")
         self.backend.answer(trial, trial.id not in self.ending)
 
     def _is_to_stop(self, trial, report):
@@ -230,8 +232,8 @@ class Tuner:
         log = self.backend.log(last)
         error = f"\n{log}" if last.error in log else f" {last.error}\n{log}".rstrip()
         raise RunFailed(
-            f"{which} failed; mend the objective, or start with a configuration that works "
-            f"(--start). Trial {last.id}:{error}"
+            f"{which} failed; mend the objective and begin a new run, or start with a "
+            f"configuration that works (--start). Trial {last.id}:{error}"
         )
 
     # ---- Deadlines ----

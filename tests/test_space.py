@@ -290,7 +290,7 @@ space_from_json({"u": {"uniform": [1, 0]}}) -> u: uniform needs low <= high, got
 @pytest.mark.parametrize("case", ERRORS.strip().splitlines())
 def test_error_names_the_thing_what_was_expected_and_what_came(case):
     call, message = case.split(" -> ")
-    message = message.replace("NO JSON", "expected JSON (a class by its name) or a domain")
+    message = message.replace("NO JSON", "expected a domain such as uniform(0, 1), or a JSON value")
     message = message.replace("FORMS", ", ".join(s.FORMS)).replace("RESERVED", str(s.RESERVED))
     with pytest.raises(ValueError) as error:
         eval(call, {**vars(s), "U": s.uniform(0, 1)})
