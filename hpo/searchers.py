@@ -62,6 +62,7 @@ class Settings:
     n_initial: int = 5  # trials before the model: the start configuration and a Latin hypercube
     category_period: int = 4  # one suggestion of so many tries the category tried least
     cost_power: float = 1.0  # improvement / (seconds per epoch)^cost_power; 0 ignores time
+    margin: float = 0.1  # y by which to improve, if curves are cut off: to explore costs an epoch
     n_fantasies: int = 4  # draws of the pending losses, over which improvement is averaged
     n_scale: int = 20  # the losses of so many first trials give the scale
     clip: float = 2.0  # scaled losses above it are squashed
@@ -141,9 +142,9 @@ class GPSearch:
             losses = np.where(has_ended[:, None], losses[:, -1:], math.nan)
         y, centre, unit = standardise(losses, settings, is_cut)
         is_outlier = np.isinf(y[:, 0])
-        # A poor trial has only its first row. Alone at a later rung, which few reach, it would make
-        # all others look poor there, and the fastest configurations would be tried.
-        y[:, 1:][y[:, 1:] > settings.clip] = math.nan
+        # Alone at a later rung, which few reach, a trial at chance would make all others look poor
+        # there, and the fastest configurations would be tried.
+        y[:, 1:] = np.minimum(y[:, 1:], settings.clip)
         trial_of, rung_of = np.nonzero(np.isfinite(y))
         y, rows = y[trial_of, rung_of], add_epoch(X[trial_of], self.progress[rung_of], is_cut)
         kept, fit = (best_and_random(y, n, rng) for n in (settings.n_rows, settings.n_fit))
@@ -256,32 +257,30 @@ class GPSearch:
 
     def score(self, model, X, best):
         """ln of expected improvement per second^cost_power, (m,) at the points X (m, d)."""
-        # If curves are cut off, noise is small beside what later epochs may bring.
-        is_cut = model.losses.process.with_epoch
-        noise = 0.0 if is_cut else math.exp(model.losses.theta[-1] / 2)
-        scores = self.acquisition(*model.predict(X), best, noise)
+        is_cut, noise = model.losses.process.with_epoch, math.exp(model.losses.theta[-1] / 2)
+        mu, sigma = model.predict(X)
+        scores = self.acquisition(mu, sigma, best - self.settings.margin * is_cut)
         scores = np.logaddexp.reduce(scores, axis=1) - math.log(scores.shape[1])
+        # times 1 - noise / sqrt(noise^2 + sigma^2), which is low where the first report would tell
+        # little (Huang et al. 2006, J. Global Optimization 34). Without this factor, noise would
+        # keep the search at the incumbent, and doubt about the last epoch at what was stopped.
+        sigma = (model.predict(X, 0.0)[1] if is_cut else sigma)[:, 0]
+        total = np.hypot(noise, sigma)
+        scores += 2 * np.log(sigma) - np.log(total) - np.log(total + noise)
         if model.costs is not None:
             scores = scores - self.settings.cost_power * cost_features(X) @ model.costs
         if np.isnan(scores).any():
             raise ValueError("scores: expected numbers, got NaN; is it your own acquisition?")
         return scores
 
-    def acquisition(self, mu, sigma, best, noise):
-        """The logarithm (m, f) of what is maximised; `score` averages what is maximised.
+    def acquisition(self, mu, sigma, best):
+        """The logarithm (m, f) of E[max(best - f, 0)], f ~ N(mu, sigma^2).
 
-        mu (m, f), sigma (m, 1): posterior. best (f,): the loss to improve on. noise: the standard
-        deviation of an observation. A confidence bound is no logarithm, so the seconds cannot be
-        subtracted from it: set cost_power to 0.
-
-        Here E[max(best - f, 0)], f ~ N(mu, sigma^2), times 1 - noise / sqrt(noise^2 + sigma^2). The
-        logarithm tells candidates apart where the improvement rounds to 0 (Ament et al. 2023,
-        2310.20708). The factor (Huang et al. 2006, J. Global Optimization 34) is low where another
-        observation would tell little. Without it, noise would keep the search at the incumbent.
+        mu (m, f), sigma (m, 1): posterior. best (f,): the loss to improve on. The logarithm tells
+        candidates apart where the improvement rounds to 0 (Ament et al. 2023, 2310.20708). `score`
+        averages over the f fantasies; replace `score` by what is no logarithm of an average.
         """
-        total = np.hypot(noise, sigma)
-        log_factor = 2 * np.log(sigma) - np.log(total) - np.log(total + noise)
-        return np.log(sigma) + log_h((best - mu) / sigma) + log_factor
+        return np.log(sigma) + log_h((best - mu) / sigma)
 
     def mutate(self, X, size, rng):
         """X (m, d) with some hyperparameters of each row moved by about `size`, choices redrawn."""

@@ -133,7 +133,7 @@ def test_log_h_matches_high_precision_values():
     assert searchers.log_h(z) == pytest.approx(frozen, abs=2e-8)
 
 
-def test_augmented_improvement_matches_its_formula():
+def test_expected_improvement_matches_its_formula():
     mu, sigma = np.array([0.3, -1.0, 2.0, 0.5]), np.array([0.7, 0.7, 1e-3, 1e-3])
     best = np.array([0.1, 0.6, 0.1, 0.6])
     z = (best - mu) / sigma
@@ -141,11 +141,22 @@ def test_augmented_improvement_matches_its_formula():
     improvement = (best - mu) * Phi + sigma * np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
     seen = improvement > 1e-12  # else the oracle has cancelled
     assert seen.sum() == 3
-    for noise in (0.0, 0.2, 5.0):
-        expected = improvement * (1 - noise / np.sqrt(noise**2 + sigma**2))
-        found = np.exp(GPSearch(LINE).acquisition(mu, sigma, best, noise))
-        assert found[seen] == pytest.approx(expected[seen], rel=1e-6)
-    assert np.isfinite(GPSearch(LINE).acquisition(mu, 1e-9, best, 30.0)).all()
+    found = np.exp(GPSearch(LINE).acquisition(mu, sigma, best))
+    assert found[seen] == pytest.approx(improvement[seen], rel=1e-6)
+    assert np.isfinite(GPSearch(LINE).acquisition(mu, 1e-9, best)).all()
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_score_counts_what_the_first_report_would_tell(is_cut):
+    searcher, trials = GPSearch(SQUARE, 0, 9), run_with_curves("y", 20, 9, 0.1 if is_cut else 1)
+    model = searcher.model(trials, np.random.default_rng(0))
+    X = np.random.default_rng(1).random((50, 2))
+    (mu, sigma), (_, first), best = model.predict(X), model.predict(X, 0.0), np.array([-0.5])
+    assert is_cut == (not np.allclose(sigma, first)) == model.losses.process.with_epoch
+    noise = math.exp(model.losses.theta[-1] / 2)
+    factor = 1 - noise / np.hypot(noise, first)[:, 0]
+    expected = searcher.acquisition(mu, sigma, best - 0.1 * is_cut)[:, 0] + np.log(factor)
+    assert searcher.score(model, X, best) == pytest.approx(expected, abs=1e-6)
 
 
 # ---- Behaviour -----------------------------------------------------------------------------------

@@ -161,7 +161,7 @@ def test_settings_are_part_of_a_name():
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_losses_and_acquisitions_that_are_nan_are_errors():
     trials, searcher = ended(*({"x": i / 10} for i in range(9))), GPSearch(LINE)
-    searcher.acquisition = lambda mu, sigma, best, noise: mu * math.nan
+    searcher.acquisition = lambda mu, sigma, best: mu * math.nan
     with pytest.raises(ValueError, match="scores: expected numbers, got NaN"):
         searcher.suggest(trials)
     trials[3].curve = [(1, math.nan)]
