@@ -30,8 +30,10 @@ import uuid
 from multiprocessing import current_process
 
 from distributed import Client, Queue, get_client, get_worker
+from distributed.comm.addressing import get_address_host_port
 
 from hpo.objective import Program, one_line
+from hpo.status import say
 from hpo.trial import End, LocalBackend, Report, Trial
 
 PERIOD = 5.0  # seconds between two looks at a task, and for an answer of the scheduler
@@ -54,6 +56,7 @@ class DaskBackend(LocalBackend):
         super().__init__(objective, seed)
         self.n_threads = 1  # unless a worker has OMP_NUM_THREADS in its environment
         try:
+            get_address_host_port(address)  # a ValueError, where a Client would try for long
             self.client = Client(address, timeout=10, set_as_default=False)
         except (OSError, ValueError) as error:
             raise ValueError(f"--dask {address}: no scheduler answers: {error}") from None
@@ -62,6 +65,11 @@ class DaskBackend(LocalBackend):
         self.futures, self.outboxes = {}, {}  # trial id -> task; (trial id, attempt) -> queue
         self.begun = {}  # trial id -> time
         self.is_deaf = False  # for good: another scheduler does not know this run
+
+    def describe(self, **options):
+        if not self.client.nthreads():
+            say("waiting for the first Dask worker")
+        return super().describe(**options)
 
     def start(self, trial):
         key = trial.id, trial.attempt
