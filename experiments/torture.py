@@ -333,6 +333,7 @@ PARTS = [
 
 
 def main(arguments=None):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # started by `&`, all would ignore it
     parser = command.parser("torture", __doc__)
     for name, default, _, text in PARTS:
         parser.add_argument(f"--{name}", type=command.natural, default=default, help=text)

@@ -210,7 +210,10 @@ class Journal:
             with open(path, "a", encoding="utf-8", opener=no_link) as file:
                 csv.DictWriter(file, columns, lineterminator="\n").writerow(row)
         else:
-            self.columns = write_tables(self.folder)
+            try:
+                self.columns = write_tables(self.folder)
+            except ValueError as error:  # the journal, too, has been deleted
+                raise OSError(error) from None
 
 
 def no_link(path, flags):
