@@ -278,8 +278,8 @@ class Program:
         try:
             process = subprocess.Popen(self.words(config), env=environment, **pipes)
         except OSError as error:
-            is_hidden = error.errno in (errno.ENOEXEC, errno.ENOENT)  # it exists
-            hint = "; does its first line name a program, such as #!/bin/sh?" * is_hidden
+            is_named = error.errno in (errno.ENOEXEC, errno.ENOENT)  # the file itself exists
+            hint = "; does its first line name a program, such as #!/bin/sh?" * is_named
             raise ProgramFailed(f"{self.path}: {error.strerror}{hint}") from None
         try:
             for is_error, line in _lines(process):

@@ -62,7 +62,7 @@ class Settings:
     n_initial: int = 5  # trials before the model: the start configuration and a Latin hypercube
     category_period: int = 4  # one suggestion of so many tries the category tried least
     cost_power: float = 1.0  # improvement / (seconds per epoch)^cost_power; 0 ignores time
-    margin: float = 0.1  # y by which to improve, if curves are cut off: to explore costs an epoch
+    margin: float = 0.1  # least improvement (y) if curves are cut off, as a look costs one epoch
     n_fantasies: int = 4  # draws of the pending losses, over which improvement is averaged
     n_scale: int = 20  # the losses of so many first trials give the scale
     clip: float = 2.0  # scaled losses above it are squashed

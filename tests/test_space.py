@@ -236,6 +236,7 @@ def test_set_value_keeps_the_type():
     cases += [(s.choice(["1", 1]), "1", 1), (s.choice(["1", 1]), '"1"', "1")]
     cases += [(s.choice(["true"]), "true", "true"), (s.choice([True, False]), "False", False)]
     cases += [(s.choice([None]), "None", None), (s.finrange(0, 1, 3), "1", 1.0)]
+    cases += [(0.1, ".2", 0.2), (s.uniform(0, 1), ".2", 0.2), (s.choice(["1.", 1.0]), "1.", 1.0)]
     for old, text, expected in cases:
         space = {"x": old, "tuned": s.uniform(0, 1)}
         assert repr(s.set_value(space, "x", text)) == repr({**space, "x": expected})

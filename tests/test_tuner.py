@@ -205,6 +205,13 @@ ENDS = [  # first letters of the statuses, scripts, words of errors, options
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("options, n", [({}, 0), ({"counted": True}, 0), (NO_RULE, 0),
+                                        ({"counted": True, **NO_RULE}, 1)])  # fmt: skip
+def test_reports_without_epochs_are_warned_of_once_where_there_is_a_rule(options, n, capsys):
+    ends("dd", [GOOD], **options)
+    assert capsys.readouterr().out.count("warning: reports give no epoch") == n
+
+
 @pytest.mark.parametrize("statuses, scripts, errors, options", ENDS)
 def test_run_ends(statuses, scripts, errors, options):
     tuner = ends(statuses, scripts, **options)
@@ -476,8 +483,9 @@ def test_bad_argument_of_tune_is_named(tmp_path, objective, options, words):
 def test_a_resumed_run_keeps_its_own_arguments(tmp_path):
     """A searcher's class too: the journal has it as FILE.py:NAME."""
     options = {"metric": "loss", "mode": "min", "workers": 1, "searcher": RandomSearch, "seed": 7}
+    options["start"] = [{}]
     first = tune(quadratic, SPACE_X, trials=2, results=tmp_path / "run", **options)
-    again = tune(quadratic, trials=4, resume=first.folder)
+    again = tune(quadratic, trials=4, resume=first.folder, start=[{}])
     assert [trial.origin for trial in again.trials] == ["start", *["random"] * 3]
     assert [t.config for t in again.trials[:2]] == [t.config for t in first.trials]
     for objective, given, words in [
