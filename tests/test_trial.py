@@ -128,8 +128,6 @@ ENDS = [  # what it does, its reports, and how its error begins
     ("threading.Timer(0.7, often, [2.0]).start(); returned = 1.0", [1.0], ""),
     ("", [], "ValueError: expected a report of y, got nothing"),
     ("report(loss=1.0, a=2)", [None], "ValueError: expected a report of y, got a, loss; or choose"),
-    ("report(loss=1.0); returned = 2.0", [None], ("ValueError: expected a report of y, got loss; or "
-     "choose --metric; what is returned counts only without reports")),
     ("returned = [1.0]", [], "TypeError: y: expected a number"),
     ("report(y=1.0); raise ValueError('a\\nb é')", [1.0], "ValueError: a b é"),
     ("sys.exit('no data')", [], "SystemExit: no data"),
@@ -145,6 +143,8 @@ ENDS = [  # what it does, its reports, and how its error begins
     ("if os.fork(): os.wait(); report(y=1.0)", [1.0], ""),  # and the child returns
     ("with multiprocessing.pool.ThreadPool(2) as pool: pool.map(often, range(2))",
      [0] * 20 + [1] * 20, ""),
+    ("report(a=1.0); returned = 2.0", [None], ("ValueError: expected a report of y, got a; or choose "
+     "--metric; what is returned counts only without reports")),
 ]  # fmt: skip
 
 
