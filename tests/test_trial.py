@@ -143,8 +143,8 @@ ENDS = [  # what it does, its reports, and how its error begins
     ("if os.fork(): os.wait(); report(y=1.0)", [1.0], ""),  # and the child returns
     ("with multiprocessing.pool.ThreadPool(2) as pool: pool.map(often, range(2))",
      [0] * 20 + [1] * 20, ""),
-    ("report(a=1.0); returned = 2.0", [None], ("ValueError: expected a report of y, got a; or choose "
-     "--metric; what is returned counts only without reports")),
+    ("report(a=1.0); returned = 2.0", [None], ("ValueError: expected a report of y, got a; or "
+     "choose --metric; what is returned counts only without reports")),
 ]  # fmt: skip
 
 
