@@ -477,11 +477,12 @@ class GaussianProcess:
             priors[self.p - 1], priors[-3] = settings.epoch_lengthscale, (0.0, 1e-9)
             self.is_numeric[-1] = False
         self.prior_mean, self.prior_sd = np.array(priors).T
-        h = self.basis(X)
-        trends = (h.shape[1] - 2) * [(0.0, settings.trend / math.sqrt(self.p))]
+        self.h = self.basis(X)
+        trends = (self.h.shape[1] - 2) * [(0.0, settings.trend / math.sqrt(self.p))]
         self.coefficients, sd = np.array([settings.constant, settings.bowl, *trends]).T
         self.S = sd**2
-        self.residual, self.mean_covariance = (y.T - h @ self.coefficients).T, (h * self.S) @ h.T
+        self.residual = (y.T - self.h @ self.coefficients).T
+        self.mean_covariance = (self.h * self.S) @ self.h.T
 
     def basis(self, X):
         """h (m, 2 + 3 q + c) of q numeric columns and c of choices: 1, a bowl, and trends of each.
@@ -510,10 +511,12 @@ class GaussianProcess:
         squares = (A * A).sum(axis=1)[:, None] + (B * B).sum(axis=1) - 2 * A @ B.T
         return matern52(np.sqrt(np.maximum(squares, 0)))
 
-    def kernel(self, theta, A, B):
-        """(n, m) prior covariance of the function at the rows of A (n, d) and B (m, d)."""
-        mean_covariance = (self.basis(A) * self.S) @ self.basis(B).T
-        return math.exp(theta[-2]) * self.shape(theta, A, B)[0] + mean_covariance
+    def kernel(self, theta, A, h_A, B, h_B):
+        """(n, m) prior covariance of the function at the rows of A (n, d) and B (m, d).
+
+        h_A, h_B: their features.
+        """
+        return math.exp(theta[-2]) * self.shape(theta, A, B)[0] + (h_A * self.S) @ h_B.T
 
     def log_posterior(self, theta):
         """ln p(y | X, theta) + ln p(theta) up to a constant, and its gradient; R&W eq. 5.8, 5.9."""
@@ -572,7 +575,8 @@ class GaussianProcess:
     def posterior(self, theta, extra_noise):
         """The Posterior given y (R&W Alg. 2.1). extra_noise (n,): variances beyond theta's."""
         noise = np.diag(math.exp(theta[-1]) + extra_noise)
-        L_inv = inverse_of_lower(robust_cholesky(self.kernel(theta, self.X, self.X) + noise))
+        K = self.kernel(theta, self.X, self.h, self.X, self.h)
+        L_inv = inverse_of_lower(robust_cholesky(K + noise))
         return Posterior(self, theta, L_inv, L_inv @ self.residual.reshape(len(self.X), -1))
 
 
@@ -587,22 +591,22 @@ class Posterior:
 
     def predict(self, X_new):
         """mu (m, f) and sigma (m, 1) of the function without noise."""
-        mu, A = self.mean_and_reduction(X_new)
-        prior = math.exp(self.theta[-2]) + self.process.basis(X_new) ** 2 @ self.process.S
+        h, mu, A = self.mean_and_reduction(X_new)
+        prior = math.exp(self.theta[-2]) + h**2 @ self.process.S
         variance = prior - np.einsum("ij,ij->i", A, A)
         return mu, np.sqrt(np.maximum(variance, 1e-12))[:, None]
 
     def sample(self, X_new, rng, n=1):
         """n joint draws (m, n) of the function without noise; of the first fantasy."""
-        mu, A = self.mean_and_reduction(X_new)
-        covariance = self.process.kernel(self.theta, X_new, X_new) - A @ A.T
+        h, mu, A = self.mean_and_reduction(X_new)
+        covariance = self.process.kernel(self.theta, X_new, h, X_new, h) - A @ A.T
         return mu[:, :1] + robust_cholesky(covariance) @ rng.normal(size=(len(mu), n))
 
     def mean_and_reduction(self, X_new):
-        """mu (m, f), and A (m, n): the data reduce the prior covariance by A A^T."""
-        process = self.process
-        A = process.kernel(self.theta, X_new, process.X) @ self.L_inv.T
-        return (process.basis(X_new) @ process.coefficients)[:, None] + A @ self.b, A
+        """Features h, mu (m, f), and A (m, n): the data reduce the prior covariance by A A^T."""
+        process, h = self.process, self.process.basis(X_new)
+        A = process.kernel(self.theta, X_new, h, process.X, process.h) @ self.L_inv.T
+        return h, (h @ process.coefficients)[:, None] + A @ self.b, A
 
 
 def matern52(a):
