@@ -19,7 +19,7 @@ os.environ.update(dict.fromkeys(command.THREAD_VARIABLES, "1"))  # as run.py: th
 import numpy as np
 
 from hpo.journal import SIGN, load, load_run
-from hpo.searchers import GPSearch, cost_features
+from hpo.searchers import GPSearch, add_epoch, cost_features
 from hpo.space import Choice, domains, encode, snap
 from hpo.tuner import last_epoch, suggest
 
@@ -70,7 +70,7 @@ def explain(folder, run, searcher_class, trial_id):
 
 def show_model(run, searcher, model, before):
     """Prints the settings that were fitted."""
-    process, names, columns = model.losses.process, [], []  # columns: of an encoded configuration
+    names, columns = [], []  # columns: of an encoded configuration
     for name, domain in domains(run["space"]).items():
         is_choice = isinstance(domain, Choice)
         columns += [f"{name}={value!r}" for value in domain.values] if is_choice else [name]
@@ -78,7 +78,7 @@ def show_model(run, searcher, model, before):
     column = searcher.category_in_turn(before)
     if column is not None:
         print(f"the turn of {columns[column]}, tried least: to improve on its own best trial")
-    lengthscales, ridge, signal, noise = process.split(model.losses.theta)
+    lengthscales, ridge, signal, noise = model.split(model.theta)
     print("\nlengthscales, the most influential first (a range has length 1):")
     for i in np.argsort(lengthscales, kind="stable"):
         print(f"  {[*names, '(epoch)'][i]:<24}{lengthscales[i]:.3g}")
@@ -105,8 +105,10 @@ def show_prediction(run, searcher, model, before, x):
 
 
 def show_neighbours(run, searcher, model, before, x):
-    points = model.inputs(np.concatenate([x, searcher.encode(before)]))
-    correlation = model.losses.process.shape(model.losses.theta, points[:1], points[1:])[0][0]
+    points = np.concatenate([x, searcher.encode(before)])
+    if model.with_epoch:
+        points = add_epoch(points, 1.0)
+    correlation = model.correlation(model.theta, points[:1], points[1:])[0][0]
     ranked = sorted(zip(correlation, before), key=lambda pair: -pair[0])
     ended = [pair for pair in ranked if pair[1].status != "running"]
     print("\nthe nearest ended trials, and all pending ones:")

@@ -1,23 +1,25 @@
 """Searchers: which configuration to try next. The file to read and to change.
 
-A searcher is a class with two methods. `suggest` is a function of its arguments alone, so every
-suggestion of a run can be recomputed from the run's folder:
+A searcher is a class with two methods:
 
     __init__(self, space, seed=0, max_epochs=None)
     suggest(self, trials) -> (config, origin), or None when a finite space has nothing new
 
 trials: all so far (`hpo.trial.Trial`), sorted by id. A trial has `curve`, [(epoch, loss)], and
 `value`, the lowest loss, or None if it failed; a lower loss is better. Trials with the status
-"running" are pending. origin: a word for the results, such as "random".
+"running" are pending. origin: a word for the results, such as "random". `suggest` is a function of
+its arguments alone, so every suggestion of a run can be recomputed from the run's folder.
 
-GPSearch models the scaled losses of all trials by a Gaussian process. It mutates random points and
-good trials to find the configuration with the highest expected improvement per second. The class is
-in the order in which `suggest` calls its parts, and a subclass may replace any of them. What they
-call follows: the scaling of losses, then the process.
+GPSearch begins with a Latin hypercube. Then it models the losses by a Gaussian process and mutates
+random points and good trials, to find the configuration with the highest expected improvement per
+second. Its parts are in the order in which `suggest` calls them, and a subclass may replace any.
+
+Stopping rules compare learning curves at rungs, the epochs 1, 3, 9, ..., and cut some off. If they
+do, a trial has a loss for each rung that it reached, and the epoch is an input of the process.
 
 Notation, after Rasmussen & Williams, Gaussian Processes for Machine Learning (2006), "R&W":
 
-    X (n, d)        configurations encoded in [0, 1]^d, and the epoch if curves are cut off
+    X (n, d)        configurations encoded in [0, 1]^d; if curves are cut off, also the epoch
     y (n,)          scaled losses; (n, f) with f fantasies, draws of the function at pending trials
     groups (d,)     the hyperparameter of each column of X: a choice has a column for each category
     theta           ln lengthscale of each of the p hyperparameters, the ridge v (d,),
@@ -25,29 +27,18 @@ Notation, after Rasmussen & Williams, Gaussian Processes for Machine Learning (2
     K, L, b         covariance of y, its Cholesky factor, L^-1 (y - mean); L_inv = L^-1
     h, S            features of the mean and the prior variances of their coefficients
     X_new (m, d)    candidates; mu (m, f), sigma (m, 1) posterior mean and standard deviation there
-    rung            one of r epochs 1, 3, 9, ... at which learning curves are compared
 """
 
 import ast
-import bisect
 import contextlib
 import itertools
 import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
 
-from hpo.space import (
-    Choice,
-    cast_value,
-    check_space,
-    config_key,
-    decode,
-    domains,
-    encode,
-    sample,
-    snap,
-)
+from hpo.space import cast_value, check_space, config_key, decode, domains, encode, sample, snap
 
 
 # ---- Settings ------------------------------------------------------------------------------------
@@ -60,18 +51,18 @@ class Settings:
     """
 
     n_initial: int = 5  # trials before the model: the start configuration and a Latin hypercube
-    category_period: int = 4  # one suggestion of so many tries the category tried least
+    category_period: int = 4  # each fourth suggestion has the category that was tried least
     cost_power: float = 1.0  # improvement / (seconds per epoch)^cost_power; 0 ignores time
-    margin: float = 0.1  # least improvement (y) if curves are cut off, as a look costs one epoch
-    n_fantasies: int = 4  # draws of the pending losses, over which improvement is averaged
-    n_scale: int = 20  # the losses of so many first trials give the scale
+    margin: float = 0.1  # if curves are cut off, only what improves y by more counts
+    n_fantasies: int = 4  # draws of the pending losses; the improvement is averaged over them
+    n_scale: int = 20  # the first trials, whose losses give the scale
     clip: float = 2.0  # scaled losses above it are squashed
     outlier: float = 20.0  # scaled losses above it, of diverged trainings, count as failures
     failure: float = 0.5  # y of a failed trial; of an outlier it is `clip`
     failure_noise: float = 1.0  # its noise variance: one failure says little, many say much
     n_random: int = 500  # candidates from all of the space
     n_rounds: int = 4  # rounds in which the best candidates are mutated, by ever smaller steps
-    n_fit: int = 100  # rows to which theta is fitted; also at most so many failures and times
+    n_fit: int = 100  # rows to which theta is fitted; the last failures and times that are used
     n_rows: int = 500  # rows in the posterior beside failed and pending trials: O(n^3)
     lengthscale: tuple = (math.log(0.5), 0.7)  # logarithm; a range has length 1
     choice_lengthscale: tuple = (math.log(2.8), 0.7)  # two categories are sqrt(2) apart
@@ -85,15 +76,15 @@ class Settings:
 
     def __post_init__(self):
         for name, value in vars(self).items():
-            default, given = getattr(Settings, name), np.array(value)
-            least, types, words = 0, "iuf", "a number, at least 0"
-            if isinstance(default, int):
-                least, types, words = 1, "iu", "an integer, at least 1"
-            if isinstance(default, tuple):
-                least, words = 1e-300, "two numbers, a mean and a standard deviation above 0"
-            is_good = given.shape == np.shape(default) and given.dtype.kind in types
-            if not is_good or not np.isfinite(given).all() or given.flat[-1] < least:
-                raise ValueError(f"{name}: expected {words}, got {value!r}")
+            default, numbers = getattr(Settings, name), np.array(value)
+            kinds, lowest, expected = {
+                int: ("iu", 1, "an integer, at least 1"),
+                float: ("iuf", 0, "a number, at least 0"),
+                tuple: ("iuf", 1e-300, "two numbers, a mean and a standard deviation above 0"),
+            }[type(default)]
+            is_good = numbers.shape == np.shape(default) and numbers.dtype.kind in kinds
+            if not is_good or not np.isfinite(numbers).all() or numbers.flat[-1] < lowest:
+                raise ValueError(f"{name}: expected {expected}, got {value!r}")
 
 
 # ---- Bayesian optimisation -----------------------------------------------------------------------
@@ -105,11 +96,13 @@ class GPSearch:
     def __init__(self, space, seed=0, max_epochs=None):
         check_space(space)
         self.space, self.seed, self.max_epochs = space, seed, max_epochs
-        last, parts = max_epochs or 1, list(domains(space).values())
+        last = max_epochs or 1
         self.rungs = [*(3**k for k in range(40) if 3**k < last), last]
         self.progress = np.log(self.rungs) / (math.log(last) or 1)  # (r,) from 0 to 1
-        self.groups = np.repeat(np.arange(len(parts)), [domain.n_dims for domain in parts])
-        self.is_choice = np.array([isinstance(parts[i], Choice) for i in self.groups])
+        n_columns = [domain.n_dims for domain in domains(space).values()]
+        self.groups = np.repeat(np.arange(len(n_columns)), n_columns)
+        self.n_categories = np.repeat(n_columns, n_columns)  # (d,) of its choice; 1 for a number
+        self.is_choice = self.n_categories > 1
         self.encoded = {}  # trial id -> (configuration, its encoding (d,))
 
     def suggest(self, trials):
@@ -127,51 +120,52 @@ class GPSearch:
 
     # ---- The model ----
     def model(self, trials, rng):
-        """The Model of the trials. None if they are too few, or fewer than two have a loss."""
-        settings, rungs, X = self.settings, self.rungs, self.encode(trials)
+        """The process given the trials; None if they are too few, or fewer than two have a loss.
+
+        Sets model.tried (n, d), the trials to improve on, pending ones included; model.centre and
+        model.unit, as loss = centre + unit y, unless it was squashed; and model.costs.
+        """
+        settings, X, losses = self.settings, self.encode(trials), losses_at(self.rungs, trials)
         is_pending = np.array([trial.status == "running" for trial in trials], bool)
-        losses = np.array([losses_at(rungs, t) for t in trials], float).reshape(-1, len(rungs))
-        has_ended = ~np.isnan(losses[:, 0]) & ~is_pending
-        if len(trials) < settings.n_initial or has_ended.sum() < 2:
+        has_result = ~np.isnan(losses[:, 0]) & ~is_pending
+        if len(trials) < settings.n_initial or has_result.sum() < 2:
             return None
-        # A stopped trial's loss would have fallen further. So if curves are cut off, a trial has a
-        # row for each rung that it reached, and the epoch is an input, as in MOBSTER (Klein et al.
-        # 2020, 2003.10865). Improvement is sought at the last epoch.
-        is_cut = np.isnan(losses[has_ended, -1]).any()
+        # If curves are cut off, the process has a row for each trial at each rung, as in MOBSTER
+        # (Klein et al. 2020, 2003.10865). Improvement is sought at the last rung.
+        is_cut = np.isnan(losses[has_result, -1]).any()
+        inputs = np.stack([add_epoch(X, x) for x in self.progress], axis=1)  # (n, r, d + 1)
         if not is_cut:
-            losses = np.where(has_ended[:, None], losses[:, -1:], math.nan)
-        y, centre, unit = standardise(losses, settings, is_cut)
-        is_outlier = np.isinf(y[:, 0])
-        # Alone at a later rung, which few reach, a trial at chance would make all others look poor
-        # there, and the fastest configurations would be tried.
-        y[:, 1:] = np.minimum(y[:, 1:], settings.clip)
-        trial_of, rung_of = np.nonzero(np.isfinite(y))
-        y, rows = y[trial_of, rung_of], add_epoch(X[trial_of], self.progress[rung_of], is_cut)
-        kept, fit = (best_and_random(y, n, rng) for n in (settings.n_rows, settings.n_fit))
-        theta = self.process(rows[fit], y[fit]).fit()
+            inputs, losses = X[:, None], np.where(has_result, losses[:, -1], math.nan)[:, None]
+        scaled, centre, unit = standardise(losses, settings, is_cut)
+        trial_of, rung_of = np.nonzero(np.isfinite(scaled))
+        X_seen, y_seen = inputs[trial_of, rung_of], scaled[trial_of, rung_of]
+        kept, fit = (best_and_random(y_seen, n, rng) for n in (settings.n_rows, settings.n_fit))
+        theta = self.process(X_seen[fit], y_seen[fit]).fit()
 
         # A failed trial has its row at the first rung, as every trial has one there. At the last
         # rung, which few reach, failures would make every configuration look bad.
+        is_outlier = np.isinf(scaled[:, 0])
         failed = np.flatnonzero(is_outlier | [has_failed(t) for t in trials])[-settings.n_fit :]
-        rows = np.concatenate([rows[kept], add_epoch(X[failed], 0.0, is_cut)])
-        y = np.append(y[kept], np.where(is_outlier[failed], settings.clip, settings.failure))
+        rows = np.concatenate([X_seen[kept], inputs[failed, 0]])
+        y = np.append(y_seen[kept], np.where(is_outlier[failed], settings.clip, settings.failure))
         extra_noise = np.repeat([0, settings.failure_noise], [len(kept), len(failed)])
-        posterior = self.process(rows, y).posterior(theta, extra_noise)
+        model = self.process(rows, y).condition(theta, extra_noise)
         if is_pending.any():  # fantasies, as of Snoek et al. 2012, 1206.2944
-            pending = add_epoch(X[is_pending], 1.0, is_cut)
-            draws = posterior.sample(pending, rng, settings.n_fantasies)
-            y = np.concatenate([np.tile(y[:, None], draws.shape[1]), draws])
-            process = self.process(np.concatenate([rows, pending]), y)
-            posterior = process.posterior(theta, np.append(extra_noise, np.zeros(len(draws))))
-        tried = X[np.union1d(trial_of[kept], np.flatnonzero(is_pending))]
-        return Model(posterior, tried, centre, unit, self.costs(trials))
+            draws = model.sample(X[is_pending], rng, settings.n_fantasies)
+            rows = np.concatenate([rows, inputs[is_pending, -1]])
+            y = np.concatenate([np.repeat(y[:, None], settings.n_fantasies, axis=1), draws])
+            extra_noise = np.append(extra_noise, np.zeros(len(draws)))
+            model = self.process(rows, y).condition(theta, extra_noise)
+        model.tried = X[np.union1d(trial_of[kept], np.flatnonzero(is_pending))]
+        model.centre, model.unit, model.costs = centre, unit, self.costs(trials)
+        return model
 
     def encode(self, trials):
         """(n, d): the configurations of trials, in [0, 1], each computed once."""
-        for trial in trials:
-            if self.encoded.get(trial.id, (None,))[0] is not trial.config:
-                values = tuned_values(self.space, trial.config)
-                self.encoded[trial.id] = trial.config, encode(self.space, values)
+        for t in trials:
+            if self.encoded.get(t.id, [None])[0] is not t.config:
+                x = encode(self.space, tuned_values(self.space, t.config))
+                self.encoded[t.id] = t.config, x
         return np.array([self.encoded[t.id][1] for t in trials]).reshape(-1, len(self.groups))
 
     def process(self, X, y):
@@ -187,12 +181,13 @@ class GPSearch:
         timed = [t for t in trials if t.n_epochs > 0 and t.ended and t.ended > t.started]
         timed = [t for t in timed if not t.earlier][-self.settings.n_fit :]  # trained in one piece
         is_alone = all(trial.status != "running" for trial in trials)
-        if self.max_epochs is None or not self.settings.cost_power or is_alone or len(timed) < 3:
+        if self.max_epochs is None or is_alone or len(timed) < 3:
             return None
         F = cost_features(self.encode(timed))
-        y = np.log([(trial.ended - trial.started) / trial.n_epochs for trial in timed])
-        penalty = 0.05 * (np.arange(F.shape[1]) > 0)  # none of the mean
-        return np.linalg.solve(F.T @ F + np.diag(penalty), F.T @ y)
+        log_seconds = np.log([(t.ended - t.started) / t.n_epochs for t in timed])
+        penalty = 0.05 * np.eye(F.shape[1])
+        penalty[0, 0] = 0  # none of the mean
+        return np.linalg.solve(F.T @ F + penalty, F.T @ log_seconds)
 
     def initial_point(self, i):
         """Point i (d,) of Latin hypercubes (McKay, Beckman and Conover 1979) of n_initial points.
@@ -200,85 +195,84 @@ class GPSearch:
         Each point has its own part of every range. A choice repeats a category only when all have
         been used. The first point is in the middle, where the start configuration is.
         """
-        n, columns = self.settings.n_initial, []
+        n, x = self.settings.n_initial, []
         rng = np.random.default_rng([self.seed, i // n, 1])
         for domain in domains(self.space).values():
-            is_choice = isinstance(domain, Choice)
-            parts, middle = (domain.n_dims, 0) if is_choice else (n, n // 2)
-            order = np.append(middle, rng.permutation(np.delete(np.arange(parts), middle)))
-            part, place = order[i % n % parts], rng.random(n)[i % n]
-            columns += list(np.arange(parts) == part) if is_choice else [(part + place) / n]
-        return snap(self.space, np.array([columns], float))[0]
+            is_choice = domain.kind == "choice"
+            n_parts, first = (domain.n_dims, 0) if is_choice else (n, n // 2)
+            order = [first, *rng.permutation(np.delete(np.arange(n_parts), first))]
+            part, place = order[i % n % n_parts], rng.random(n)[i % n]
+            x += [*np.eye(n_parts)[part]] if is_choice else [(part + place) / n]
+        return snap(self.space, np.array([x]))[0]
 
     # ---- The search for a candidate ----
     def candidates(self, model, trials, rng):
         """Points (m, d) of the space, those with the highest score first."""
-        column = self.category_in_turn(trials)
-        tried, mu = self.to_improve(model, column)
+        category = self.category_in_turn(trials)
+        tried, mu = self.to_improve(model, category)
         best, taken = mu.min(axis=0), {*marks(self.encode(trials))}
-        n_top = 40  # the candidates that are mutated in each round
-        tops = tried[np.argsort(mu.mean(axis=1), kind="stable")][:5]
-        new = snap(self.space, rng.random((self.settings.n_random, tried.shape[1])))
-        new = np.concatenate([new, self.mutate(np.repeat(tops, 50, axis=0), 0.1, rng)])
+        good = tried[np.argsort(mu.mean(axis=1), kind="stable")][:5]
+        new = snap(self.space, rng.random((self.settings.n_random, len(self.groups))))
+        new = np.concatenate([new, self.mutate(np.repeat(good, 50, axis=0), 0.1, rng)])
         X, scores = new[:0], np.empty(0)
         for i in range(self.settings.n_rounds + 1):
-            if column is not None:
-                new[:, self.groups == self.groups[column]] = 0
-                new[:, column] = 1
+            if i > 0:
+                new = self.mutate(np.repeat(X, 6, axis=0), 0.1 * 0.35 ** (i - 1), rng)
+            if category is not None:
+                new[:, self.groups == self.groups[category]] = 0
+                new[:, category] = 1
             new_scores = self.score(model, new, best)
             new_scores[[mark in taken for mark in marks(new)]] = -np.inf
-            scores = np.append(scores[:n_top], new_scores)
-            order = np.argsort(-scores, kind="stable")
-            X, scores = np.concatenate([X[:n_top], new])[order], scores[order]
-            new = self.mutate(np.repeat(X[:n_top], 6, axis=0), 0.1 * 0.35**i, rng)
+            X, scores = np.concatenate([X, new]), np.append(scores, new_scores)
+            top = np.argsort(-scores, kind="stable")[:40]
+            X, scores = X[top], scores[top]
         return X
 
     def category_in_turn(self, trials):
         """The column of the category that trials have had least often, or None if not in turn.
 
-        Otherwise a category that is good at once gets all trials, and the model believes of the
-        others what only this one has shown, such as that a hyperparameter does not matter.
+        Without turns, a category that is good at once gets all trials. The model then believes of
+        the others what only this one has shown, such as that a hyperparameter does not matter.
         """
-        columns = np.flatnonzero(self.is_choice & (np.bincount(self.groups)[self.groups] > 1))
+        columns = np.flatnonzero(self.is_choice)
         if not len(columns) or (len(trials) + 1) % self.settings.category_period:
             return None
         weights = [4 if trial.status == "failed" else 1 for trial in trials]  # a failure says more
         n = weights @ (self.encode(trials)[:, columns] > 0.5)
-        n *= np.bincount(self.groups)[self.groups[columns]]  # of k categories each should have 1/k
+        n *= self.n_categories[columns]  # of k categories each should have 1/k
         # Without a limit a category that always fails would get its share for ever.
         return columns[n.argmin()] if n.min() <= 3 * math.sqrt(len(trials)) else None
 
-    def to_improve(self, model, column):
+    def to_improve(self, model, category):
         """X, mu (m, f) of the trials to improve on: if a category is in turn, its own."""
         X = model.tried
-        if column is not None and (own := X[:, column] > 0.5).any():
+        if category is not None and (own := X[:, category] > 0.5).any():
             X = X[own]
         return X, model.predict(X)[0]
 
     def score(self, model, X, best):
         """ln of expected improvement per second^cost_power, (m,) at the points X (m, d)."""
-        is_cut, noise = model.losses.process.with_epoch, math.exp(model.losses.theta[-1] / 2)
+        is_cut, noise = model.with_epoch, math.sqrt(model.noise_variance)
         mu, sigma = model.predict(X)
         scores = self.acquisition(mu, sigma, best - self.settings.margin * is_cut)
-        scores = np.logaddexp.reduce(scores, axis=1) - math.log(scores.shape[1])
-        # times 1 - noise / sqrt(noise^2 + sigma^2), which is low where the first report would tell
-        # little (Huang et al. 2006, J. Global Optimization 34). Without this factor, noise would
-        # keep the search at the incumbent, and doubt about the last epoch at what was stopped.
+        scores = np.logaddexp.reduce(scores, axis=1) - math.log(scores.shape[1])  # ln of the mean
+        # Augmented improvement (Huang et al. 2006, J. Global Optimization 34): times 1 - noise /
+        # total, which is low where the first report would tell little. Without this factor, noise
+        # would keep the search at the incumbent, and doubt about the last epoch at stopped trials.
         sigma = (model.predict(X, 0.0)[1] if is_cut else sigma)[:, 0]
         total = np.hypot(noise, sigma)
-        scores += 2 * np.log(sigma) - np.log(total) - np.log(total + noise)
+        scores += 2 * np.log(sigma) - np.log(total) - np.log(total + noise)  # cancels no digits
         if model.costs is not None:
-            scores = scores - self.settings.cost_power * cost_features(X) @ model.costs
+            scores -= self.settings.cost_power * cost_features(X) @ model.costs
         if np.isnan(scores).any():
             raise ValueError("scores: expected numbers, got NaN; is it your own acquisition?")
         return scores
 
     def acquisition(self, mu, sigma, best):
-        """The logarithm (m, f) of E[max(best - f, 0)], f ~ N(mu, sigma^2).
+        """ln E[max(best - f, 0)] (m, f), f ~ N(mu, sigma^2), of mu (m, f), sigma (m, 1), best (f,).
 
-        mu (m, f), sigma (m, 1): posterior. best (f,): the loss to improve on. The logarithm tells
-        candidates apart where the improvement rounds to 0 (Ament et al. 2023, 2310.20708). `score`
-        averages over the f fantasies; replace `score` by what is no logarithm of an average.
+        The logarithm tells candidates apart where the improvement rounds to 0 (Ament et al. 2023,
+        2310.20708). `score` averages over the f fantasies; replace it if yours is no logarithm.
         """
         return np.log(sigma) + log_h((best - mu) / sigma)
 
@@ -294,48 +288,25 @@ class GPSearch:
     def recommend(self, trials):
         """(trial, epoch, mu, sigma): the trial with the lowest posterior mean of the loss; or None.
 
-        The lowest of many noisy values is lucky; mu and sigma tell what a trial would give if
-        trained again, with its noise. Trials at the highest rung that any has reached are compared.
-        None without a model, or if the lowest value is of a trial that has not reached this rung.
+        The lowest of many noisy values is lucky. mu and sigma say what a trial would give if it was
+        trained again. Only trials at the highest rung that any has reached are compared. None
+        without a model, or if the lowest value is of a trial that has not reached this rung.
         """
         trials = [trial for trial in trials if trial.status != "running"]
         model = self.model(trials, np.random.default_rng([self.seed, len(trials)]))
         if model is None:
             return None
-        ended = [trial for trial in trials if trial.value is not None]
-        n_rungs = np.isfinite([losses_at(self.rungs, trial) for trial in ended]).sum(axis=1)
-        furthest = [trial for trial, n in zip(ended, n_rungs) if n == n_rungs.max()]
-        if min(trial.value for trial in ended) < min(trial.value for trial in furthest):
+        is_reached = ~np.isnan(losses_at(self.rungs, trials))
+        rung = is_reached.any(axis=0).sum() - 1
+        furthest = np.flatnonzero(is_reached[:, rung])
+        values = np.array([trial.value for trial in trials], float)  # NaN for None
+        if np.nanmin(values) < values[furthest].min():
             return None
-        rung = n_rungs.max() - 1
-        mu, sigma = model.predict(self.encode(furthest), self.progress[rung])
+        mu, sigma = model.predict(self.encode(trials)[furthest], self.progress[rung])
         i, epoch = mu[:, 0].argmin(), self.max_epochs and self.rungs[rung]
-        deviation = math.hypot(sigma[i, 0], math.exp(model.losses.theta[-1] / 2))
         loss = model.centre + model.unit * mu[i, 0]
-        return furthest[i], epoch, float(loss), float(model.unit * deviation)
-
-
-@dataclass(frozen=True)
-class Model:
-    """What the trials say; experiments/explain.py prints it."""
-
-    losses: "Posterior"  # of y
-    tried: np.ndarray  # (n, d) the trials to improve on, pending ones included
-    centre: float
-    unit: float  # loss = centre + unit y, unless it was squashed
-    costs: np.ndarray | None  # see GPSearch.costs
-
-    def inputs(self, X, progress=1.0):
-        """The rows (m, ...) of the process for X (m, d), by default at the last epoch."""
-        return add_epoch(X, progress, self.losses.process.with_epoch)
-
-    def predict(self, X, progress=1.0):
-        """mu (m, f) and sigma (m, 1) at X (m, d), by default at the last epoch."""
-        return self.losses.predict(self.inputs(X, progress))
-
-    def sample(self, X, rng):
-        """One joint draw (m,) of the loss without noise at X (m, d), at the last epoch."""
-        return self.losses.sample(self.inputs(X), rng)[:, 0]
+        deviation = model.unit * math.sqrt(sigma[i, 0] ** 2 + model.noise_variance)
+        return trials[furthest[i]], epoch, float(loss), float(deviation)
 
 
 def marks(X):
@@ -343,9 +314,9 @@ def marks(X):
     return [row.tobytes() for row in np.round(X, 9)]
 
 
-def add_epoch(X, progress, is_cut):
-    """X (n, d), and if curves are cut off a column with progress = ln(epoch) / ln(last epoch)."""
-    return np.column_stack([X, np.full(len(X), progress)]) if is_cut else X
+def add_epoch(X, progress):
+    """(n, d + 1): X (n, d) and a column with progress = ln(epoch) / ln(last epoch), 0 to 1."""
+    return np.column_stack([X, np.full(len(X), progress)])
 
 
 def cost_features(X):
@@ -360,54 +331,60 @@ def has_failed(trial):
     return trial.status == "failed" or is_late
 
 
-def losses_at(rungs, trial):
-    """The lowest loss up to each rung, a list; NaN at a rung that was not reached.
+def losses_at(rungs, trials):
+    """(n, r): the lowest loss of n trials up to each of r rungs; NaN if the rung was not reached.
 
     A trial that is done has reached all, however few epochs it reported.
     """
-    if trial.status == "failed" or not trial.curve:
-        return [math.nan] * len(rungs)
-    epochs, losses = zip(*trial.curve)
-    epochs = [*itertools.accumulate(epochs, max, initial=1)][1:]  # some count from 0
-    lowest = [*itertools.accumulate(losses, min, initial=math.inf)][1:]  # a NaN becomes inf
-    is_whole = trial.status == "done" or epochs[-1] >= rungs[-1]
-    lowest.append(lowest[-1] if is_whole else math.nan)
-    return [lowest[bisect.bisect_left(epochs, rung)] for rung in rungs[:-1]] + lowest[-1:]
+    table, last = np.full((len(trials), len(rungs)), math.nan), len(rungs) - 1
+    for trial, row in zip(trials, table):
+        curve = [] if trial.status == "failed" else trial.curve
+        lowest, rung = math.inf, 0
+        for epoch, loss in curve:
+            lowest = min(lowest, loss)  # a NaN becomes inf
+            while rung < last and max(epoch, 1) >= rungs[rung]:  # some count epochs from 0
+                row[rung], rung = lowest, rung + 1
+        if curve and (trial.status == "done" or max(trial.n_epochs, 1) >= rungs[last]):
+            row[rung:] = lowest
+    return table
 
 
 def standardise(losses, settings, is_cut):
     """y (n, r), centre and unit of the losses (n, r) of n trials at r rungs, NaN if not reached.
 
-    Each later rung is shifted so that the trials that reached it keep the median of their y: what
-    all learning curves have in common is gone. If these are five or more, the unit may shrink, so
-    that they keep the spread of their y too. At the highest rung a loss is centre + unit y, unless
-    it is squashed and not the lowest.
+    y is inf for an outlier. At each later rung the trials that reached it keep the median of their
+    y, so what all learning curves have in common is gone. Five or more keep their spread too, if it
+    has shrunk. At the highest rung a loss is centre + unit y, unless squashed and not the lowest.
     """
     if np.isinf(losses).any():
         raise ValueError("losses: expected finite numbers; a trial without one has status 'failed'")
-    losses = losses[:, ~np.isnan(losses).all(axis=0)] / 4  # differences of 1e308 would overflow
-    y, reached = np.full_like(losses, math.nan), ~np.isnan(losses[:, 0])
-    y[reached, 0], unit = standardise_first(losses[reached, 0], settings, is_cut)
-    for rung in range(1, losses.shape[1]):
-        reached = ~np.isnan(losses[:, rung])
-        now, before = losses[reached, rung], y[reached, rung - 1]
-        middle, level = np.median(now), np.median(before)
+    losses = losses / 4  # differences of 1e308 would overflow
+    y, is_reached = np.full_like(losses, math.nan), ~np.isnan(losses)
+    own, last = is_reached[:, 0], is_reached.any(axis=0).sum() - 1
+    y[own, 0], unit = standardise_first(losses[own, 0], settings, is_cut)
+    for rung in range(1, last + 1):
+        own = is_reached[:, rung]
+        now, before = losses[own, rung], y[own, rung - 1]
         # The first trials that learn may lie thousands of units below those that do not.
-        unit = max(unit, (middle - now.min()) / 2)
+        unit = max(unit, (np.median(now) - now.min()) / 2)
         if len(now) >= 5 and spread(now) and spread(before):
             unit = max(min(unit, spread(now) / spread(before)), 1e-300)  # subnormal losses
-        y[reached, rung] = squash(level + (now - middle) / unit, settings.clip, is_cut)
-    best = np.nanargmin(losses[:, -1])
-    return y, 4 * (losses[best, -1] - unit * y[best, -1]), 4 * unit
+        z = np.median(before) + (now - np.median(now)) / unit
+        y[own, rung] = squash(z, settings.clip, is_cut)
+    best = np.nanargmin(losses[:, last])
+    centre = losses[best, last] - unit * y[best, last]
+    # Few trials reach a later rung. One at chance there would make all others look poor, and the
+    # fastest configurations would be tried.
+    y[:, 1:] = np.minimum(y[:, 1:], settings.clip)
+    return y, 4 * centre, 4 * unit
 
 
 def standardise_first(losses, settings, is_cut):
-    """y (n,) and its unit, such that the first n_scale y have mean 0 and variance 1.
+    """y (n,) and its unit, such that the first n_scale y have mean 0 and variance 1; inf: outlier.
 
-    The unit comes from two quantiles of the better half, as half of a space may diverge and report
-    any numbers, and from the first trials: in the unit of later ones, which crowd at the optimum,
-    no untried configuration could be much better. y is inf for an outlier. If curves are cut off
-    there are none, as a trial that has not learnt anything yet would look like one.
+    The unit comes from the better half, as the other half may diverge and report any numbers. It
+    comes from the first trials, as later ones crowd at the optimum. If curves are cut off there are
+    no outliers, as a trial that has not learnt anything yet would look like one.
     """
     n = settings.n_scale
     low, middle = np.quantile(losses[:n], (0.1, 0.4))
@@ -417,17 +394,17 @@ def standardise_first(losses, settings, is_cut):
         z = np.maximum((losses - middle) / unit, -1e9)
     limit = settings.outlier * max(1.0, -z[:n].min())  # the better half may all but tie
     is_outlier = (z > limit) & (len(z) >= 8) & (not is_cut)  # a few may be close by chance
-    z = squash(z, settings.clip, is_cut)
-    usable = z[:n][~is_outlier[:n]]
+    z = np.where(is_outlier, math.inf, squash(z, settings.clip, is_cut))
+    usable = z[:n][np.isfinite(z[:n])]
     mean, deviation = usable.mean(), usable.std() or 1.0
     deviation = max(deviation, (mean - z.min()) / 20)  # all of the first may be at chance
-    return np.where(is_outlier, math.inf, (z - mean) / deviation), unit * deviation
+    return (z - mean) / deviation, unit * deviation
 
 
 def squash(z, clip, is_cut):
     """z up to clip, and above it at most clip + 1: how bad a bad trial is matters little.
 
-    If curves are cut off it is at most clip + 4. Improvement counts per second then, and the worst
+    If curves are cut off it is at most clip + 4: improvement counts per second then, and the worst
     trials, often the fastest, must look much worse than the others.
     """
     above = np.clip(z - clip, 0, 50)
@@ -459,26 +436,27 @@ class GaussianProcess:
     learning rate against batch size: it makes r a factor-analysis distance (R&W section 5.1).
     The mean is linear in the features h of `basis`, and its coefficients are integrated out (R&W
     section 2.7). The average of y would not do as a mean: most trials are near the optimum, so it
-    would promise low losses everywhere else.
+    would promise low losses everywhere else. Call `fit`, then `condition`, then `predict`.
     """
 
     def __init__(self, X, y, groups, settings):
+        self.X, self.y, self.groups = X, y, groups
         self.with_epoch = X.shape[1] > len(groups)
-        self.X, self.y = X, y
-        self.groups = np.append(groups, groups[-1] + 1) if self.with_epoch else groups
-        n_columns = np.bincount(self.groups)
-        self.p, self.is_choice = len(n_columns), n_columns[self.groups] > 1
-        self.is_numeric = ~self.is_choice
-        mean, sd = settings.ridge
-        priors = [settings.choice_lengthscale if n > 1 else settings.lengthscale for n in n_columns]
-        priors += [(mean, sd * math.sqrt(0.5) if choice else sd) for choice in self.is_choice]
-        priors += [settings.signal_variance, settings.noise_variance]
-        if self.with_epoch:  # not in the ridge: it would make short trials promise too much
-            priors[self.p - 1], priors[-3] = settings.epoch_lengthscale, (0.0, 1e-9)
-            self.is_numeric[-1] = False
+        n_columns = np.bincount(groups)
+        is_choice = n_columns[groups] > 1
+        self.categories, self.numeric = np.flatnonzero(is_choice), np.flatnonzero(~is_choice)
+        of_choice, of_number = settings.choice_lengthscale, settings.lengthscale
+        lengthscales = [of_choice if n > 1 else of_number for n in n_columns]
+        mean, sd = settings.ridge  # two categories differ in two columns
+        ridge = [(mean, sd * math.sqrt(0.5) if choice else sd) for choice in is_choice]
+        if self.with_epoch:  # not in the mean, nor in the ridge: short trials would look too good
+            self.groups = np.append(groups, len(n_columns))
+            lengthscales.append(settings.epoch_lengthscale)
+            ridge.append((0.0, 1e-9))
+        priors = [*lengthscales, *ridge, settings.signal_variance, settings.noise_variance]
         self.prior_mean, self.prior_sd = np.array(priors).T
-        self.h = self.basis(X)
-        trends = (self.h.shape[1] - 2) * [(0.0, settings.trend / math.sqrt(self.p))]
+        self.p, self.h = len(lengthscales), self.basis(X)
+        trends = [(0.0, settings.trend / math.sqrt(self.p))] * (self.h.shape[1] - 2)
         self.coefficients, sd = np.array([settings.constant, settings.bowl, *trends]).T
         self.S = sd**2
         self.residual = (y.T - self.h @ self.coefficients).T
@@ -492,18 +470,17 @@ class GaussianProcess:
         there. The trends are cos(k pi x_i) / k, k = 1, 2, 3, and the categories. By them each trial
         tells something about each hyperparameter (additive kernels: Duvenaud 2011, 1112.4394).
         """
-        numeric = X[:, self.is_numeric]
+        numeric = X[:, self.numeric]
         bowl = ((2 * numeric - 1) ** 2).sum(axis=1) / math.sqrt(max(1, numeric.shape[1]))
-        wave = np.cos(math.pi * numeric)
-        waves = wave, (2 * wave**2 - 1) / 2, (4 * wave**3 - 3 * wave) / 3  # cos(k pi x) / k
-        return np.hstack([np.ones((len(X), 1)), bowl[:, None], *waves, X[:, self.is_choice]])
+        waves = [np.cos(k * math.pi * numeric) / k for k in (1, 2, 3)]
+        return np.hstack([np.ones((len(X), 1)), bowl[:, None], *waves, X[:, self.categories]])
 
     def split(self, theta):
         """Lengthscales (p,), ridge (d,), signal variance, noise variance."""
         p = self.p
         return np.exp(theta[:p]), theta[p:-2], math.exp(theta[-2]), math.exp(theta[-1])
 
-    def shape(self, theta, A, B):
+    def correlation(self, theta, A, B):
         """(n, m) m and -m'(a) / a for the rows of A (n, d) and B (m, d)."""
         lengthscales, ridge, _, _ = self.split(theta)
         W = math.sqrt(5) * np.column_stack([np.diag(1 / lengthscales[self.groups]), ridge])
@@ -511,18 +488,10 @@ class GaussianProcess:
         squares = (A * A).sum(axis=1)[:, None] + (B * B).sum(axis=1) - 2 * A @ B.T
         return matern52(np.sqrt(np.maximum(squares, 0)))
 
-    def kernel(self, theta, A, h_A, B, h_B):
-        """(n, m) prior covariance of the function at the rows of A (n, d) and B (m, d).
-
-        h_A, h_B: their features.
-        """
-        return math.exp(theta[-2]) * self.shape(theta, A, B)[0] + (h_A * self.S) @ h_B.T
-
     def log_posterior(self, theta):
         """ln p(y | X, theta) + ln p(theta) up to a constant, and its gradient; R&W eq. 5.8, 5.9."""
-        lengthscales, ridge, signal, noise = self.split(theta)
-        X = self.X
-        m, slope = self.shape(theta, X, X)
+        X, (lengthscales, ridge, signal, noise) = self.X, self.split(theta)
+        m, slope = self.correlation(theta, X, X)
         L = robust_cholesky(signal * m + self.mean_covariance + noise * np.eye(len(X)))
         L_inv = inverse_of_lower(L)
         alpha = L_inv.T @ (L_inv @ self.residual)  # K^-1 (y - mean)
@@ -540,7 +509,7 @@ class GaussianProcess:
         gradient = np.array([*by_lengthscale, *by_ridge, *by_variances])
         return value, gradient - deviation / self.prior_sd
 
-    def fit(self, n_steps=30):
+    def fit(self):
         """theta at a maximum of the log posterior, by BFGS (Nocedal & Wright, Alg. 6.1).
 
         It starts at the mean of the prior, and the ridge along the slope of y: at 0, where v and -v
@@ -551,7 +520,7 @@ class GaussianProcess:
         theta[self.p : -2] += slope / (np.linalg.norm(slope) or 1.0)
         value, gradient = self.log_posterior(theta)
         H = 0.1 * np.diag(self.prior_sd**2)  # inverse Hessian of -value
-        for _ in range(n_steps):
+        for _ in range(30):
             step = H @ gradient
             step *= min(1.0, 1.5 / np.abs(step).max())  # no logarithm moves by more than 1.5
             if gradient @ step < 0.003:
@@ -564,49 +533,43 @@ class GaussianProcess:
             else:
                 break
             change = gradient - new_gradient
-            if step @ change > 1e-10:  # eq. 6.17
-                rho, w = 1 / (step @ change), H @ change
-                crossed = np.outer(w, step)
-                growth = rho * (1 + rho * (change @ w)) * np.outer(step, step)
-                H = H + growth - rho * (crossed + crossed.T)
+            if step @ change > 1e-10:
+                rho = 1 / (step @ change)
+                V = np.eye(len(step)) - rho * np.outer(step, change)
+                H = V @ H @ V.T + rho * np.outer(step, step)  # eq. 6.17
             theta, value, gradient = theta + step, new_value, new_gradient
         return theta
 
-    def posterior(self, theta, extra_noise):
-        """The Posterior given y (R&W Alg. 2.1). extra_noise (n,): variances beyond theta's."""
-        noise = np.diag(math.exp(theta[-1]) + extra_noise)
-        K = self.kernel(theta, self.X, self.h, self.X, self.h)
-        L_inv = inverse_of_lower(robust_cholesky(K + noise))
-        return Posterior(self, theta, L_inv, L_inv @ self.residual.reshape(len(self.X), -1))
+    def condition(self, theta, extra_noise):
+        """The process given y (R&W Alg. 2.1). extra_noise (n,): variances beyond that of theta."""
+        self.theta = theta
+        _, _, self.signal_variance, self.noise_variance = self.split(theta)
+        K = self.signal_variance * self.correlation(theta, self.X, self.X)[0] + self.mean_covariance
+        L = robust_cholesky(K + np.diag(self.noise_variance + extra_noise))
+        self.L_inv = inverse_of_lower(L)
+        self.b = self.L_inv @ self.residual.reshape(len(self.X), -1)  # a column for each fantasy
+        return self
 
-
-@dataclass(frozen=True)
-class Posterior:
-    """A Gaussian process given (X, y), for each of the f columns of y."""
-
-    process: GaussianProcess
-    theta: np.ndarray
-    L_inv: np.ndarray  # (n, n)
-    b: np.ndarray  # (n, f): L^-1 (y - mean)
-
-    def predict(self, X_new):
-        """mu (m, f) and sigma (m, 1) of the function without noise."""
-        h, mu, A = self.mean_and_reduction(X_new)
-        prior = math.exp(self.theta[-2]) + h**2 @ self.process.S
-        variance = prior - np.einsum("ij,ij->i", A, A)
+    def predict(self, X_new, progress=1.0, is_joint=False):
+        """mu (m, f), and sigma (m, 1) or the joint covariance (m, m), of the function; no noise."""
+        X_new = add_epoch(X_new, progress) if self.with_epoch else X_new
+        h = self.basis(X_new)
+        A = self.kernel(X_new, h, self.X, self.h) @ self.L_inv.T
+        mu = (h @ self.coefficients)[:, None] + A @ self.b
+        if is_joint:
+            return mu, self.kernel(X_new, h, X_new, h) - A @ A.T
+        variance = self.signal_variance + h**2 @ self.S - np.einsum("ij,ij->i", A, A)
         return mu, np.sqrt(np.maximum(variance, 1e-12))[:, None]
 
     def sample(self, X_new, rng, n=1):
-        """n joint draws (m, n) of the function without noise; of the first fantasy."""
-        h, mu, A = self.mean_and_reduction(X_new)
-        covariance = self.process.kernel(self.theta, X_new, h, X_new, h) - A @ A.T
+        """n joint draws (m, n) of the function without noise, given the first fantasy."""
+        mu, covariance = self.predict(X_new, is_joint=True)
         return mu[:, :1] + robust_cholesky(covariance) @ rng.normal(size=(len(mu), n))
 
-    def mean_and_reduction(self, X_new):
-        """Features h, mu (m, f), and A (m, n): the data reduce the prior covariance by A A^T."""
-        process, h = self.process, self.process.basis(X_new)
-        A = process.kernel(self.theta, X_new, h, process.X, process.h) @ self.L_inv.T
-        return h, (h @ process.coefficients)[:, None] + A @ self.b, A
+    def kernel(self, A, h_A, B, h_B):
+        """(n, m) prior covariance of the function at A (n, d) and B (m, d), with features h."""
+        m, _ = self.correlation(self.theta, A, B)
+        return self.signal_variance * m + (h_A * self.S) @ h_B.T
 
 
 def matern52(a):
@@ -656,22 +619,17 @@ class RandomSearch:
         self.space, self.seed = space, seed
 
     def suggest(self, trials):
-        rng = np.random.default_rng([self.seed, len(trials)])
-        if any(domain.n_values == math.inf for domain in domains(self.space).values()):
+        rng, tuned = np.random.default_rng([self.seed, len(trials)]), domains(self.space)
+        if any(domain.n_values == math.inf for domain in tuned.values()):
             return sample(self.space, rng), "random"  # a float twice has probability 0
         seen = {config_key(tuned_values(self.space, trial.config)) for trial in trials}
         draws = (sample(self.space, rng) for _ in range(100))
-        for config in itertools.chain(draws, all_configs(self.space)):
+        grid = itertools.product(*(domain.values for domain in tuned.values()))
+        every_config = ({**self.space, **dict(zip(tuned, values))} for values in grid)
+        for config in itertools.chain(draws, every_config):
             if config_key(tuned_values(self.space, config)) not in seen:
                 return config, "random"
         return None
-
-
-def all_configs(space):
-    """Yields the configurations of a finite space."""
-    tuned = domains(space)
-    for values in itertools.product(*(domain.values for domain in tuned.values())):
-        yield {**space, **dict(zip(tuned, values))}
 
 
 def tuned_values(space, config):
@@ -685,17 +643,15 @@ SEARCHERS = {"random": RandomSearch, "gp": GPSearch}
 
 def find_searcher(text):
     """The class of a name; "gp:n_initial=10,bowl=(0, 0.1)" is GPSearch with other Settings."""
-    name, colon, values = text.partition(":")
-    if name not in SEARCHERS or (colon and name != "gp"):
+    if text in SEARCHERS:
+        return SEARCHERS[text]
+    if not text.startswith("gp:"):
         names = ", ".join([*SEARCHERS, "gp:SETTING=VALUE,..."])
         raise ValueError(f"expected {names} or FILE.py:CLASS, got {text!r}")
-    if not colon:
-        return SEARCHERS[name]
-    names, changed = vars(Settings()), None
-    with contextlib.suppress(SyntaxError, ValueError, AttributeError):
-        call = ast.parse(f"Settings({values})", mode="eval").body
-        changed = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
-    if changed is None or call.args or changed.keys() - names:
-        names = ", ".join(names)
-        raise ValueError(f"{text}: expected SETTING=VALUE,...; the settings of gp are {names}")
+    known, changed = vars(Settings()), None
+    with contextlib.suppress(SyntaxError, TypeError, ValueError):
+        changed = ast.literal_eval("{" + re.sub(r"(\w+) *=", r"'\1':", text[3:]) + "}")
+    if not isinstance(changed, dict) or changed.keys() - known:
+        known = ", ".join(known)
+        raise ValueError(f"{text}: expected SETTING=VALUE,...; the settings of gp are {known}")
     return type("GPSearch", (GPSearch,), {"settings": Settings(**changed)})

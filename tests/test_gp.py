@@ -74,7 +74,7 @@ def test_kernel_matches_its_formula_and_gradient_finite_differences(with_epoch):
     gp, rng = process(with_epoch=with_epoch)
     theta = gp.prior_mean + 0.5 * gp.prior_sd * rng.normal(size=len(gp.prior_mean))
     A = rng.random((9, len(gp.groups)))
-    kernel = gp.kernel(theta, A, gp.basis(A), gp.X, gp.h)
+    kernel = gp.condition(theta, np.zeros(25)).kernel(A, gp.basis(A), gp.X, gp.h)
     assert kernel == pytest.approx(textbook_kernel(gp, theta, A, gp.X), rel=1e-7)
     assert len(theta) == (4 + 5 + 2 if with_epoch else 3 + 4 + 2)
     steps = 1e-5 * np.diag(np.minimum(1, gp.prior_sd))  # the epoch's part of the ridge stays 0
@@ -98,7 +98,7 @@ def test_fit_reaches_a_maximum_and_finds_a_ridge():
     for settings in (Settings(ridge=(0.0, 1e-6)), Settings()):
         gp = GaussianProcess(X, y, np.arange(4), settings)
         theta = gp.fit()
-        mu, _ = gp.posterior(theta, np.zeros(40)).predict(X_new)
+        mu, _ = gp.condition(theta, np.zeros(40)).predict(X_new)
         errors.append(np.abs(mu[:, 0] - y_new).mean())
     ridge = theta[4:8] / np.linalg.norm(theta[4:8])
     assert abs(ridge @ np.array([1, 0, -0.7, 0])) / math.hypot(1, 0.7) > 0.98
@@ -111,7 +111,7 @@ def test_posterior_and_its_draws_match_the_dense_formula(n, constant):
     gp, rng = process(n, constant=(constant, 3.0), bowl=(0.7, 0.4))
     theta, X_new = gp.prior_mean + 0.3 * rng.normal(size=9), rng.random((7, 4))
     extra_noise = rng.random(n) * (np.arange(n) % 2)
-    posterior = gp.posterior(theta, extra_noise)
+    posterior = gp.condition(theta, extra_noise)
     mu, sigma = posterior.predict(X_new)
     K = textbook_kernel(gp, theta, gp.X, gp.X) + np.diag(math.exp(theta[-1]) + extra_noise)
     k, K_inv = textbook_kernel(gp, theta, X_new, gp.X), np.linalg.inv(K)
@@ -153,8 +153,8 @@ def test_score_counts_what_the_first_report_would_tell(is_cut):
     model = searcher.model(trials, np.random.default_rng(0))
     X = np.random.default_rng(1).random((50, 2))
     (mu, sigma), (_, first), best = model.predict(X), model.predict(X, 0.0), np.array([-0.5])
-    assert is_cut == (not np.allclose(sigma, first)) == model.losses.process.with_epoch
-    noise = math.exp(model.losses.theta[-1] / 2)
+    assert is_cut == (not np.allclose(sigma, first)) == model.with_epoch
+    noise = math.exp(model.theta[-1] / 2)
     factor = 1 - noise / np.hypot(noise, first)[:, 0]
     expected = searcher.acquisition(mu, sigma, best - 0.1 * is_cut)[:, 0] + np.log(factor)
     assert searcher.score(model, X, best) == pytest.approx(expected, abs=1e-6)
@@ -251,7 +251,7 @@ def test_a_loss_out_of_proportion_counts_as_a_failure():
         trials = ended(configs, losses)
         suggestions.append(searcher.suggest(trials)[0])
         model = searcher.model(trials, np.random.default_rng(0))
-        assert len(model.tried) == 16 and (model.losses.process.y[16:] == 2).all()
+        assert len(model.tried) == 16 and (model.y[16:] == 2).all()
         assert searcher.recommend(trials)[0].id % 3
     assert suggestions[0] == suggestions[1] == suggestions[2]
 
@@ -294,16 +294,16 @@ def test_running_trials_are_pending_and_what_they_have_reported_counts():
     for trial in trials[12:]:
         trial.status, trial.curve = "running", []
     model = GPSearch(LINE).model(trials, rng)
-    assert model.losses.process.X[:, 0] == pytest.approx(xs) and len(model.tried) == 14
+    assert model.X[:, 0] == pytest.approx(xs) and len(model.tried) == 14
     mu, sigma = model.predict(xs[12:, None])  # drawn losses stand in for each
     assert mu.shape == (2, 4)
-    assert mu == pytest.approx(model.losses.process.y[12:], abs=0.1) and sigma.max() < 0.1
-    assert sigma.max() ** 2 < 1.01 * math.exp(model.losses.theta[-1])  # with noise like the others
+    assert mu == pytest.approx(model.y[12:], abs=0.1) and sigma.max() < 0.1
+    assert sigma.max() ** 2 < 1.01 * math.exp(model.theta[-1])  # with noise like the others
     for trial in trials[:12]:
         trial.status, trial.curve = "stopped", [(1, 1.0), (3, trial.config["x"])]
     trials[12].curve = [(1, 0.5)]
-    assert len(GPSearch(LINE).model(trials, rng).losses.process.X) == 12 + 2  # not yet a value
-    process = GPSearch(LINE, max_epochs=9).model(trials, rng).losses.process
+    assert len(GPSearch(LINE).model(trials, rng).X) == 12 + 2  # not yet a value
+    process = GPSearch(LINE, max_epochs=9).model(trials, rng)
     assert len(process.X) == 2 * 12 + 1 + 2
     assert process.X[-2:, 1] == pytest.approx(1)  # pending at the last epoch
 
@@ -324,7 +324,7 @@ def test_a_trial_that_was_cut_off_before_it_reported_has_not_failed():
     rng, trials = np.random.default_rng(0), on_line(np.linspace(0, 1, 12), np.linspace(0, 1, 12))
     for status, error, is_failure in ends:
         cut = Trial(12, {"x": 0.5}, "model", 1, status, error=error)
-        y = GPSearch(LINE).model([*trials, cut], rng).losses.process.y
+        y = GPSearch(LINE).model([*trials, cut], rng).y
         assert len(y) == 12 + is_failure and (y[12:] == GPSearch.settings.failure).all()
 
 
@@ -349,12 +349,13 @@ def standardised(losses, trial_of=None, is_cut=False):
 
 def test_rungs_are_levelled_and_keep_what_tells_trials_apart():
     trial = Trial(0, {}, "a", 1, "stopped", [(1, 0.9), (2, 0.5), (3, 0.6), (5, 0.4), (10, 0.7)])
-    assert searchers.losses_at([1, 3, 9, 27, 81], trial)[:3] == [0.9, 0.5, 0.4]  # lowest so far
-    assert np.isnan(searchers.losses_at([1, 3, 9, 27, 81], trial)[3:]).all()
+    losses_at = lambda rungs: searchers.losses_at(rungs, [trial])[0].tolist()
+    assert losses_at([1, 3, 9, 27, 81])[:3] == [0.9, 0.5, 0.4]  # lowest so far
+    assert np.isnan(losses_at([1, 3, 9, 27, 81])[3:]).all()
     trial.status = "done"  # what it has is its value, however early it ended
-    assert searchers.losses_at([1, 3, 9, 27, 81], trial) == [0.9, 0.5, 0.4, 0.4, 0.4]
+    assert losses_at([1, 3, 9, 27, 81]) == [0.9, 0.5, 0.4, 0.4, 0.4]
     trial.status, trial.curve = "stopped", [(0, 0.9), (1, 0.8), (2, 0.7)]  # some count from 0
-    assert searchers.losses_at([1, 2, 4], trial)[:2] == [0.9, 0.7]
+    assert losses_at([1, 2, 4])[:2] == [0.9, 0.7]
     # the better five of ten come to a second rung, much lower and on a hundredth of the scale
     first = np.linspace(0.5, 0.9, 10)
     second = 0.1 + first[:5] / 100
