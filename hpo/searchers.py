@@ -46,8 +46,8 @@ from hpo.space import cast_value, check_space, config_key, decode, domains, enco
 class Settings:
     """All numbers of GPSearch. `--searcher gp:NAME=VALUE,...` sets them for a run.
 
-    The first page of experiments/LOG.md says what decided them. `python -m experiments.ablate`
-    measures them. A pair is the mean and standard deviation of a normal prior.
+    A pair is the mean and standard deviation of a normal prior. The first page of
+    experiments/LOG.md says what decided them, and `python -m experiments.ablate` measures them.
     """
 
     n_initial: int = 5  # trials before the model: the start configuration and a Latin hypercube
@@ -130,7 +130,7 @@ class GPSearch:
         has_result = ~np.isnan(losses[:, 0]) & ~is_pending
         if len(trials) < settings.n_initial or has_result.sum() < 2:
             return None
-        # If curves are cut off, the process has a row for each trial at each rung, as in MOBSTER
+        # 1. What was observed. If curves are cut off, a trial has a row at each rung, as in MOBSTER
         # (Klein et al. 2020, 2003.10865). Improvement is sought at the last rung.
         is_cut = np.isnan(losses[has_result, -1]).any()
         inputs = np.stack([add_epoch(X, x) for x in self.progress], axis=1)  # (n, r, d + 1)
@@ -139,18 +139,18 @@ class GPSearch:
         scaled, centre, unit = standardise(losses, settings, is_cut)
         trial_of, rung_of = np.nonzero(np.isfinite(scaled))
         X_seen, y_seen = inputs[trial_of, rung_of], scaled[trial_of, rung_of]
+        # 2. The hyperparameters of the process.
         kept, fit = (best_and_random(y_seen, n, rng) for n in (settings.n_rows, settings.n_fit))
         theta = self.process(X_seen[fit], y_seen[fit]).fit()
-
-        # A failed trial has its row at the first rung, as every trial has one there. At the last
-        # rung, which few reach, failures would make every configuration look bad.
+        # 3. Failed trials have their rows at the first rung, as every trial has one there. At the
+        # last rung, which few reach, failures would make every configuration look bad.
         is_outlier = np.isinf(scaled[:, 0])
         failed = np.flatnonzero(is_outlier | [has_failed(t) for t in trials])[-settings.n_fit :]
         rows = np.concatenate([X_seen[kept], inputs[failed, 0]])
         y = np.append(y_seen[kept], np.where(is_outlier[failed], settings.clip, settings.failure))
         extra_noise = np.repeat([0, settings.failure_noise], [len(kept), len(failed)])
         model = self.process(rows, y).condition(theta, extra_noise)
-        if is_pending.any():  # fantasies, as of Snoek et al. 2012, 1206.2944
+        if is_pending.any():  # 4. Pending trials have fantasies (Snoek et al. 2012, 1206.2944).
             draws = model.sample(X[is_pending], rng, settings.n_fantasies)
             rows = np.concatenate([rows, inputs[is_pending, -1]])
             y = np.concatenate([np.repeat(y[:, None], settings.n_fantasies, axis=1), draws])
@@ -212,8 +212,8 @@ class GPSearch:
         tried, mu = self.to_improve(model, category)
         best, taken = mu.min(axis=0), {*marks(self.encode(trials))}
         good = tried[np.argsort(mu.mean(axis=1), kind="stable")][:5]
-        new = snap(self.space, rng.random((self.settings.n_random, len(self.groups))))
-        new = np.concatenate([new, self.mutate(np.repeat(good, 50, axis=0), 0.1, rng)])
+        anywhere = snap(self.space, rng.random((self.settings.n_random, len(self.groups))))
+        new = np.concatenate([anywhere, self.mutate(np.repeat(good, 50, axis=0), 0.1, rng)])
         X, scores = new[:0], np.empty(0)
         for i in range(self.settings.n_rounds + 1):
             if i > 0:
@@ -343,7 +343,8 @@ def losses_at(rungs, trials):
         for epoch, loss in curve:
             lowest = min(lowest, loss)  # a NaN becomes inf
             while rung < last and max(epoch, 1) >= rungs[rung]:  # some count epochs from 0
-                row[rung], rung = lowest, rung + 1
+                row[rung] = lowest
+                rung += 1
         if curve and (trial.status == "done" or max(trial.n_epochs, 1) >= rungs[last]):
             row[rung:] = lowest
     return table
@@ -436,7 +437,7 @@ class GaussianProcess:
     learning rate against batch size: it makes r a factor-analysis distance (R&W section 5.1).
     The mean is linear in the features h of `basis`, and its coefficients are integrated out (R&W
     section 2.7). The average of y would not do as a mean: most trials are near the optimum, so it
-    would promise low losses everywhere else. Call `fit`, then `condition`, then `predict`.
+    would promise low losses everywhere else. `fit` finds theta, and `condition` precedes `predict`.
     """
 
     def __init__(self, X, y, groups, settings):
@@ -481,10 +482,10 @@ class GaussianProcess:
         return np.exp(theta[:p]), theta[p:-2], math.exp(theta[-2]), math.exp(theta[-1])
 
     def correlation(self, theta, A, B):
-        """(n, m) m and -m'(a) / a for the rows of A (n, d) and B (m, d)."""
+        """(n, m) m(a) and -m'(a) / a, for a = sqrt(5) r between the rows of A (n, d), B (m, d)."""
         lengthscales, ridge, _, _ = self.split(theta)
         W = math.sqrt(5) * np.column_stack([np.diag(1 / lengthscales[self.groups]), ridge])
-        A, B = A @ W, B @ W
+        A, B = A @ W, B @ W  # a is the distance of their rows
         squares = (A * A).sum(axis=1)[:, None] + (B * B).sum(axis=1) - 2 * A @ B.T
         return matern52(np.sqrt(np.maximum(squares, 0)))
 
@@ -551,7 +552,10 @@ class GaussianProcess:
         return self
 
     def predict(self, X_new, progress=1.0, is_joint=False):
-        """mu (m, f), and sigma (m, 1) or the joint covariance (m, m), of the function; no noise."""
+        """mu (m, f), and sigma (m, 1) or the joint covariance (m, m), of the noiseless function.
+
+        X_new (m, d) are configurations; progress 1 is the last epoch.
+        """
         X_new = add_epoch(X_new, progress) if self.with_epoch else X_new
         h = self.basis(X_new)
         A = self.kernel(X_new, h, self.X, self.h) @ self.L_inv.T
@@ -619,17 +623,22 @@ class RandomSearch:
         self.space, self.seed = space, seed
 
     def suggest(self, trials):
-        rng, tuned = np.random.default_rng([self.seed, len(trials)]), domains(self.space)
-        if any(domain.n_values == math.inf for domain in tuned.values()):
+        rng = np.random.default_rng([self.seed, len(trials)])
+        if any(domain.n_values == math.inf for domain in domains(self.space).values()):
             return sample(self.space, rng), "random"  # a float twice has probability 0
         seen = {config_key(tuned_values(self.space, trial.config)) for trial in trials}
         draws = (sample(self.space, rng) for _ in range(100))
-        grid = itertools.product(*(domain.values for domain in tuned.values()))
-        every_config = ({**self.space, **dict(zip(tuned, values))} for values in grid)
-        for config in itertools.chain(draws, every_config):
+        for config in itertools.chain(draws, all_configs(self.space)):
             if config_key(tuned_values(self.space, config)) not in seen:
                 return config, "random"
         return None
+
+
+def all_configs(space):
+    """Yields the configurations of a finite space. `product` begins only when it is asked."""
+    tuned = domains(space)
+    for values in itertools.product(*(domain.values for domain in tuned.values())):
+        yield {**space, **dict(zip(tuned, values))}
 
 
 def tuned_values(space, config):
