@@ -51,9 +51,9 @@ class Settings:
     """
 
     n_initial: int = 5  # trials before the model: the start configuration and a Latin hypercube
-    category_period: int = 4  # each fourth suggestion has the category that was tried least
+    category_period: int = 4  # suggestions from one turn of the category tried least to the next
     cost_power: float = 1.0  # improvement / (seconds per epoch)^cost_power; 0 ignores time
-    margin: float = 0.1  # if curves are cut off, only what improves y by more counts
+    margin: float = 0.1  # if curves are cut off, y must improve by more: a look costs one epoch
     n_fantasies: int = 4  # draws of the pending losses; the improvement is averaged over them
     n_scale: int = 20  # the first trials, whose losses give the scale
     clip: float = 2.0  # scaled losses above it are squashed
@@ -62,7 +62,7 @@ class Settings:
     failure_noise: float = 1.0  # its noise variance: one failure says little, many say much
     n_random: int = 500  # candidates from all of the space
     n_rounds: int = 4  # rounds in which the best candidates are mutated, by ever smaller steps
-    n_fit: int = 100  # rows to which theta is fitted; the last failures and times that are used
+    n_fit: int = 100  # rows to which theta is fitted; also the most failures and times that count
     n_rows: int = 500  # rows in the posterior beside failed and pending trials: O(n^3)
     lengthscale: tuple = (math.log(0.5), 0.7)  # logarithm; a range has length 1
     choice_lengthscale: tuple = (math.log(2.8), 0.7)  # two categories are sqrt(2) apart
@@ -98,7 +98,7 @@ class GPSearch:
         self.space, self.seed, self.max_epochs = space, seed, max_epochs
         last = max_epochs or 1
         self.rungs = [*(3**k for k in range(40) if 3**k < last), last]
-        self.progress = np.log(self.rungs) / (math.log(last) or 1)  # (r,) from 0 to 1
+        self.progress = np.log(self.rungs) / (math.log(last) or 1)  # (r,) ln(epoch) / ln(last)
         n_columns = [domain.n_dims for domain in domains(space).values()]
         self.groups = np.repeat(np.arange(len(n_columns)), n_columns)
         self.n_categories = np.repeat(n_columns, n_columns)  # (d,) of its choice; 1 for a number
@@ -493,12 +493,11 @@ class GaussianProcess:
         """ln p(y | X, theta) + ln p(theta) up to a constant, and its gradient; R&W eq. 5.8, 5.9."""
         X, (lengthscales, ridge, signal, noise) = self.X, self.split(theta)
         m, slope = self.correlation(theta, X, X)
-        L = robust_cholesky(signal * m + self.mean_covariance + noise * np.eye(len(X)))
-        L_inv = inverse_of_lower(L)
+        K = signal * m + self.mean_covariance + noise * np.eye(len(X))
+        L_inv = inverse_of_lower(robust_cholesky(K))
         alpha = L_inv.T @ (L_inv @ self.residual)  # K^-1 (y - mean)
         deviation = (theta - self.prior_mean) / self.prior_sd
-        value = -0.5 * (self.residual @ alpha + deviation @ deviation) - np.log(np.diag(L)).sum()
-
+        value = np.log(np.diag(L_inv)).sum() - 0.5 * (self.residual @ alpha + deviation @ deviation)
         Q = np.outer(alpha, alpha) - L_inv.T @ L_inv  # d value / d K = Q / 2
         # d K_ij = -5/2 signal slope_ij d r_ij^2, and r^2 is quadratic in dx = x_i - x_j. The sums
         # over pairs are a graph's Laplacian, X^T (diag(W 1) - W) X = 1/2 sum W_ij dx dx^T.
@@ -546,16 +545,13 @@ class GaussianProcess:
         self.theta = theta
         _, _, self.signal_variance, self.noise_variance = self.split(theta)
         K = self.signal_variance * self.correlation(theta, self.X, self.X)[0] + self.mean_covariance
-        L = robust_cholesky(K + np.diag(self.noise_variance + extra_noise))
-        self.L_inv = inverse_of_lower(L)
+        K += np.diag(self.noise_variance + extra_noise)
+        self.L_inv = inverse_of_lower(robust_cholesky(K))
         self.b = self.L_inv @ self.residual.reshape(len(self.X), -1)  # a column for each fantasy
         return self
 
     def predict(self, X_new, progress=1.0, is_joint=False):
-        """mu (m, f), and sigma (m, 1) or the joint covariance (m, m), of the noiseless function.
-
-        X_new (m, d) are configurations; progress 1 is the last epoch.
-        """
+        """mu (m, f), and sigma (m, 1) or the joint covariance (m, m), of the noiseless function."""
         X_new = add_epoch(X_new, progress) if self.with_epoch else X_new
         h = self.basis(X_new)
         A = self.kernel(X_new, h, self.X, self.h) @ self.L_inv.T
@@ -623,22 +619,20 @@ class RandomSearch:
         self.space, self.seed = space, seed
 
     def suggest(self, trials):
-        rng = np.random.default_rng([self.seed, len(trials)])
-        if any(domain.n_values == math.inf for domain in domains(self.space).values()):
+        rng, tuned = np.random.default_rng([self.seed, len(trials)]), domains(self.space)
+        if any(domain.n_values == math.inf for domain in tuned.values()):
             return sample(self.space, rng), "random"  # a float twice has probability 0
-        seen = {config_key(tuned_values(self.space, trial.config)) for trial in trials}
-        draws = (sample(self.space, rng) for _ in range(100))
-        for config in itertools.chain(draws, all_configs(self.space)):
-            if config_key(tuned_values(self.space, config)) not in seen:
+        key = lambda config: config_key(tuned_values(self.space, config))
+        seen = {key(trial.config) for trial in trials}
+        for _ in range(100):
+            config = sample(self.space, rng)
+            if key(config) not in seen:
+                return config, "random"
+        for values in itertools.product(*(domain.values for domain in tuned.values())):
+            config = {**self.space, **dict(zip(tuned, values))}
+            if key(config) not in seen:
                 return config, "random"
         return None
-
-
-def all_configs(space):
-    """Yields the configurations of a finite space. `product` begins only when it is asked."""
-    tuned = domains(space)
-    for values in itertools.product(*(domain.values for domain in tuned.values())):
-        yield {**space, **dict(zip(tuned, values))}
 
 
 def tuned_values(space, config):
