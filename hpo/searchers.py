@@ -441,22 +441,23 @@ class GaussianProcess:
     """
 
     def __init__(self, X, y, groups, settings):
-        self.X, self.y, self.groups = X, y, groups
-        self.with_epoch = X.shape[1] > len(groups)
-        n_columns = np.bincount(groups)
-        is_choice = n_columns[groups] > 1
-        self.categories, self.numeric = np.flatnonzero(is_choice), np.flatnonzero(~is_choice)
-        of_choice, of_number = settings.choice_lengthscale, settings.lengthscale
-        lengthscales = [of_choice if n > 1 else of_number for n in n_columns]
-        mean, sd = settings.ridge  # two categories differ in two columns
-        ridge = [(mean, sd * math.sqrt(0.5) if choice else sd) for choice in is_choice]
-        if self.with_epoch:  # not in the mean, nor in the ridge: short trials would look too good
-            self.groups = np.append(groups, len(n_columns))
-            lengthscales.append(settings.epoch_lengthscale)
-            ridge.append((0.0, 1e-9))
-        priors = [*lengthscales, *ridge, settings.signal_variance, settings.noise_variance]
-        self.prior_mean, self.prior_sd = np.array(priors).T
-        self.p, self.h = len(lengthscales), self.basis(X)
+        self.X, self.y, self.with_epoch = X, y, X.shape[1] > len(groups)
+        self.groups = np.append(groups, groups[-1] + 1) if self.with_epoch else groups
+        kinds = np.where(np.bincount(self.groups) > 1, "choice", "number")  # (p,)
+        if self.with_epoch:
+            kinds[-1] = "epoch"
+        self.p, kind_of = len(kinds), kinds[self.groups]  # (d,)
+        self.numeric, self.categories = kind_of == "number", kind_of == "choice"
+        mean, sd = settings.ridge
+        priors = {  # of the lengthscale, and of each weight of the ridge
+            "number": (settings.lengthscale, (mean, sd)),
+            "choice": (settings.choice_lengthscale, (mean, sd * math.sqrt(0.5))),  # two differ
+            "epoch": (settings.epoch_lengthscale, (0.0, 1e-9)),  # short trials would look too good
+        }
+        pairs = [priors[kind][0] for kind in kinds] + [priors[kind][1] for kind in kind_of]
+        pairs += [settings.signal_variance, settings.noise_variance]
+        self.prior_mean, self.prior_sd = np.array(pairs).T
+        self.h = self.basis(X)
         trends = [(0.0, settings.trend / math.sqrt(self.p))] * (self.h.shape[1] - 2)
         self.coefficients, sd = np.array([settings.constant, settings.bowl, *trends]).T
         self.S = sd**2
@@ -533,10 +534,10 @@ class GaussianProcess:
             else:
                 break
             change = gradient - new_gradient
-            if step @ change > 1e-10:
-                rho = 1 / (step @ change)
-                V = np.eye(len(step)) - rho * np.outer(step, change)
-                H = V @ H @ V.T + rho * np.outer(step, step)  # eq. 6.17
+            if step @ change > 1e-10:  # eq. 6.17, multiplied out
+                rho, w = 1 / (step @ change), H @ change
+                crossed, square = np.outer(w, step), np.outer(step, step)
+                H = H + rho * (1 + rho * (change @ w)) * square - rho * (crossed + crossed.T)
             theta, value, gradient = theta + step, new_value, new_gradient
         return theta
 
