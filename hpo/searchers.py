@@ -288,9 +288,9 @@ class GPSearch:
     def recommend(self, trials):
         """(trial, epoch, mu, sigma): the trial with the lowest posterior mean of the loss; or None.
 
-        The lowest of many noisy values is lucky. mu and sigma say what a trial would give if it was
-        trained again. Only trials at the highest rung that any has reached are compared. None
-        without a model, or if the lowest value is of a trial that has not reached this rung.
+        The lowest of many noisy values is lucky; mu and sigma say what training again would give.
+        Only trials at the highest rung that any has reached are compared. None without a model, or
+        if the lowest value is of a trial that has not reached this rung.
         """
         trials = [trial for trial in trials if trial.status != "running"]
         model = self.model(trials, np.random.default_rng([self.seed, len(trials)]))
@@ -332,10 +332,7 @@ def has_failed(trial):
 
 
 def losses_at(rungs, trials):
-    """(n, r): the lowest loss of n trials up to each of r rungs; NaN if the rung was not reached.
-
-    A trial that is done has reached all, however few epochs it reported.
-    """
+    """(n, r): the lowest loss up to each rung; NaN if not reached. A done trial has reached all."""
     table, last = np.full((len(trials), len(rungs)), math.nan), len(rungs) - 1
     for trial, row in zip(trials, table):
         curve = [] if trial.status == "failed" else trial.curve
@@ -353,9 +350,9 @@ def losses_at(rungs, trials):
 def standardise(losses, settings, is_cut):
     """y (n, r), centre and unit of the losses (n, r) of n trials at r rungs, NaN if not reached.
 
-    y is inf for an outlier. At each later rung the trials that reached it keep the median of their
-    y, so what all learning curves have in common is gone. Five or more keep their spread too, if it
-    has shrunk. At the highest rung a loss is centre + unit y, unless squashed and not the lowest.
+    y is inf for an outlier. Trials that reach a rung keep the median that their y had at the rung
+    before, so what all learning curves have in common is gone. Five or more also keep its spread,
+    if that makes the unit smaller. At the highest rung a loss is centre + unit y, unless squashed.
     """
     if np.isinf(losses).any():
         raise ValueError("losses: expected finite numbers; a trial without one has status 'failed'")
@@ -451,8 +448,9 @@ class GaussianProcess:
         mean, sd = settings.ridge
         priors = {  # of the lengthscale, and of each weight of the ridge
             "number": (settings.lengthscale, (mean, sd)),
-            "choice": (settings.choice_lengthscale, (mean, sd * math.sqrt(0.5))),  # two differ
-            "epoch": (settings.epoch_lengthscale, (0.0, 1e-9)),  # short trials would look too good
+            # Two categories differ in two columns. Short trials would look too good by the ridge.
+            "choice": (settings.choice_lengthscale, (mean, sd * math.sqrt(0.5))),
+            "epoch": (settings.epoch_lengthscale, (0.0, 1e-9)),
         }
         pairs = [priors[kind][0] for kind in kinds] + [priors[kind][1] for kind in kind_of]
         pairs += [settings.signal_variance, settings.noise_variance]
@@ -513,8 +511,7 @@ class GaussianProcess:
     def fit(self):
         """theta at a maximum of the log posterior, by BFGS (Nocedal & Wright, Alg. 6.1).
 
-        It starts at the mean of the prior, and the ridge along the slope of y: at 0, where v and -v
-        are the same, it has no gradient.
+        The ridge v starts along the slope of y. At 0 its gradient is 0, as v and -v are the same.
         """
         theta, centred = self.prior_mean.copy(), self.X - self.X.mean(axis=0)
         slope = self.prior_sd[self.p : -2] * (centred.T @ self.residual)
