@@ -259,9 +259,9 @@ class GPSearch:
         # Augmented improvement (Huang et al. 2006, J. Global Optimization 34): times 1 - noise /
         # total, which is low where the first report would tell little. Without this factor, noise
         # would keep the search at the incumbent, and doubt about the last epoch at stopped trials.
-        sigma = (model.predict(X, 0.0)[1] if is_cut else sigma)[:, 0]
-        total = np.hypot(noise, sigma)
-        scores += 2 * np.log(sigma) - np.log(total) - np.log(total + noise)  # cancels no digits
+        doubt = (model.predict(X, 0.0)[1] if is_cut else sigma)[:, 0]  # sigma at the first epoch
+        total = np.hypot(noise, doubt)
+        scores += 2 * np.log(doubt) - np.log(total) - np.log(total + noise)  # cancels no digits
         if model.costs is not None:
             scores -= self.settings.cost_power * cost_features(X) @ model.costs
         if np.isnan(scores).any():
