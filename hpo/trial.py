@@ -14,7 +14,6 @@ line. So a trial that sends half a line, or something else, harms only itself.
 
 import contextlib
 import ctypes
-import gc
 import hashlib
 import importlib
 import json
@@ -31,6 +30,7 @@ import traceback
 import types
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
+from typing import NamedTuple
 
 import hpo.objective
 import hpo.report
@@ -86,8 +86,7 @@ class Trial:
         return max((epoch for epoch, _ in self.curve), default=0)
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(NamedTuple):
     """Metrics of a trial, `epoch` among them. counted: it gave none, so the reports are counted."""
 
     trial_id: int
@@ -96,8 +95,7 @@ class Report:
     counted: bool = False
 
 
-@dataclass(frozen=True)
-class End:
+class End(NamedTuple):
     """A trial's process has ended. outcome: finished (the objective returned), failed, or lost (no
     process could be started, or the fork server died and took the trial with it)."""
 
@@ -130,9 +128,7 @@ class LocalBackend:
         if (end := ends[0]).outcome == "lost":
             raise OSError(end.error)
         if not end.found:
-            path = str(getattr(self.objective, "path", self.objective))
-            error = end.error.removeprefix("ValueError: ")
-            raise ValueError(error if error.startswith(path) else f"{path}: {error}")
+            raise ValueError(end.error.removeprefix("ValueError: ") or "loading it ends Python")
         found = json.loads(end.found)
         self.metric, self.gpus = found["metric"], found["gpus"]
         return found
@@ -199,9 +195,7 @@ class LocalBackend:
     def close(self):
         """Ends the fork server, and with it all trials."""
         if self.server:
-            # A message, because a fork of this process may keep the connection open.
-            self._tell("close")
-            self.server.close()
+            self._tell("close")  # because a fork of this process may keep the connection open
             self.server = None
             self.process.join(TERM_SECONDS)
             self.process.kill()  # where the import of a library hangs
@@ -265,11 +259,10 @@ def _serve(connection, objective, n_threads):
     for name in ["hpo.space", *libraries]:
         with contextlib.suppress(Exception, SystemExit):  # `describe` will say what is wrong
             importlib.import_module(name)
-    gc.freeze()  # a trial's garbage collector would touch the shared memory, and so copy it
     children, word = {}, ""  # (trial id, attempt) -> _Child; the last word of the tuner's
     with contextlib.suppress(EOFError, OSError):  # the tuner has died
         while word != "close":
-            handles = [handle for child in children.values() for handle in child.handles]
+            handles = [h for child in children.values() for h in (child.socket, child.sentinel)]
             seconds = min([3600, *(c.kill_at - time.monotonic() for c in children.values())])
             ready = set(wait([connection, *tuner, *handles], seconds))
             if ready & set(tuner):
@@ -316,7 +309,6 @@ class _Child:
             self.process.start()
         # multiprocessing's sentinel would wait for the children of the process, too.
         self.sentinel = os.pidfd_open(self.process.pid) if LINUX else self.process.sentinel
-        self.handles = [self.socket, self.sentinel]  # what the server waits for
 
     def obey(self, word, seconds):
         """Passes "go" or "stop" on to the process, or terminates it. It has so many seconds."""
@@ -335,8 +327,8 @@ class _Child:
         except OSError:  # nothing has arrived
             return None
         self.unread += data
-        if not data:
-            self.handles = [self.sentinel]
+        if not data:  # it ends, or it has closed the connection and cannot report any more
+            self.kill_at = time.monotonic()
         if not self.unread.endswith(b"\n") and len(self.unread) <= MAX_LINE:
             return None
         line, self.unread, message = self.unread, b"", None
@@ -353,7 +345,6 @@ class _Child:
             case _:  # two lines, for instance: it has not waited for the answer
                 self.end_told = "failed", f"sent the tuner what is not a report: {line[:80]!r}"
                 self.kill_at = time.monotonic()
-                self.handles = [self.sentinel]
 
     def end(self):
         """[outcome, error, found] of the process. Kills the process and its group."""
