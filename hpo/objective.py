@@ -234,7 +234,7 @@ class Program:
         return words + [word for name, value in config.items() for word in argument(name, value)]
 
     def run(self, config):
-        """Trains a configuration: passes on what the program reports on stdout. All else is logged.
+        """Trains a configuration: passes the program's reports on, and logs what it prints.
 
         When the trial is stopped or killed, the process group gets SIGTERM. What is left of it at
         the backend's deadline gets SIGKILL from the fork server.

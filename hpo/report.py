@@ -26,8 +26,7 @@ class StopTrial(BaseException):
 
 
 class Reporter:
-    def __init__(self):
-        self.n_reports = 0
+    n_reports = 0
 
     @property
     def checkpoint_path(self):
@@ -56,6 +55,8 @@ class Reporter:
         if tuner is None:
             print(f"[tune-metric]: {json.dumps(metrics)}", flush=True)
             return
+        if os.getpid() != process_id:
+            raise RuntimeError("report: called in a process that the trial forked")
         with lock:
             if not stopped:
                 send({"report": metrics, "counted": counted})
@@ -66,8 +67,6 @@ class Reporter:
 
 
 def send(message):
-    if os.getpid() != process_id:
-        raise RuntimeError("report: called in a process that the trial forked; report in its own")
     tuner.sendall(json.dumps(message).encode() + b"\n")
 
 

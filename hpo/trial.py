@@ -404,10 +404,11 @@ def _do_job(connection, tuner, job, objective, source):
             own = error.with_traceback(error.__traceback__.tb_next.tb_next)  # without this file
             with contextlib.suppress(OSError, ValueError):  # the log is closed, or its disk full
                 traceback.print_exception(own)
-    hpo.report.tuner = tuner
-    with hpo.report.lock:  # a RuntimeError, if a fork by the user's code has returned here
-        hpo.report.send({"end": end})
-        hpo.report.stopped = True  # its threads report no more
+    if os.getpid() == hpo.report.process_id:  # else a fork by the user's code has returned here
+        hpo.report.tuner = tuner
+        with hpo.report.lock:
+            hpo.report.send({"end": end})
+            hpo.report.stopped = True  # its threads report no more
 
 
 def _train(tuner, job, objective, source):

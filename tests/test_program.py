@@ -15,7 +15,6 @@ from hpo import load
 from hpo.objective import Program, argument, is_program
 from hpo.trial import LocalBackend, Trial
 
-PROGRAMS = Path(__file__).resolve().parent / "programs"
 TRIAL = Trial(3, {}, "test")
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Linux and macOS")
 
@@ -204,9 +203,11 @@ def test_bad_input_of_a_program_is_told_in_a_line_with_the_remedy(write, tmp_pat
 
 def test_program_goes_on_from_its_checkpoint_when_the_run_is_resumed(tmp_path, start_py, main):
     space, folder = tmp_path / "space.json", tmp_path / "run"
-    space.write_text('{"step": {"uniform": [0.5, 0.9]}, "epochs": 40, "seconds": 0.02}')
-    words = ["run.py", PROGRAMS / "checkpoints.py", "--space", space, *METRIC, "--trials", 1]
-    words += ["--checkpoint_flag", "st_checkpoint_dir", "--results", folder]
+    entries = '"epochs": 40, "sleep": {"constant": {"seconds": 0.02}}'
+    space.write_text(f'{{"step": {{"uniform": [0.5, 0.9]}}, {entries}}}')
+    program = Path(__file__).resolve().parent / "programs/checkpoints.py"
+    words = ["run.py", program, "--space", space, *METRIC, "--trials", 1, "--results", folder]
+    words += ["--pass_json", "config", "--checkpoint_flag", "st_checkpoint_dir"]
     first, journal = start_py(*words), folder / "journal.jsonl"
     wait_for(lambda: journal.exists() and journal.read_text().count('"report"') >= 3)
     first.send_signal(signal.SIGINT)
@@ -220,13 +221,3 @@ def test_program_goes_on_from_its_checkpoint_when_the_run_is_resumed(tmp_path, s
     assert trial.curve[-1] == (40, pytest.approx(trial.config["step"] ** 40))
     epochs = [row.split(",")[1] for row in (folder / "reports.csv").read_text().splitlines()]
     assert epochs == ["epoch", *map(str, range(1, 41))]  # each once, of two attempts
-
-
-def test_program_that_reads_a_json_file_is_tuned(tmp_path, main):
-    space = '{"x": {"uniform": [0, 1]}, "weights": [1, 2], "scale": {"constant": {"by": 4}}}'
-    (tmp_path / "space.json").write_text(space)
-    words = [PROGRAMS / "json_file.py", "--space", tmp_path / "space.json", "--metric", "accuracy"]
-    words += ["--mode", "max", "--pass_json", "st_config_json_filename", "--trials", 1]
-    code, _, err = main(*words, "--results", tmp_path / "run")
-    (trial,) = load(tmp_path / "run")
-    assert (code, err) == (0, "") and trial.value == pytest.approx(-trial.config["x"] * 3 / 4)
