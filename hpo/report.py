@@ -59,15 +59,12 @@ class Reporter:
             raise RuntimeError("report: called in a process that the trial forked")
         with lock:
             if not stopped:
-                send({"report": metrics, "counted": counted})
+                message = json.dumps({"report": metrics, "counted": counted})
+                tuner.sendall(message.encode() + b"\n")
                 names.update(metrics)
                 stopped = tuner.recv(8) != b"go"  # b"" when the tuner is gone
         if stopped:
             raise StopTrial
-
-
-def send(message):
-    tuner.sendall(json.dumps(message).encode() + b"\n")
 
 
 def scalar(name, value):

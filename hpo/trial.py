@@ -41,6 +41,7 @@ TERM_SECONDS = 5  # from SIGTERM to SIGKILL
 MAX_LINE = 2**23  # bytes of a trial's message, or of a description
 SERVER_DIED = "the fork server died"
 LINUX, POSIX = sys.platform == "linux", os.name == "posix"
+prctl = ctypes.CDLL(None).prctl if LINUX else lambda *_: None
 ENDING = [getattr(signal, s) for s in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, s)]
 THREADS = [f"{x}_NUM_THREADS" for x in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM")]
 
@@ -184,9 +185,8 @@ class LocalBackend:
 
     def log(self, trial):
         """The last 4,000 characters that a trial has printed."""
-        with contextlib.suppress(OSError):
-            return self._log(trial).read_text(errors="replace")[-4000:].rstrip()
-        return ""
+        log = self._log(trial)
+        return log.read_text(errors="replace")[-4000:].rstrip() if log.exists() else ""
 
     def wake(self):
         """Makes a wait in progress return; safe in a signal handler."""
@@ -214,8 +214,7 @@ class LocalBackend:
         ours, theirs = multiprocessing.Pipe()
         is_forked, main = callable(self.objective), sys.modules["__main__"]
         context = multiprocessing.get_context("fork" if is_forked else "spawn")
-        arguments = theirs, self.objective, self.n_threads
-        self.process = context.Process(target=_serve, args=arguments)
+        self.process = context.Process(target=_serve, args=(theirs, self.objective, self.n_threads))
         if not is_forked:  # a fork needs it: the user's function may pickle what is defined there
             sys.modules["__main__"] = types.ModuleType("__main__")
         if POSIX:
@@ -249,7 +248,9 @@ def trial_seed(seed, trial_id):
 # ---- The fork server -----------------------------------------------------------------------------
 def _serve(connection, objective, n_threads):
     """Starts, answers and kills trials when the tuner asks; kills them all when the tuner dies."""
-    _stand_alone()
+    if POSIX:
+        os.setsid()  # so that a signal to the tuner's group does not reach it
+    prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: the orphans of ended trials become its children
     # Ready when the tuner dies. `connection` may not be, as a fork of the tuner may hold it open.
     tuner = [os.pidfd_open(os.getppid())] if LINUX else []
     os.environ.update(dict.fromkeys(THREADS, str(n_threads)))  # before numpy is imported
@@ -360,14 +361,6 @@ class _Child:
         return self.end_told or ["failed" if code else "finished", exit_reason(code)]
 
 
-def _stand_alone():
-    """Makes a new process the leader of a session, and the new parent of orphans in its tree."""
-    if POSIX:
-        os.setsid()
-    if LINUX:
-        ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER, see prctl(2)
-
-
 def _kill_orphans(keep):
     """Kills the children of this process, which ended trials have left, but not those in `keep`."""
     with contextlib.suppress(OSError):  # not Linux
@@ -382,13 +375,13 @@ def _kill_orphans(keep):
 def _do_job(connection, tuner, job, objective, source):
     """The main function of a trial's process: trains a configuration or describes the objective."""
     connection.close()  # or the tuner would not notice that the fork server has died
-    _stand_alone()
-    if LINUX:
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: dies with the fork server
     for number in ENDING:
         signal.signal(number, signal.SIG_DFL)
     if POSIX:
+        os.setsid()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+    prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: its orphans are not those of another trial
+    prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL: it dies with the fork server
     multiprocessing.set_start_method(None, force=True)  # the user's code finds the default
     hpo.report.process_id = os.getpid()
     end, is_trial = ["finished", "", ""], job["origin"] != "describe"
@@ -405,9 +398,8 @@ def _do_job(connection, tuner, job, objective, source):
             with contextlib.suppress(OSError, ValueError):  # the log is closed, or its disk full
                 traceback.print_exception(own)
     if os.getpid() == hpo.report.process_id:  # else a fork by the user's code has returned here
-        hpo.report.tuner = tuner
         with hpo.report.lock:
-            hpo.report.send({"end": end})
+            tuner.sendall(json.dumps({"end": end}).encode() + b"\n")
             hpo.report.stopped = True  # its threads report no more
 
 
