@@ -260,22 +260,18 @@ def _serve(connection, objective, n_threads):
     for name in ["hpo.space", *libraries]:
         with contextlib.suppress(Exception, SystemExit):  # `describe` will say what is wrong
             importlib.import_module(name)
-    children, word = {}, ""  # (trial id, attempt) -> _Child; the last word of the tuner's
+    children, word, ready = {}, "", set()  # (trial id, attempt) -> _Child; the tuner's last word
     with contextlib.suppress(EOFError, OSError):  # the tuner has died
-        while word != "close":
+        while word != "close" and not ready & set(tuner):
             handles = [h for child in children.values() for h in (child.socket, child.sentinel)]
             seconds = min([3600, *(c.kill_at - time.monotonic() for c in children.values())])
             ready = set(wait([connection, *tuner, *handles], seconds))
-            if ready & set(tuner):
-                break
             for key, child in list(children.items()):
                 if report := child.read():
                     connection.send(Report(*key, *report))
                 if child.sentinel in ready:
-                    end = child.end()
                     del children[key]
-                    _kill_orphans([c.process.pid for c in children.values()])
-                    connection.send(End(*key, *end))
+                    connection.send(End(*key, *child.end(children.values())))
                 elif child.kill_at <= time.monotonic():
                     child.kill_at = math.inf
                     child.process.kill()
@@ -289,8 +285,7 @@ def _serve(connection, objective, n_threads):
                 elif key in children:
                     children[key].obey(word, value)
     for child in children.values():
-        child.end()
-    _kill_orphans([])
+        child.end(children.values())
 
 
 class _Child:
@@ -347,8 +342,8 @@ class _Child:
                 self.end_told = "failed", f"sent the tuner what is not a report: {line[:80]!r}"
                 self.kill_at = time.monotonic()
 
-    def end(self):
-        """[outcome, error, found] of the process. Kills the process and its group."""
+    def end(self, others):
+        """[outcome, error, found] of the process. Kills it, and all that ended trials have left."""
         self.process.kill()
         if POSIX:
             with contextlib.suppress(ProcessLookupError, PermissionError):  # the group is empty
@@ -357,18 +352,15 @@ class _Child:
         self.socket.close()
         if LINUX:
             os.close(self.sentinel)
+        with contextlib.suppress(OSError):  # not Linux
+            path = pathlib.Path(f"/proc/self/task/{os.getpid()}/children")
+            keep = {child.process.pid for child in others}
+            while orphans := set(map(int, path.read_text().split())) - keep:
+                for pid in orphans:
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
         code = self.process.exitcode
         return self.end_told or ["failed" if code else "finished", exit_reason(code)]
-
-
-def _kill_orphans(keep):
-    """Kills the children of this process, which ended trials have left, but not those in `keep`."""
-    with contextlib.suppress(OSError):  # not Linux
-        path = pathlib.Path(f"/proc/self/task/{os.getpid()}/children")
-        while orphans := set(map(int, path.read_text().split())) - set(keep):
-            for pid in orphans:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
 
 
 # ---- The trial's side ----------------------------------------------------------------------------
