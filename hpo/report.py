@@ -18,7 +18,7 @@ tuner = None  # in a trial's process, the socket to the tuner; hpo/trial.py sets
 process_id = None  # of the trial's process, which alone may report
 names = set()  # of the metrics that were reported
 stopped = False  # the tuner has stopped the trial
-lock = threading.Lock()
+lock = threading.Lock()  # a report and its answer belong together
 
 
 class StopTrial(BaseException):
@@ -26,17 +26,15 @@ class StopTrial(BaseException):
 
 
 class Reporter:
-    def __init__(self):
-        self.n_reports = 0
+    n_reports = 0
 
     @property
     def checkpoint_path(self):
         """The trial's own folder, which is kept when it is started again; None outside a trial."""
-        if "TRIAL_CHECKPOINTS" not in os.environ:
-            return None
-        path = pathlib.Path(os.environ["TRIAL_CHECKPOINTS"])
-        path.mkdir(parents=True, exist_ok=True)
-        return path
+        folder = os.environ.get("TRIAL_CHECKPOINTS")
+        if folder:
+            os.makedirs(folder, exist_ok=True)
+        return pathlib.Path(folder) if folder else None
 
     def __call__(self, /, **metrics):
         """Reports metrics, JSON scalars by name. Raises StopTrial when the trial is to stop.
@@ -44,44 +42,34 @@ class Reporter:
         `epoch` is an integer >= 0. By default it is the number of this report, counted from 1; then
         no rule judges the trial, and it fails where --stopping is given. TypeError, ValueError.
         """
+        global stopped
         metrics = {name: scalar(name, value) for name, value in metrics.items()}
         counted = "epoch" not in metrics
         epoch = metrics.setdefault("epoch", self.n_reports + 1)
         if type(epoch) not in (int, float) or not 0 <= epoch < 2**53 or epoch % 1:
             raise ValueError(f"epoch: expected an integer >= 0, got {epoch!r}")
-        metrics["epoch"] = int(epoch)
         if len(metrics) == 1:
             raise ValueError("report: expected a metric, such as report(epoch=1, accuracy=0.9)")
+        metrics["epoch"] = int(epoch)
         self.n_reports += 1
         if tuner is None:
             print(f"[tune-metric]: {json.dumps(metrics)}", flush=True)
-        else:
-            ask_tuner(metrics, counted)
-
-
-def ask_tuner(metrics, counted):
-    global stopped
-    if os.getpid() != process_id:
-        raise RuntimeError("report: called in a process that the trial forked; report in its own")
-    with lock:  # a report and its answer belong together
-        if not stopped:
-            send({"report": metrics, "counted": counted})
-            names.update(metrics)
-            stopped = tuner.recv(8) != b"go"  # b"" when the tuner is gone
+            return
+        if os.getpid() != process_id:
+            raise RuntimeError("report: called in a process that the trial forked")
+        with lock:
+            if not stopped:
+                message = json.dumps({"report": metrics, "counted": counted})
+                tuner.sendall(message.encode() + b"\n")
+                names.update(metrics)
+                stopped = tuner.recv(8) != b"go"  # b"" when the tuner is gone
         if stopped:
             raise StopTrial
-
-
-def send(message):
-    tuner.sendall(json.dumps(message).encode() + b"\n")
 
 
 def scalar(name, value):
     """The plain Python scalar of a value, which may be numpy's or torch's."""
     plain = value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
-    for kind in (bool, int, float, str):
-        if isinstance(plain, kind):
-            return kind(plain)
-    if plain is not None:
-        got = type(value).__name__
-        raise TypeError(f"{name}: expected a number, string, boolean or None, got {got}")
+    if isinstance(plain, (int, float, str, type(None))):
+        return plain
+    raise TypeError(f"{name}: expected a number, string, boolean or None, got {type(value)}")

@@ -14,7 +14,6 @@ line. So a trial that sends half a line, or something else, harms only itself.
 
 import contextlib
 import ctypes
-import gc
 import hashlib
 import importlib
 import json
@@ -31,17 +30,18 @@ import traceback
 import types
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
+from typing import NamedTuple
 
 import hpo.objective
 import hpo.report
-from hpo.objective import ROOT, describe, exit_reason, load_module, one_line, source_of
+from hpo.objective import ROOT, exit_reason, one_line
 
 STOP_SECONDS = 10  # from "stop", or from the end of the objective, to SIGKILL
 TERM_SECONDS = 5  # from SIGTERM to SIGKILL
 MAX_LINE = 2**23  # bytes of a trial's message, or of a description
 SERVER_DIED = "the fork server died"
-SCALARS = (int, float, str, type(None))  # a bool is an int
 LINUX, POSIX = sys.platform == "linux", os.name == "posix"
+prctl = ctypes.CDLL(None).prctl if LINUX else lambda *_: None
 ENDING = [getattr(signal, s) for s in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, s)]
 THREADS = [f"{x}_NUM_THREADS" for x in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM")]
 
@@ -87,8 +87,7 @@ class Trial:
         return max((epoch for epoch, _ in self.curve), default=0)
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(NamedTuple):
     """Metrics of a trial, `epoch` among them. counted: it gave none, so the reports are counted."""
 
     trial_id: int
@@ -97,8 +96,7 @@ class Report:
     counted: bool = False
 
 
-@dataclass(frozen=True)
-class End:
+class End(NamedTuple):
     """A trial's process has ended. outcome: finished (the objective returned), failed, or lost (no
     process could be started, or the fork server died and took the trial with it)."""
 
@@ -113,16 +111,14 @@ class End:
 class LocalBackend:
     """Runs trials on this machine. Call `describe`, then `begin`, then `start` for each trial.
 
-    objective: see hpo/objective.py. A function runs in forks of this process. An objective that is
-    given by name runs in new processes.
+    objective: see hpo/objective.py. A function runs in forks of this process, all else in new ones.
     """
 
     def __init__(self, objective, seed=0, n_workers=1):
         self.objective, self.seed, self.n_threads = objective, seed, n_threads(n_workers)
         self.metric, self.gpus, self.log_folder, self.zero = "", [], "", time.monotonic()
         self.running = {}  # trial id -> (attempt, GPU)
-        self.events = []  # that `wait` has not returned yet
-        self.wake_reader, self.wake_writer = multiprocessing.Pipe(duplex=False)
+        self.reader, self.writer = multiprocessing.Pipe(duplex=False)  # of events from here
         self.server = None  # the connection to the fork server
 
     def describe(self, **options):
@@ -133,9 +129,7 @@ class LocalBackend:
         if (end := ends[0]).outcome == "lost":
             raise OSError(end.error)
         if not end.found:
-            error = end.error.removeprefix("ValueError: ") or "loading it ended its process"
-            is_named = error.startswith(("--", str(self.objective)))
-            raise ValueError(error if is_named else f"{self.objective}: {error}")
+            raise ValueError(end.error.removeprefix("ValueError: ") or "loading it ends Python")
         found = json.loads(end.found)
         self.metric, self.gpus = found["metric"], found["gpus"]
         return found
@@ -150,18 +144,16 @@ class LocalBackend:
 
     def start(self, trial):
         used = [gpu for _, gpu in self.running.values()]
-        gpu = min(self.gpus, key=used.count) if self.gpus else None
-        job = {"origin": trial.origin, "config": trial.config, "metric": self.metric, "gpu": gpu}
-        job |= {"seed": trial_seed(self.seed, trial.id), "n_threads": self.n_threads}
-        job |= {"log": str(self._log(trial)), "stop_seconds": STOP_SECONDS}
-        job["checkpoints"] = os.path.abspath(f"{self.log_folder}/../checkpoints/{trial.id:04d}")
+        gpu = min(self.gpus, key=used.count, default=None)
         self.running[trial.id] = trial.attempt, gpu
+        job = {"origin": trial.origin, "config": trial.config, "log": self._log(trial).absolute()}
+        job |= {"seed": trial_seed(self.seed, trial.id), "metric": self.metric, "gpu": gpu}
+        job["stop_seconds"] = STOP_SECONDS
         try:
-            if self.server is None:
-                self._begin_server()
-            self._tell("start", trial, job)
+            self.server = self.server or self._begin_server()
         except (OSError, EOFError) as error:
-            self.events.append(End(trial.id, trial.attempt, "lost", one_line(error)))
+            self.writer.send(End(trial.id, trial.attempt, "lost", one_line(error)))
+        self._tell("start", trial, job)
 
     def begun_at(self, trial):
         """Seconds on the run's clock at which the trial got a process."""
@@ -169,22 +161,19 @@ class LocalBackend:
 
     def wait(self, timeout=None):
         """Waits at most `timeout` seconds for an event; returns a list of Reports and Ends."""
-        handles = [self.wake_reader, self.server] if self.server else [self.wake_reader]
-        ready = wait(handles, 0 if self.events else timeout)
-        if self.wake_reader in ready:
-            self.wake_reader.recv_bytes()
-        try:
-            while self.server in ready and self.server.poll():
-                self.events.append(self.server.recv())
-        except (OSError, EOFError):
-            self.close()
-            for i, (attempt, _) in self.running.items():
-                self.events.append(End(i, attempt, "lost", SERVER_DIED))
-        events, self.events = self.events, []
+        events = []
+        for connection in wait([c for c in (self.reader, self.server) if c], timeout):
+            try:
+                while connection.poll():
+                    events.append(connection.recv())
+            except (OSError, EOFError):
+                self.close()
+                for i, (attempt, _) in self.running.items():
+                    events.append(End(i, attempt, "lost", SERVER_DIED))
         for event in events:
             if isinstance(event, End):
                 self.running.pop(event.trial_id, None)
-        return events
+        return [event for event in events if event]  # None is from `wake`
 
     def answer(self, trial, go_on):
         """Answers a trial's report: go on, or stop within STOP_SECONDS."""
@@ -196,42 +185,36 @@ class LocalBackend:
 
     def log(self, trial):
         """The last 4,000 characters that a trial has printed."""
-        with contextlib.suppress(OSError):
-            return self._log(trial).read_text(errors="replace")[-4000:].rstrip()
-        return ""
+        log = self._log(trial)
+        return log.read_text(errors="replace")[-4000:].rstrip() if log.exists() else ""
 
     def wake(self):
         """Makes a wait in progress return; safe in a signal handler."""
-        self.wake_writer.send_bytes(b"")
+        self.writer.send(None)
 
     def close(self):
         """Ends the fork server, and with it all trials."""
         if self.server:
-            with contextlib.suppress(OSError):  # it is dead
-                # A message, because a fork of this process may keep the connection open.
-                self.server.send(("close", None, None))
-            self.server.close()
+            self._tell("close")  # because a fork of this process may keep the connection open
+            self.server = None
             self.process.join(TERM_SECONDS)
             self.process.kill()  # where the import of a library hangs
             self.process.join()
-            self.server = None
 
     def _log(self, trial):
         return pathlib.Path(self.log_folder, f"{trial.id:04d}.log")
 
-    def _tell(self, word, trial, value):
+    def _tell(self, word, trial=None, value=None):
         with contextlib.suppress(OSError):  # the server has died; `wait` will notice
             if self.server:
-                self.server.send((word, (trial.id, trial.attempt), value))
+                self.server.send((word, trial and (trial.id, trial.attempt), value))
 
     def _begin_server(self):
-        """Starts the fork server. It does not import our main module, and it ignores signals."""
+        """The connection to a new fork server. It ignores signals, and not our main module."""
         ours, theirs = multiprocessing.Pipe()
-        is_forked = callable(self.objective)
-        arguments = ([ours] if is_forked else [], theirs, self.objective, self.n_threads)
+        is_forked, main = callable(self.objective), sys.modules["__main__"]
         context = multiprocessing.get_context("fork" if is_forked else "spawn")
-        self.process = context.Process(target=_serve, args=arguments)
-        main = sys.modules["__main__"]
+        self.process = context.Process(target=_serve, args=(theirs, self.objective, self.n_threads))
         if not is_forked:  # a fork needs it: the user's function may pickle what is defined there
             sys.modules["__main__"] = types.ModuleType("__main__")
         if POSIX:
@@ -241,11 +224,11 @@ class LocalBackend:
         try:
             with theirs:
                 self.process.start()
-            self.server = ours
         finally:
             sys.modules["__main__"] = main
             if POSIX:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        return ours
 
 
 def n_threads(n_workers):
@@ -263,39 +246,32 @@ def trial_seed(seed, trial_id):
 
 
 # ---- The fork server -----------------------------------------------------------------------------
-def _serve(inherited, connection, objective, n_threads):
+def _serve(connection, objective, n_threads):
     """Starts, answers and kills trials when the tuner asks; kills them all when the tuner dies."""
-    _stand_alone(inherited)
+    if POSIX:
+        os.setsid()  # so that a signal to the tuner's group does not reach it
+    prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: the orphans of ended trials become its children
+    # Ready when the tuner dies. `connection` may not be, as a fork of the tuner may hold it open.
+    tuner = [os.pidfd_open(os.getppid())] if LINUX else []
     os.environ.update(dict.fromkeys(THREADS, str(n_threads)))  # before numpy is imported
-    source, modules = source_of(objective)
-    tuner = []  # ready when the tuner dies; `connection` may not be, as a fork of it may hold that
-    if LINUX:
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, while it imports
-        tuner = [os.pidfd_open(os.getppid())]
-    for name in ["hpo.space", *modules]:
+    path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    os.environ["PYTHONPATH"] = path.rstrip(os.pathsep)
+    source, libraries = hpo.objective.source_of(objective)
+    for name in ["hpo.space", *libraries]:
         with contextlib.suppress(Exception, SystemExit):  # `describe` will say what is wrong
             importlib.import_module(name)
-    if LINUX:
-        ctypes.CDLL(None).prctl(1, 0)
-    gc.freeze()  # a trial's garbage collector would touch the shared memory, and so copy it
-    children = {}  # (trial id, attempt) -> _Child
-    word = ""  # the last that the tuner said
+    children, word, ready = {}, "", set()  # (trial id, attempt) -> _Child; the tuner's last word
     with contextlib.suppress(EOFError, OSError):  # the tuner has died
-        while word != "close":
-            sockets = [c.socket for c in children.values() if c.socket.fileno() >= 0]
-            sentinels = [c.sentinel for c in children.values()]
+        while word != "close" and not ready & set(tuner):
+            handles = [h for child in children.values() for h in (child.socket, child.sentinel)]
             seconds = min([3600, *(c.kill_at - time.monotonic() for c in children.values())])
-            ready = set(wait([connection, *tuner, *sockets, *sentinels], seconds))
-            if ready & set(tuner):
-                break
+            ready = set(wait([connection, *tuner, *handles], seconds))
             for key, child in list(children.items()):
-                if ready & {child.socket, child.sentinel} and (report := child.read()):
+                if report := child.read():
                     connection.send(Report(*key, *report))
                 if child.sentinel in ready:
-                    end = End(*key, *child.end())
                     del children[key]
-                    _kill_orphans([c.process.pid for c in children.values()])
-                    connection.send(end)
+                    connection.send(End(*key, *child.end(children.values())))
                 elif child.kill_at <= time.monotonic():
                     child.kill_at = math.inf
                     child.process.kill()
@@ -303,20 +279,19 @@ def _serve(inherited, connection, objective, n_threads):
                 word, key, value = connection.recv()
                 if word == "start":
                     try:
-                        children[key] = _Child(value, objective, source, [connection, *sockets])
+                        children[key] = _Child(connection, value, objective, source)
                     except OSError as error:
                         connection.send(End(*key, "lost", f"no process: {one_line(error)}"))
                 elif key in children:
                     children[key].obey(word, value)
     for child in children.values():
-        child.end()
-    _kill_orphans([])
+        child.end(children.values())
 
 
 class _Child:
     """A trial's process as the fork server sees it. OSError when it cannot be started."""
 
-    def __init__(self, job, objective, source, others):
+    def __init__(self, connection, job, objective, source):
         self.stop_seconds = job["stop_seconds"]
         self.unread = b""  # the part of a line that has arrived
         self.end_told = None  # [outcome, error, found], told by the process or known here
@@ -324,20 +299,16 @@ class _Child:
         self.socket, theirs = socket.socketpair()
         self.socket.setblocking(False)
         context = multiprocessing.get_context("fork" if LINUX else "spawn")
-        inherited = [*others, self.socket] if LINUX else []
-        arguments = (inherited, theirs, job, objective, source)
+        arguments = connection, theirs, job, objective, source
         self.process = context.Process(target=_do_job, args=arguments)
         with theirs:
             self.process.start()
         # multiprocessing's sentinel would wait for the children of the process, too.
         self.sentinel = os.pidfd_open(self.process.pid) if LINUX else self.process.sentinel
 
-    def kill_within(self, seconds):
-        self.kill_at = min(self.kill_at, time.monotonic() + seconds)
-
     def obey(self, word, seconds):
         """Passes "go" or "stop" on to the process, or terminates it. It has so many seconds."""
-        self.kill_within(seconds)
+        self.kill_at = min(self.kill_at, time.monotonic() + seconds)
         if word == "kill":
             self.end_told = self.end_told or ["failed", "killed"]  # whatever its exit code will be
             self.process.terminate()
@@ -347,12 +318,13 @@ class _Child:
 
     def read(self):
         """(metrics, counted) of the report that has arrived, or None. Does not wait."""
-        data = b""
-        with contextlib.suppress(OSError):  # nothing has arrived, or the process has died
+        try:
             data = self.socket.recv(2**20)
-        if not data:
-            self.socket.close()
+        except OSError:  # nothing has arrived
+            return None
         self.unread += data
+        if not data:  # it ends, or it has closed the connection and cannot report any more
+            self.kill_at = time.monotonic()
         if not self.unread.endswith(b"\n") and len(self.unread) <= MAX_LINE:
             return None
         line, self.unread, message = self.unread, b"", None
@@ -360,19 +332,18 @@ class _Child:
             message = json.loads(line)
         match message:
             case {"report": {"epoch": int()} as metrics, "counted": bool(counted)} if all(
-                isinstance(value, SCALARS) for value in metrics.values()
+                isinstance(value, (int, float, str, type(None))) for value in metrics.values()
             ):
                 return metrics, counted
             case {"end": [str(), str(), str()] as end}:
                 self.end_told = self.end_told or end
-                self.kill_within(self.stop_seconds)
+                self.kill_at = min(self.kill_at, time.monotonic() + self.stop_seconds)
             case _:  # two lines, for instance: it has not waited for the answer
                 self.end_told = "failed", f"sent the tuner what is not a report: {line[:80]!r}"
-                self.kill_within(0)
-                self.socket.close()
+                self.kill_at = time.monotonic()
 
-    def end(self):
-        """[outcome, error, found] of the process. Kills the process and its group."""
+    def end(self, others):
+        """[outcome, error, found] of the process. Kills it, and all that ended trials have left."""
         self.process.kill()
         if POSIX:
             with contextlib.suppress(ProcessLookupError, PermissionError):  # the group is empty
@@ -381,87 +352,69 @@ class _Child:
         self.socket.close()
         if LINUX:
             os.close(self.sentinel)
+        with contextlib.suppress(OSError):  # not Linux
+            path = pathlib.Path(f"/proc/self/task/{os.getpid()}/children")
+            keep = {child.process.pid for child in others}
+            while orphans := set(map(int, path.read_text().split())) - keep:
+                for pid in orphans:
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
         code = self.process.exitcode
         return self.end_told or ["failed" if code else "finished", exit_reason(code)]
 
 
-def _stand_alone(inherited):
-    """Makes a new process the leader of a session, and the new parent of orphans in its tree."""
-    for handle in inherited:  # a fork has copied them
-        handle.close()
-    if POSIX:
-        os.setsid()
-    if LINUX:
-        ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER, see prctl(2)
-
-
-def _kill_orphans(keep):
-    """Kills the children of this process, which ended trials have left, but not those in `keep`."""
-    with contextlib.suppress(OSError):  # not Linux
-        path = pathlib.Path(f"/proc/self/task/{os.getpid()}/children")
-        while orphans := set(map(int, path.read_text().split())) - set(keep):
-            for pid in orphans:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-
-
 # ---- The trial's side ----------------------------------------------------------------------------
-def _do_job(inherited, tuner, job, objective, source):
+def _do_job(connection, tuner, job, objective, source):
     """The main function of a trial's process: trains a configuration or describes the objective."""
-    _stand_alone(inherited)
-    if LINUX:
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: dies with the fork server
+    connection.close()  # or the tuner would not notice that the fork server has died
     for number in ENDING:
         signal.signal(number, signal.SIG_DFL)
     if POSIX:
+        os.setsid()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+    prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: its orphans are not those of another trial
+    prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL: it dies with the fork server
     multiprocessing.set_start_method(None, force=True)  # the user's code finds the default
-    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     hpo.report.process_id = os.getpid()
-    is_trial, end, text = job["origin"] != "describe", ["finished", "", ""], ""
+    end, is_trial = ["finished", "", ""], job["origin"] != "describe"
     try:
         if is_trial:
             _train(tuner, job, objective, source)
         else:
-            end[2] = json.dumps(describe(objective, source, **job["config"]))
+            end[2] = json.dumps(hpo.objective.describe(objective, source, **job["config"]))
     except BaseException as error:  # it ends only this process
         if not isinstance(error, SystemExit) or error.code not in (None, 0):
             end = ["failed", one_line(error), ""]
-            is_short = isinstance(error, hpo.objective.ProgramFailed) or hpo.report.stopped
-            if is_trial and not is_short:
-                own = error.__traceback__.tb_next.tb_next  # leaves out the frames of this file
-                text = "".join(traceback.format_exception(type(error), error, own))
+        if is_trial and isinstance(error, Exception):
+            own = error.with_traceback(error.__traceback__.tb_next.tb_next)  # without this file
+            with contextlib.suppress(OSError, ValueError):  # the log is closed, or its disk full
+                traceback.print_exception(own)
     if os.getpid() == hpo.report.process_id:  # else a fork by the user's code has returned here
-        hpo.report.tuner = tuner
         with hpo.report.lock:
-            hpo.report.send({"end": end})
+            tuner.sendall(json.dumps({"end": end}).encode() + b"\n")
             hpo.report.stopped = True  # its threads report no more
-    with contextlib.suppress(OSError, ValueError):  # the log may be closed, or its disk full
-        print(text, file=sys.stderr, end="", flush=True)
 
 
 def _train(tuner, job, objective, source):
     """Trains a configuration. What this process prints goes to the trial's log."""
-    pathlib.Path(job["log"]).parent.mkdir(exist_ok=True)
+    log, metric = job["log"], job["metric"]
+    log.parent.mkdir(exist_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
-    log = os.open(job["log"], flags, 0o666)
+    os.dup2(os.open(log, flags, 0o666), 1)
+    os.dup2(1, 2)
     options = {"buffering": 1, "encoding": "utf-8", "errors": "backslashreplace"}
-    for target in (1, 2):
-        os.dup2(log, target)
-    sys.stdout, sys.stderr = (os.fdopen(fd, "w", closefd=False, **options) for fd in (1, 2))
+    sys.stdout = sys.stderr = os.fdopen(1, "w", closefd=False, **options)
+    os.environ["TRIAL_SEED"] = str(job["seed"])
+    os.environ["TRIAL_CHECKPOINTS"] = str(log.parents[1] / "checkpoints" / log.stem)
     if job["gpu"] is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = job["gpu"]
-    os.environ["TRIAL_SEED"] = str(job["seed"])
-    os.environ["TRIAL_CHECKPOINTS"] = job["checkpoints"]
-    function = load_module(objective, source).objective
+    function = hpo.objective.load_module(objective, source).objective
     hpo.report.names, hpo.report.stopped = set(), False  # of a trial that calls hpo.tune
     hpo.report.tuner = tuner  # now: reports that are made while the file is loaded are printed
-    hpo.objective.set_generators(job["seed"], job["n_threads"])
-    returned, metric = function(job["config"]), job["metric"]
+    hpo.objective.set_generators(job["seed"])
+    returned = function(job["config"])
     if not hpo.report.names and returned is not None:
         hpo.report.Reporter()(**(returned if isinstance(returned, dict) else {metric: returned}))
     if metric not in hpo.report.names:
-        names = ", ".join(sorted(hpo.report.names - {"epoch"})) or "nothing"
-        unused = "; what is returned counts only without reports" * (returned is not None)
-        raise ValueError(f"expected a report of {metric}, got {names}; or choose --metric{unused}")
+        got = sorted(hpo.report.names - {"epoch"}) or "nothing"
+        raise ValueError(f"expected a report of {metric}, got {got}; or choose --metric")

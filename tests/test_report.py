@@ -12,8 +12,6 @@ import pytest
 import hpo.report
 from hpo.report import Reporter, StopTrial
 
-PREFIX = "[tune-metric]: "
-
 
 def tensor(value, ndim=0):
     """As torch's: where it is 0-d, it is unwrapped by item()."""
@@ -23,8 +21,8 @@ def tensor(value, ndim=0):
 def printed(capsys):
     """The metrics of each printed line; nothing else was printed."""
     out, err = capsys.readouterr()
-    assert err == "" and all(line.startswith(PREFIX) for line in out.splitlines())
-    return [json.loads(line.removeprefix(PREFIX)) for line in out.splitlines()]
+    assert err == "" and all(line.startswith("[tune-metric]: ") for line in out.splitlines())
+    return [json.loads(line.removeprefix("[tune-metric]: ")) for line in out.splitlines()]
 
 
 # ---- Outside a trial -----------------------------------------------------------------------------
@@ -51,26 +49,18 @@ def test_epoch_is_any_whole_number_from_0_on_or_counted(capsys):
     for epoch in (-1, 1.5, math.nan, math.inf, "1", None, True, 2**53, 1e300, np.bool_(True)):
         with pytest.raises(ValueError, match="^epoch: expected an integer >= 0, got "):
             Reporter()(epoch=epoch, loss=0)
-    assert printed(capsys) == []
 
 
-def test_scalars_are_unwrapped(capsys):
+def test_scalars_are_unwrapped_and_all_else_is_refused_by_name(capsys):
     for value, expected in [
         *((plain, plain) for plain in (0.1, 1, True, "é\n\ud800", None, 2**70, -0.0, math.inf)),
         *((np.float64(0.1), 0.1), (np.float32(0.5), 0.5), (tensor(math.nan), math.nan)),
-        *((np.int8(-3), -3), (np.uint64(3), 3), (np.bool_(False), False), (np.str_("a"), "a")),
-        *((np.array(2.5), 2.5), (np.array(3), 3), (tensor(np.float64(2)), 2.0)),
+        *((np.int8(-3), -3), (np.bool_(False), False), (np.str_("a"), "a"), (np.array(3), 3)),
     ]:
         Reporter()(loss=value)
         (metrics,) = printed(capsys)
         assert type(metrics["loss"]) is type(expected) and repr(metrics["loss"]) == repr(expected)
-
-
-def test_what_cannot_be_reported_is_refused_by_name(capsys):
-    for value in (
-        *([1.0], (1.0,), {"a": 1}, {1}, b"1", 1j, object(), print, tensor(1.0, ndim=1)),
-        *(tensor([1]), np.zeros(3), np.zeros(1), np.array([]), np.datetime64("2020-01-01")),
-    ):
+    for value in ([1.0], {"a": 1}, b"1", 1j, print, tensor(1.0, ndim=1), tensor([1]), np.zeros(1)):
         with pytest.raises(TypeError, match="^accuracy: expected a number, string, boolean or No"):
             Reporter()(loss=1.0, accuracy=value)
     for metrics in ({}, {"epoch": 1}):
@@ -83,19 +73,15 @@ def test_what_cannot_be_reported_is_refused_by_name(capsys):
 
 
 # ---- In a trial; more of this is in test_trial.py ------------------------------------------------
-@pytest.mark.parametrize("is_gone", [False, True])
-def test_stop_passes_except_exception_and_comes_again(monkeypatch, is_gone):
+@pytest.mark.parametrize("answer", [b"stop", b""])  # b"": the tuner has died
+def test_stop_passes_except_exception_and_comes_again(monkeypatch, answer):
     tuner, theirs = socket.socketpair()
     state = {"tuner": theirs, "process_id": os.getpid(), "stopped": False, "names": set()}
     for name, value in state.items():
         monkeypatch.setattr(hpo.report, name, value)
     with tuner, theirs:
-        with pytest.raises(TypeError):
-            Reporter()(loss=[])  # sends nothing
-        if is_gone:  # the tuner has died
-            tuner.shutdown(socket.SHUT_WR)
-        else:
-            tuner.send(b"stop")
+        tuner.send(answer)
+        tuner.shutdown(socket.SHUT_WR)
         for _ in range(3):
             with pytest.raises(StopTrial):
                 try:
