@@ -26,7 +26,7 @@ import sys
 import time
 import warnings
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from hpo.space import cast_config, space_from_json
 from hpo.trial import Trial
@@ -64,9 +64,8 @@ class Journal:
             self.path, self.lock = self.folder / "journal.jsonl", FileLock(self.folder / ".lock")
             try:
                 self.lock.acquire(timeout=0)
-            except OSError as error:  # a Timeout is one
-                reason = "another run is using it" if isinstance(error, Timeout) else error
-                raise ValueError(f"{folder}: cannot be locked: {reason}") from None
+            except OSError as error:  # filelock's Timeout, or the folder is read-only
+                raise ValueError(f"{folder}: another run is using it? {error}") from None
 
     # ---- The fold ----
     def apply(self, event):
@@ -207,8 +206,7 @@ def no_link(path, flags):
 
 def check_new(folder):
     """Raises ValueError if a new run cannot use this folder."""
-    folder = pathlib.Path(folder)
-    if folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - {".lock"}):
+    if os.path.exists(folder) and (not os.path.isdir(folder) or {*os.listdir(folder)} - {".lock"}):
         raise ValueError(f"--results {folder}: expected a new folder, got one that holds something")
 
 

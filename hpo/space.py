@@ -42,7 +42,6 @@ class Domain:
         self.n_values = math.inf if values is None else len(values)
         listed = values if isinstance(values, list) else []
         self.positions = {config_key(value): i for i, value in enumerate(listed)}
-        self.equals = {value: value for value in listed if type(value) in NUMBERS}
         if len(self.positions) < len(listed):
             raise ValueError(f"{kind} needs distinct values, got {values}")
         self.low, self.high, self.half = low, high, 0 if values is None else 0.5
@@ -79,24 +78,24 @@ class Domain:
     def cast(self, value):
         """The domain's own value equal to `value`, with its exact type."""
         value = _plain(value)
-        if self.positions and config_key(value) in self.positions:
-            return self.values[self.positions[config_key(value)]]
-        if type(value) in NUMBERS and value in self.equals:
-            return self.equals[value]
-        if type(value) in NUMBERS and not self.positions and self.low <= value <= self.high:
-            own = type(self.low)(value)
-            if own == value:
+        if self.positions and (key := config_key(value)) in self.positions:
+            return self.values[self.positions[key]]
+        if type(value) in NUMBERS:
+            own = self.nearest(value)
+            if type(own) in NUMBERS and own == value:
                 return own
         raise ValueError(f"expected a value of {self!r}, got {value!r}")
 
     def nearest(self, value):
         """The value nearest to a number; for anything else the one in the middle."""
-        if type(value) in NUMBERS and not self.positions:
-            number = round(value) if self.half else value
-            return type(self.low)(min(max(number, self.low), self.high))
-        if type(value) in NUMBERS and self.equals:
-            return min(self.equals, key=lambda own: abs(own - value))
-        return self.decode(np.full(self.n_dims, 0.5))
+        ends = [self.low, self.high]
+        numbers = [v for v in self.values if type(v) in NUMBERS] if self.positions else ends
+        if type(value) not in NUMBERS or not numbers:
+            return self.decode(np.full(self.n_dims, 0.5))
+        value = min(max(value, min(numbers)), max(numbers))
+        if self.positions:
+            return min(numbers, key=lambda own: abs(own - value))
+        return type(self.low)(round(value) if self.half else value)
 
     def to_json(self):
         return {self.kind: self.arguments[0] if self.kind in LISTED else list(self.arguments)}
@@ -109,9 +108,6 @@ class Domain:
 
     def __eq__(self, other):
         return repr(self) == repr(other)
-
-    def __hash__(self):
-        return hash(repr(self))
 
 
 class Choice(Domain):
@@ -334,19 +330,15 @@ def _from_json(name, entry):
         raise ValueError(f"{name}: expected one of {', '.join(FORMS)}, got {entry!r:.99}")
     try:
         return FORMS[kind](*([entry[kind]] if kind in LISTED else entry[kind]))
-    except ValueError as error:
+    except (TypeError, ValueError) as error:  # TypeError: too few or many arguments
         raise ValueError(f"{name}: {error}") from None
-    except TypeError:  # too few or many arguments
-        raise ValueError(f"{name}: {kind} cannot be made of {entry[kind]!r:.99}") from None
 
 
 def _check_json(name, value):
     with suppress(TypeError, ValueError):
         if json.loads(json.dumps(value, allow_nan=False)) == value:
             return
-    raise ValueError(
-        f"{name}: expected a domain such as uniform(0, 1), or a JSON value, got {value!r:.99}"
-    )
+    raise ValueError(f"{name}: expected a domain such as uniform(0, 1), or JSON, got {value!r:.99}")
 
 
 def _plain(value):  # a numpy scalar becomes a Python number
