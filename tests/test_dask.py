@@ -117,4 +117,4 @@ def test_trial_ends_though_no_worker_is_left(cluster, backend, monkeypatch):
     for worker in cluster.workers:
         end_tree(worker)
     backend.kill(trial)
-    assert backend.wait(60) == [End(0, 1, "lost", "no Dask worker answers")]
+    assert backend.wait(60) == [End(0, 1, "lost", "the Dask worker is gone")]
