@@ -77,22 +77,22 @@ class Domain:
 
     def cast(self, value):
         """The domain's own value equal to `value`, with its exact type."""
-        value = _plain(value)
-        if self.positions and (key := config_key(value)) in self.positions:
-            return self.values[self.positions[key]]
-        if type(value) in NUMBERS:
-            own = self.nearest(value)
-            if type(own) in NUMBERS and own == value:
-                return own
-        raise ValueError(f"expected a value of {self!r}, got {value!r}")
+        own, value = self.nearest(value), _plain(value)
+        are_numbers = {type(own), type(value)} <= {*NUMBERS}
+        if not (are_numbers and own == value) and config_key(own) != config_key(value):
+            raise ValueError(f"expected a value of {self!r}, got {value!r}")
+        return own
 
     def nearest(self, value):
-        """The value nearest to a number; for anything else the one in the middle."""
-        ends = [self.low, self.high]
-        numbers = [v for v in self.values if type(v) in NUMBERS] if self.positions else ends
+        """Its own value that is `value`, or nearest to a number; for anything else the middle."""
+        value, numbers = _plain(value), [self.low, self.high]
+        if self.positions:
+            if (key := config_key(value)) in self.positions:
+                return self.values[self.positions[key]]
+            numbers = [own for own in self.values if type(own) in NUMBERS]
         if type(value) not in NUMBERS or not numbers:
             return self.decode(np.full(self.n_dims, 0.5))
-        value = min(max(value, min(numbers)), max(numbers))
+        value = min(max(min(numbers), value), max(numbers))
         if self.positions:
             return min(numbers, key=lambda own: abs(own - value))
         return type(self.low)(round(value) if self.half else value)
@@ -262,18 +262,12 @@ def nearest_config(space, config):
     A name that is new takes the middle of its range, a value outside a range its nearest end, and
     constants are this space's. Names that are gone are left out.
     """
-    complete = middle(space)
+    complete, known = middle(space), [name for name in space if name in config]
+    complete |= {n: space[n].nearest(config[n]) for n in known if isinstance(space[n], Domain)}
+    changed = [n for n in known if config_key(complete[n]) != config_key(config[n])]
     changes = [f"{name} is new" for name in domains(space) if name not in config]
     changes += [f"{name} is gone" for name in config if name not in space]
-    for name in [name for name in space if name in config]:
-        if isinstance(space[name], Domain):
-            try:
-                complete[name] = space[name].cast(config[name])
-            except ValueError:
-                complete[name] = space[name].nearest(config[name])
-        if config_key(complete[name]) != config_key(config[name]):
-            changes.append(f"{name}={config[name]} becomes {complete[name]}")
-    return complete, changes
+    return complete, changes + [f"{n}={config[n]} becomes {complete[n]}" for n in changed]
 
 
 def cast_value(name, domain, value):
