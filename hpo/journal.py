@@ -44,8 +44,7 @@ class WriteError(Exception):
 class Journal:
     """A run: its trials, sorted by id, as the events so far have made them; and its files.
 
-    run: the journal's first line, with domains in its space. folder: None for a run in memory; any
-    other is locked. ValueError if that cannot be.
+    run: its first line, with domains in the space. folder: it is locked; None for a run in memory.
     """
 
     def __init__(self, run, folder=None):
@@ -279,8 +278,7 @@ def write_tables(folder):
                 reports = [e for e in reports if e["report"] != i or e["epoch"] < epoch]
             attempts[i] = event["attempt"]
             reports.append(event)
-    ended = [trial for trial in journal.ended if trial is journal.trials[trial.id]]
-    trials += [trial_row(journal, trial) for trial in ended]
+    trials += [trial_row(journal, t) for t in journal.ended if t is journal.trials[t.id]]
     columns = {}
     for table, (sample, *rows) in ("trials", trials), ("reports", map(report_row, reports)):
         columns[table] = list(dict.fromkeys(name for row in (sample, *rows) for name in row))

@@ -282,22 +282,22 @@ def set_value(space, name, text):
     """A space in which `name` has the value written as `text`; a constant keeps its type."""
     if name not in space:
         raise ValueError(f"{name}: no such name in the space; it has {', '.join(space)}")
-    old, value = space[name], text
+    old, readings = space[name], [text]
     if not isinstance(old, str):
         with suppress(ValueError):
-            value = float(text)  # .1, which is no JSON
+            readings.insert(0, float(text))  # .1, which is no JSON
         with suppress(ValueError):
-            value = json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
-    if isinstance(old, Domain):
+            json_text = {"True": "true", "False": "false", "None": "null"}.get(text, text)
+            readings.insert(0, json.loads(json_text))
+    for value in readings:
         with suppress(ValueError):
-            return {**space, name: old.cast(value)}
-        return {**space, name: cast_value(name, old, text)}
-    if type(old) is float and type(value) is int:
-        value = float(value)
-    _check_json(name, value)
-    if type(value) is not type(old) and old is not None:
-        raise ValueError(f"{name}: expected {type(old).__name__} as {old!r} is, got {text!r}")
-    return {**space, name: value}
+            if isinstance(old, Domain):
+                return {**space, name: old.cast(value)}
+            _check_json(name, value)
+            if old is None or type(value) is type(old):
+                return {**space, name: value}
+    of = "of" if isinstance(old, Domain) else "like"
+    raise ValueError(f"{name}: expected a value {of} {old!r}, got {text!r}")
 
 
 # ---- JSON ----

@@ -1,6 +1,5 @@
 """hpo/journal.py: what was written is read back, and a damaged or lost folder is named."""
 
-import contextlib
 import csv
 import json
 import math
@@ -228,24 +227,18 @@ def test_starts_and_ends_are_synced_at_once_and_reports_each_second(make, monkey
     assert n_syncs == [1, 1, 1, 2, 2, 3, 4]
 
 
-@contextlib.contextmanager
-def disk_full(path, n):
-    """After n more bytes of the file."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + n, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize("n", [0, 20])
 def test_failed_write_cuts_the_line_back(make, n):
-    journal = make()
+    """The disk is full after n more bytes."""
+    journal, (limit, hard) = make(), resource.getrlimit(resource.RLIMIT_FSIZE)
     for event in (start(0), report(0, 9.0, accuracy=0.5), end(0, 10.0)):
         before, trials = contents(journal.folder), repr(journal.trials)
-        with pytest.raises(WriteError, match="run: cannot write: "), disk_full(journal.path, n):
-            journal.append(event)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (journal.path.stat().st_size + n, hard))
+        try:
+            with pytest.raises(WriteError, match="run: cannot write: "):
+                journal.append(event)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
         assert contents(journal.folder) == before and repr(journal.trials) == trials
         journal.append(event)
     assert load(journal.folder) == journal.trials and journal.trials[0].status == "done"

@@ -158,7 +158,7 @@ def test_cast_gives_the_domains_own_value():
 
 def test_cast_refuses_what_is_not_in_the_domain():
     cases = [(s.uniform(0, 1), [1.01, math.nan, math.inf, True, "0.5", None, 10**400, [0.5]])]
-    cases += [(s.randint(0, 3), [1.5, -1, 4, math.inf, False, 10**400, "1"])]
+    cases += [(s.randint(0, 3), [1.5, -1, 4, math.nan, math.inf, False, 10**400, "1"])]
     cases += [(s.choice([1, "2"]), [True, "1", 2, None, {}, math.nan]), (s.choice([True]), [1])]
     cases += [(s.choice([[1], {"a": 1}]), [[1.0], [True], {"a": 1, "b": 2}, np.array([1]), {1}])]
     cases += [(s.finrange(0, 1, 3), [0.25, 2, "0.5"])]
