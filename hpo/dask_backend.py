@@ -14,6 +14,7 @@ and refuses, and the tuner starts the trial again. It does so, too, when the sch
 for some seconds.
 """
 
+import atexit
 import contextlib
 import functools
 import json
@@ -23,6 +24,7 @@ import pathlib
 import pickle
 import queue
 import tempfile
+import threading
 import time
 import uuid
 from multiprocessing import current_process
@@ -155,18 +157,21 @@ def queue_name(job):
 
 
 # ---- The worker's side ---------------------------------------------------------------------------
+own = threading.local()  # run and backend of a worker's thread, which serves trial after trial
+
+
 def relay(job):
     """(End, log) of one trial, or of a description, on the worker that runs this task."""
     trial, words = job["trial"], Queue(queue_name(job), get_client())
     if not words.qsize() or words.get(timeout=PERIOD) != "begin":
         return End(trial.id, trial.attempt, "lost", GONE), None
-    current_process()._config["daemon"] = False  # a daemonic worker may not start processes
-    backend = LocalBackend(job["objective"], job["seed"])
-    backend.metric, backend.n_threads = job["metric"], int(os.environ.get("OMP_NUM_THREADS", "1"))
-    with tempfile.TemporaryDirectory() as scratch, contextlib.closing(backend):
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+        backend = backend_of(job)
+        stack.callback(close_backend)
         is_shared = os.path.isdir(os.path.dirname(job["logs"]))
         backend.begin(job["logs"] if is_shared else f"{scratch}/logs", 0)
         end = train(backend, trial, words, job["run"])
+        stack.pop_all()  # the trial has ended, so the backend can stay
         log = pathlib.Path(scratch, "logs", f"{trial.id:04d}.log")
         return end, log.read_bytes()[-MAX_LOG:] if log.exists() else None
 
@@ -178,9 +183,7 @@ def train(backend, trial, words, topic):
     task, is_open = worker.get_current_task(), worker.status
     send("begun", "")
     backend.start(trial)
-    while (known := worker.state.tasks.get(task)) and known.state == "executing":  # or "cancelled"
-        if worker.status != is_open:
-            break
+    while True:
         for event in backend.wait(0 if is_asked else PERIOD):
             if isinstance(event, End):
                 return event
@@ -194,4 +197,25 @@ def train(backend, trial, words, topic):
                     backend.kill(trial)
                 else:
                     backend.answer(trial, word == "go")
-    return End(trial.id, trial.attempt, "lost", GONE)
+        known = worker.state.tasks.get(task)  # its state would be "cancelled"
+        if not known or known.state != "executing" or worker.status != is_open:
+            raise RuntimeError("the tuner is gone, or the worker closes")  # nobody reads this
+
+
+def backend_of(job):
+    """The LocalBackend of this thread, whose fork server serves all its trials of a run."""
+    if getattr(own, "run", None) != job["run"]:
+        close_backend()
+        current_process()._config["daemon"] = False  # a daemonic worker may not start processes
+        own.run, own.backend = job["run"], LocalBackend(job["objective"], job["seed"])
+        own.backend.n_threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
+        atexit.register(own.backend.close)
+    own.backend.metric = job["metric"]
+    return own.backend
+
+
+def close_backend():
+    """Ends this thread's backend, and with it the trial that still runs."""
+    if getattr(own, "run", None):
+        own.backend.close()
+        own.run = None
