@@ -8,10 +8,9 @@ reports to the tuner and the tuner's answers to the trial, by Dask's own means:
     tuner  --- a queue for each attempt: "begin", "go", "stop", "kill" ----------->  its relay
 
 The scheduler notices when the tuner is gone, and cancels its tasks. Dask does not stop a task that
-runs, but the relay sees that its task is cancelled, and ends its trial. The scheduler also notices
+runs, but the relay sees that its task is cancelled, and kills its trial. The scheduler also notices
 when a worker is gone, and runs its task again elsewhere. That relay finds no "begin" in the queue
-and refuses, and the tuner starts the trial again. It does so, too, when the scheduler has been gone
-for some seconds.
+and refuses, and the tuner starts the trial again.
 """
 
 import atexit
@@ -72,10 +71,11 @@ class DaskBackend(LocalBackend):
         self.begun.pop(trial.id, None)
         job = {"run": self.run, "trial": trial, "metric": self.metric, "seed": self.seed}
         job |= {"objective": self.objective, "logs": os.path.abspath(self.log_folder)}
+        job["queue"] = f"{self.run}-{trial.id}-{trial.attempt}"
         try:
             # Each time, as another scheduler may have taken the place of the first one.
             self.client.subscribe_topic(self.run, lambda event: self.arrived.put(tuple(event[1])))
-            self.queues[trial.id] = Queue(queue_name(job), self.client)
+            self.queues[trial.id] = Queue(job["queue"], self.client)
             self.queues[trial.id].put("begin", timeout=PERIOD)
             # A lambda is sent whole, and the job as bytes, so that the scheduler needs no hpo.
             data = pickle.dumps(functools.partial(relay, job))
@@ -127,18 +127,17 @@ class DaskBackend(LocalBackend):
             return None
         if kind == "begun":
             self.begun[i] = self.now()
-        elif kind == "report":
+            return None
+        if kind == "report":
             return Report(i, attempt, **json.loads(content))
-        elif kind == "end":
-            end, log = content
-            del self.running[i]
-            if i in self.futures:
-                self.futures.pop(i).release()
-            if log is not None:
-                os.makedirs(self.log_folder, exist_ok=True)
-                self._log(Trial(i, {}, "")).write_bytes(log)
-            return end
-        return None
+        end, log = content
+        del self.running[i]
+        if i in self.futures:
+            self.futures.pop(i).release()
+        if log is not None:
+            os.makedirs(self.log_folder, exist_ok=True)
+            self._log(Trial(i, {}, "")).write_bytes(log)
+        return end
 
     def _lose(self, key, error):
         self.arrived.put((*key, "end", (End(*key, "lost", error), None)))
@@ -152,26 +151,19 @@ class DaskBackend(LocalBackend):
             self._lose(key, f"{reason}: {error!r:.500}")
 
 
-def queue_name(job):
-    return f"{job['run']}-{job['trial'].id}-{job['trial'].attempt}"
-
-
 # ---- The worker's side ---------------------------------------------------------------------------
 own = threading.local()  # run and backend of a worker's thread, which serves trial after trial
 
 
 def relay(job):
     """(End, log) of one trial, or of a description, on the worker that runs this task."""
-    trial, words = job["trial"], Queue(queue_name(job), get_client())
+    trial, words = job["trial"], Queue(job["queue"], get_client())
     if not words.qsize() or words.get(timeout=PERIOD) != "begin":
         return End(trial.id, trial.attempt, "lost", GONE), None
-    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
-        backend = backend_of(job)
-        stack.callback(close_backend)
-        is_shared = os.path.isdir(os.path.dirname(job["logs"]))
+    with tempfile.TemporaryDirectory() as scratch:
+        is_shared, backend = os.path.isdir(os.path.dirname(job["logs"])), backend_of(job)
         backend.begin(job["logs"] if is_shared else f"{scratch}/logs", 0)
         end = train(backend, trial, words, job["run"])
-        stack.pop_all()  # the trial has ended, so the backend can stay
         log = pathlib.Path(scratch, "logs", f"{trial.id:04d}.log")
         return end, log.read_bytes()[-MAX_LOG:] if log.exists() else None
 
@@ -189,33 +181,29 @@ def train(backend, trial, words, topic):
                 return event
             send("report", json.dumps({"metrics": event.metrics, "counted": event.counted}))
             is_asked = True
-        if is_asked or words.qsize():
-            with contextlib.suppress(TimeoutError):
+        word, known = "", worker.state.tasks.get(task)  # its state would be "cancelled"
+        try:
+            if not known or known.state != "executing" or worker.status != is_open:
+                word = "kill"
+            elif is_asked or words.qsize():
                 word = words.get(timeout=PERIOD)
-                is_asked = False
-                if word == "kill":
-                    backend.kill(trial)
-                else:
-                    backend.answer(trial, word == "go")
-        known = worker.state.tasks.get(task)  # its state would be "cancelled"
-        if not known or known.state != "executing" or worker.status != is_open:
-            raise RuntimeError("the tuner is gone, or the worker closes")  # nobody reads this
+        except Exception as error:  # or the scheduler is gone
+            word = "" if isinstance(error, TimeoutError) else "kill"
+        is_asked = is_asked and not word
+        if word == "kill":
+            backend.kill(trial)
+        elif word:
+            backend.answer(trial, word == "go")
 
 
 def backend_of(job):
     """The LocalBackend of this thread, whose fork server serves all its trials of a run."""
     if getattr(own, "run", None) != job["run"]:
-        close_backend()
+        if hasattr(own, "backend"):
+            own.backend.close()
         current_process()._config["daemon"] = False  # a daemonic worker may not start processes
         own.run, own.backend = job["run"], LocalBackend(job["objective"], job["seed"])
         own.backend.n_threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
         atexit.register(own.backend.close)
     own.backend.metric = job["metric"]
     return own.backend
-
-
-def close_backend():
-    """Ends this thread's backend, and with it the trial that still runs."""
-    if getattr(own, "run", None):
-        own.backend.close()
-        own.run = None
