@@ -178,10 +178,9 @@ class Journal:
         with open(self.path, "ab", buffering=0, opener=no_link) as file:
             size = file.seek(0, os.SEEK_END)
             try:
-                if not os.fstat(file.fileno()).st_mode & os.stat(self.folder).st_mode & 0o222:
-                    raise OSError(f"{self.path} was made read-only")  # root could still write
-                if file.write(data) < len(data):
-                    raise OSError(f"{self.path}: no space left for a line")
+                mode = os.fstat(file.fileno()).st_mode & os.stat(self.folder).st_mode
+                if not mode & 0o222 or file.write(data) < len(data):  # root could still write
+                    raise OSError(f"{self.path} was made read-only, or the disk is full")
                 if "report" not in event or at - self.synced >= SYNC_SECONDS:
                     os.fsync(file.fileno())
                     self.synced = at
