@@ -15,7 +15,6 @@ and refuses, and the tuner starts the trial again.
 
 import atexit
 import contextlib
-import dataclasses
 import functools
 import json
 import math
@@ -32,7 +31,7 @@ from multiprocessing import current_process
 from distributed import Client, Queue, get_client, get_worker
 from distributed.comm.addressing import get_address_host_port
 
-from hpo.objective import Program, one_line
+from hpo.objective import one_line
 from hpo.status import say
 from hpo.trial import End, LocalBackend, Report, Trial
 
@@ -58,28 +57,26 @@ class DaskBackend(LocalBackend):
         try:
             get_address_host_port(address)  # a ValueError, where a Client would try for long
             self.client = Client(address, timeout=10, set_as_default=False)
+            if not self.client.nthreads():
+                say("waiting for the first Dask worker")
         except (OSError, ValueError) as error:
             raise ValueError(f"--dask {address}: no scheduler answers: {error}") from None
         self.run, self.arrived = f"hpo-{uuid.uuid4().hex}", queue.SimpleQueue()
-        self.client.subscribe_topic(self.run, lambda event: self.arrived.put(tuple(event[1])))
-        self.futures, self.outboxes = {}, {}  # trial id -> task; (trial id, attempt) -> queue
-        self.begun = {}  # trial id -> time
-        self.is_deaf = False  # for good: another scheduler does not know this run
-
-    def describe(self, **options):
-        if not self.client.nthreads():
-            say("waiting for the first Dask worker")
-        return super().describe(**options)
+        # trial id -> (attempt, time at which it is given up); its task, its queue, when it began
+        self.running, self.futures, self.queues, self.begun = {}, {}, {}, {}
 
     def start(self, trial):
         key = trial.id, trial.attempt
-        self.running[trial.id] = trial.attempt, None
+        self.running[trial.id] = trial.attempt, math.inf
         self.begun.pop(trial.id, None)
         job = {"run": self.run, "trial": trial, "metric": self.metric, "seed": self.seed}
-        job |= {"objective": packed(self.objective), "logs": os.path.abspath(self.log_folder)}
+        job |= {"objective": self.objective, "logs": os.path.abspath(self.log_folder)}
+        job["queue"] = f"{self.run}-{trial.id}-{trial.attempt}"
         try:
-            self.outboxes[key] = outbox(self.run, key, self.client)
-            self.outboxes[key].put("begin", timeout=PERIOD)
+            # Each time, as another scheduler may have taken the place of the first one.
+            self.client.subscribe_topic(self.run, lambda event: self.arrived.put(tuple(event[1])))
+            self.queues[trial.id] = Queue(job["queue"], self.client)
+            self.queues[trial.id].put("begin", timeout=PERIOD)
             # A lambda is sent whole, and the job as bytes, so that the scheduler needs no hpo.
             data = pickle.dumps(functools.partial(relay, job))
             task = lambda data: __import__("pickle").loads(data)()
@@ -94,97 +91,64 @@ class DaskBackend(LocalBackend):
     def wait(self, timeout=None):
         until = math.inf if timeout is None else time.monotonic() + timeout
         while True:
-            left = max(0.0, until - time.monotonic())
-            messages = self._arrived(min(left, PERIOD))
-            if self.is_deaf or self.client.status != "running":
-                self.is_deaf = True
-                for i, (attempt, _) in self.running.items():
+            now, messages = time.monotonic(), []
+            for i, (attempt, given_up_at) in self.running.items():
+                if given_up_at <= now:
                     self._lose((i, attempt), GONE)
+            with contextlib.suppress(queue.Empty):
+                messages.append(self.arrived.get(timeout=min(max(0.0, until - now), PERIOD)))
+                while True:
+                    messages.append(self.arrived.get_nowait())
             events = [event for message in messages if (event := self._event(*message))]
-            if events or WAKE in messages or not left:
+            if events or WAKE in messages or until <= now:
                 return events
 
     def answer(self, trial, go_on):
-        self._tell((trial.id, trial.attempt), "go" if go_on else "stop")
-        if not go_on:
-            self._lose_within(SILENCE, trial)
+        self._tell(trial, "go" if go_on else "stop", math.inf if go_on else SILENCE)
 
     def kill(self, trial):
-        self._tell((trial.id, trial.attempt), "kill")
-        self._lose_within(SILENCE if trial.id in self.begun else 0, trial)
+        self._tell(trial, "kill", SILENCE if trial.id in self.begun else 0)
 
     def wake(self):
         self.arrived.put(WAKE)
 
     def close(self):
-        for i, (attempt, _) in self.running.items():
-            self._tell((i, attempt), "kill")
         self.client.close(timeout=PERIOD)
 
-    def _arrived(self, seconds):
-        """All messages there are; waits so long for the first."""
-        messages = []
-        with contextlib.suppress(queue.Empty):
-            messages.append(self.arrived.get(timeout=seconds))
-            while True:
-                messages.append(self.arrived.get_nowait())
-        return messages
+    def _tell(self, trial, word, seconds):
+        """Gives the trial up after so many seconds: its worker may be gone, and no other come."""
+        self.running[trial.id] = trial.attempt, time.monotonic() + seconds
+        with contextlib.suppress(Exception):  # there is no scheduler: Dask cancels the task
+            self.queues[trial.id].put(word, timeout=PERIOD)
 
     def _event(self, i, attempt, kind, content):
         """The Report or the End in a message, or None; the log of an End is written."""
         if self.running.get(i, (None,))[0] != attempt:
-            if kind in ("begun", "report"):  # the trial was lost, and has started again
-                self._tell((i, attempt), "kill")
-        elif kind == "begun":
+            return None
+        if kind == "begun":
             self.begun[i] = self.now()
-        elif kind == "report":
+            return None
+        if kind == "report":
             return Report(i, attempt, **json.loads(content))
-        elif kind == "end":
-            end, log = content
-            del self.running[i]
-            self.outboxes.pop((i, attempt), None)
-            if i in self.futures:
-                self.futures.pop(i).release()
-            if log is not None:
-                os.makedirs(self.log_folder, exist_ok=True)
-                self._log(Trial(i, {}, "")).write_bytes(log)
-            return end
-        return None
+        end, log = content
+        del self.running[i]
+        if i in self.futures:
+            self.futures.pop(i).release()
+        if log is not None:
+            os.makedirs(self.log_folder, exist_ok=True)
+            self._log(Trial(i, {}, "")).write_bytes(log)
+        return end
 
     def _lose(self, key, error):
         self.arrived.put((*key, "end", (End(*key, "lost", error), None)))
-
-    def _lose_within(self, seconds, trial):
-        """Its End comes by then: it may wait for a worker, and there may be none any more."""
-        arguments = (trial.id, trial.attempt), "no Dask worker answers"
-        timer = threading.Timer(seconds, self._lose, arguments)
-        timer.daemon = True
-        timer.start()
-
-    def _tell(self, key, word):
-        with contextlib.suppress(Exception):  # there is no scheduler, as `wait` will notice
-            (self.outboxes.get(key) or outbox(self.run, key, self.client)).put(word, timeout=PERIOD)
 
     def _notice_end(self, key, future):
         """Passes the result of a task on, or that there is none."""
         try:
             self.arrived.put((*key, "end", future.result(timeout=SILENCE)))
         except BaseException as error:  # of the worker, of Dask, or a CancelledError
-            is_current = self.running.get(key[0], (None,))[0] == key[1]  # and not released
-            self.is_deaf |= is_current and future.status == "cancelled"  # by another scheduler
             reason = "a worker, with this repository on its PYTHONPATH?, failed"
-            self._lose(key, GONE if self.is_deaf else f"{reason}: {error!r:.500}")
-
-
-def packed(objective):
-    """An objective and the bytes of its file, for workers that do not have it."""
-    path = objective.path if isinstance(objective, Program) else objective
-    return objective, pathlib.Path(path).read_bytes() if isinstance(path, str) else None
-
-
-def outbox(run, key, client):
-    """The queue on which the tuner speaks to the relay of (trial id, attempt)."""
-    return Queue(f"{run}-{key[0]}-{key[1]}", client)
+            self._lose(key, f"{reason}: {error!r:.500}")
 
 
 # ---- The worker's side ---------------------------------------------------------------------------
@@ -193,60 +157,43 @@ own = threading.local()  # run and backend of a worker's thread, which serves tr
 
 def relay(job):
     """(End, log) of one trial, or of a description, on the worker that runs this task."""
-    trial, worker = job["trial"], get_worker()
-    key = trial.id, trial.attempt
-    inbox = outbox(job["run"], key, get_client())
-    if not inbox.qsize() or inbox.get(timeout=PERIOD) != "begin":
-        return End(*key, "lost", GONE), None
+    trial, words = job["trial"], Queue(job["queue"], get_client())
+    if not words.qsize() or words.get(timeout=PERIOD) != "begin":
+        return End(trial.id, trial.attempt, "lost", GONE), None
     with tempfile.TemporaryDirectory() as scratch:
-        is_shared = trial.origin != "describe" and os.path.isdir(os.path.dirname(job["logs"]))
-        logs = job["logs"] if is_shared else f"{scratch}/logs"
-        backend = backend_of(job)
-        backend.begin(logs, 0)
-        send = lambda kind, text="": worker.log_event(job["run"], [*key, kind, text])
-        send("begun")
-        end = train(backend, trial, inbox, send, worker)
-        log = pathlib.Path(logs, f"{trial.id:04d}.log")
-        is_to_go_home = not is_shared and log.exists()
-        return end, log.read_bytes()[-MAX_LOG:] if is_to_go_home else None
+        is_shared, backend = os.path.isdir(os.path.dirname(job["logs"])), backend_of(job)
+        backend.begin(job["logs"] if is_shared else f"{scratch}/logs", 0)
+        end = train(backend, trial, words, job["run"])
+        log = pathlib.Path(scratch, "logs", f"{trial.id:04d}.log")
+        return end, log.read_bytes()[-MAX_LOG:] if log.exists() else None
 
 
-def train(backend, trial, inbox, send, worker):
+def train(backend, trial, words, topic):
     """Passes reports and answers until the trial has ended; returns its End."""
-    words, is_open, task = queue.SimpleQueue(), worker.status, worker.get_current_task()
-
-    def listen():
-        word = None
-        while word not in ("kill", "over"):
-            try:
-                word = inbox.get()
-            except Exception:  # the scheduler is gone
-                word = "kill"
-            words.put(word)
-            backend.wake()
-        with contextlib.suppress(Exception):  # as above
-            inbox.close()
-
-    threading.Thread(target=listen, daemon=True).start()
+    worker, is_asked = get_worker(), False
+    send = lambda *message: worker.log_event(topic, [trial.id, trial.attempt, *message])
+    task, is_open = worker.get_current_task(), worker.status
+    send("begun", "")
     backend.start(trial)
-    try:
-        while True:
-            for event in backend.wait(PERIOD):
-                if isinstance(event, End):
-                    return event
-                send("report", json.dumps({"metrics": event.metrics, "counted": event.counted}))
-            while not words.empty():
-                word = words.get()
-                if word in ("go", "stop"):
-                    backend.answer(trial, word == "go")
-                elif word == "kill":
-                    backend.kill(trial)
-            known = worker.state.tasks.get(task)  # its state would be "cancelled"
+    while True:
+        for event in backend.wait(0 if is_asked else PERIOD):
+            if isinstance(event, End):
+                return event
+            send("report", json.dumps({"metrics": event.metrics, "counted": event.counted}))
+            is_asked = True
+        word, known = "", worker.state.tasks.get(task)  # its state would be "cancelled"
+        try:
             if not known or known.state != "executing" or worker.status != is_open:
-                backend.kill(trial)
-    finally:
-        with contextlib.suppress(Exception):  # the scheduler is gone
-            inbox.put("over", timeout=PERIOD)
+                word = "kill"
+            elif is_asked or words.qsize():
+                word = words.get(timeout=PERIOD)
+        except Exception as error:  # or the scheduler is gone
+            word = "" if isinstance(error, TimeoutError) else "kill"
+        is_asked = is_asked and not word
+        if word == "kill":
+            backend.kill(trial)
+        elif word:
+            backend.answer(trial, word == "go")
 
 
 def backend_of(job):
@@ -255,20 +202,8 @@ def backend_of(job):
         if hasattr(own, "backend"):
             own.backend.close()
         current_process()._config["daemon"] = False  # a daemonic worker may not start processes
-        own.run, own.backend = job["run"], LocalBackend(unpacked(*job["objective"]), job["seed"])
+        own.run, own.backend = job["run"], LocalBackend(job["objective"], job["seed"])
         own.backend.n_threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
         atexit.register(own.backend.close)
     own.backend.metric = job["metric"]
     return own.backend
-
-
-def unpacked(objective, source):
-    """The objective whose file is here, or is made anew from its bytes."""
-    is_program = isinstance(objective, Program)
-    path = objective.path if is_program else objective
-    if source is None or os.path.exists(path):
-        return objective
-    copy = pathlib.Path(tempfile.mkdtemp(), os.path.basename(path))
-    copy.write_bytes(source)
-    copy.chmod(0o755)
-    return dataclasses.replace(objective, path=str(copy)) if is_program else str(copy)

@@ -10,9 +10,8 @@ journal.jsonl has one JSON object a line, in the order in which things happened:
 
 The state of a run is a fold over these lines: `Journal.apply`, both live and when a file is read. A
 line is one write, made before a report is answered, so a killed run loses nothing. "at" is in
-seconds of the run's clock. trials.csv (a row for each ended trial) and reports.csv are for people
-and tools, and are never read back. All files have values in the user's own sign. Only this module
-turns them into losses, where lower is better.
+seconds of the run's clock. The CSVs are for people and tools, and are never read back. All files
+have values in the user's own sign. Only this module turns them into losses: lower is better.
 
     python -m hpo.journal results/DIR      writes the two CSVs anew
 """
@@ -23,21 +22,19 @@ import math
 import os
 import pathlib
 import platform
-import shutil
 import sys
 import time
 import warnings
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
-from hpo.space import cast_config, middle, space_from_json
+from hpo.space import cast_config, space_from_json
 from hpo.trial import Trial
 
 STATUSES = ("done", "stopped", "failed", "timeout", "interrupted")
 SIGN = {"max": -1.0, "min": 1.0}  # of a loss
 SYNC_SECONDS = 1.0  # between two fsyncs of reports: a power cut loses at most these seconds
-# What a damaged line of a journal raises.
-BAD = (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError)
+NOW = "%Y-%m-%dT%H:%M:%S%z"
 
 
 class WriteError(Exception):
@@ -47,12 +44,11 @@ class WriteError(Exception):
 class Journal:
     """A run: its trials, sorted by id, as the events so far have made them; and its files.
 
-    run: the journal's first line, with domains in its space. folder: None for a run in memory.
+    run: its first line, with domains in the space. folder: it is locked; None for a run in memory.
     """
 
     def __init__(self, run, folder=None):
         self.run, self.folder = run, folder and pathlib.Path(folder)
-        self.path = folder and self.folder / "journal.jsonl"
         self.space, self.metric, self.mode = run["space"], run["metric"], run["mode"]
         self.sign, self.trials, self.clock = SIGN[self.mode], [], 0.0
         known, self.learned = run.get("learned", []), []  # trials of earlier runs, with ids below 0
@@ -60,9 +56,15 @@ class Journal:
             config = cast_config(self.space, trial["config"])
             curve = [(epoch, self.to_loss(value)) for epoch, value in trial["curve"]]
             self.learned.append(Trial(i, config, "learned", 1, trial["status"], curve))
+        self.ended = []  # all attempts that have ended, in order
         self.synced = -math.inf  # the run's clock at the last fsync
-        self.silent = set()  # ids of trials that were started again and have not reported since
         self.columns = {}  # table -> its columns; {}: write the tables anew at the next row
+        if folder:
+            self.path, self.lock = self.folder / "journal.jsonl", FileLock(self.folder / ".lock")
+            try:
+                self.lock.acquire(timeout=0)
+            except OSError as error:  # filelock's Timeout, or the folder is read-only
+                raise ValueError(f"{folder}: another run is using it? {error}") from None
 
     # ---- The fold ----
     def apply(self, event):
@@ -80,34 +82,34 @@ class Journal:
                 elif 0 <= i < len(self.trials) and attempt == self.trials[i].attempt + 1:
                     trial.earlier = [*self.trials[i].earlier, self.trials[i].curve]
                     self.trials[i] = trial
-                    self.silent.add(i)
                     self.columns = {}
                 else:
                     raise ValueError(f"trial {i}, attempt {attempt} is not the next to start")
             case {"report": i, "epoch": int(epoch), "metrics": metrics}:
                 trial = self._running(i, event["attempt"])
-                if i in self.silent:  # it may continue from a checkpoint
+                if trial.earlier and not trial.curve:  # it may continue from a checkpoint
                     before = next((curve for curve in reversed(trial.earlier) if curve), [])
                     trial.curve = [point for point in before if point[0] < epoch]
-                    self.silent.remove(i)
                     self.columns = {}
                 if math.isfinite(loss := self.to_loss(metrics.get(self.metric))):
                     trial.curve.append((epoch, loss))
             case {"end": i, "status": status, "error": str(error)} if status in STATUSES:
                 trial = self._running(i, event["attempt"])
                 trial.status, trial.error, trial.ended = status, error, at
+                self.ended.append(trial)
             case {"session": {"arguments": arguments}}:
                 self.run["arguments"] |= arguments  # the budget may have changed
                 for cut_off in [t for t in self.trials if t.status == "running"]:
                     cut_off.status, cut_off.ended = "interrupted", at  # the tuner was killed
+                    self.ended.append(cut_off)
             case _:
                 raise ValueError("is no start, report, end or session with all its fields")
         self.clock = at + 0.0  # a TypeError if it is no number
         return trial
 
     def _running(self, i, attempt):
-        trial = self.trials[i] if 0 <= i < len(self.trials) else None
-        if not trial or (trial.attempt, trial.status) != (attempt, "running"):
+        trial = self.trials[i]
+        if (trial.id, trial.attempt, trial.status) != (i, attempt, "running"):
             raise ValueError(f"trial {i}, attempt {attempt} is not running")
         return trial
 
@@ -124,68 +126,51 @@ class Journal:
     @classmethod
     def create(cls, folder, run):
         """The journal of a new run in a new folder; ValueError if the folder cannot be made."""
-        journal = cls({**run, "space": space_from_json(run["space"])}, folder)
-        is_new = not journal.folder.exists()
         try:
-            journal.folder.mkdir(parents=True, exist_ok=True)
-            journal._lock()
-            check_new(folder)  # another run may have begun in it before the lock
-            journal.path.touch()
+            pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+            journal = cls({**run, "space": space_from_json(run["space"])}, folder)
+            journal.path.touch(exist_ok=False)  # another run may have begun in it before the lock
             machine = f"{platform.platform()}, {os.cpu_count()} cores"
-            journal._write({"run": {**run, "machine": machine, "time": now()}})
+            journal._write({"run": {**run, "machine": machine, "time": time.strftime(NOW)}})
             journal.columns = write_tables(folder)
         except OSError as error:
-            if is_new:
-                shutil.rmtree(folder, ignore_errors=True)
             raise ValueError(f"--results {folder}: cannot be made: {error}") from None
         return journal
 
     @classmethod
     def open(cls, folder):
-        """The locked journal of a run that is to go on. Changes nothing before `begin_session`."""
+        """The journal of a run that is to go on. Changes nothing before `begin_session`."""
         journal = cls(load_run(folder), folder)
-        try:
-            journal._lock()
-        except OSError as error:
-            raise ValueError(f"{folder}: cannot go on in it: {error}") from None
-        for _ in read_events(folder, journal):
-            pass
+        list(read_events(folder, journal))
         return journal
 
     def begin_session(self, arguments):
-        """Notes that the run goes on, and arguments that have changed. Raises ValueError."""
-        try:
-            with open(self.path, "rb+", opener=no_link) as file:
-                file.truncate(file.read().rfind(b"\n") + 1)  # cuts off a torn last line
-            self.append({"session": {"arguments": arguments, "at": self.clock, "time": now()}})
-            self.columns = write_tables(self.folder)
-        except (OSError, WriteError) as error:
-            raise ValueError(f"{self.folder}: cannot go on in it: {error}") from None
+        """Notes that the run goes on, and arguments that have changed. Raises WriteError."""
+        session = {"arguments": arguments, "at": self.clock, "time": time.strftime(NOW)}
+        self.append({"session": session})
 
     def append(self, event):
         """Writes an event to the journal and applies it; returns its trial. Raises WriteError."""
         if self.folder is None:
             return self.apply(event)
         try:
+            if "session" in event:
+                with open(self.path, "rb+", opener=no_link) as file:
+                    file.truncate(file.read().rfind(b"\n") + 1)  # cuts off a torn last line
             self._write(event)
             trial = self.apply(event)
             if "report" in event:
                 self._add_row("reports", report_row(event))
             elif "end" in event:
                 self._add_row("trials", trial_row(self, trial))
-        except OSError as error:
+            elif "session" in event:
+                self.columns = write_tables(self.folder)
+        except (OSError, ValueError) as error:  # ValueError: tables of a journal that was deleted
             raise WriteError(f"{self.folder}: cannot write: {error}") from None
         return trial
 
     def close(self):
         self.lock.release()
-
-    def _lock(self):
-        self.lock = FileLock(self.folder / ".lock", timeout=0)
-        try:
-            self.lock.acquire()
-        except Timeout:
-            raise ValueError(f"{self.folder}: another run is using it") from None
 
     def _write(self, event):
         """Appends a line to the journal: all of it or nothing."""
@@ -193,10 +178,9 @@ class Journal:
         with open(self.path, "ab", buffering=0, opener=no_link) as file:
             size = file.seek(0, os.SEEK_END)
             try:
-                if not os.fstat(file.fileno()).st_mode & os.stat(self.folder).st_mode & 0o222:
-                    raise OSError(f"{self.path} was made read-only")  # root could still write
-                if file.write(data) < len(data):
-                    raise OSError(f"{self.path}: no space left for a line")
+                mode = os.fstat(file.fileno()).st_mode & os.stat(self.folder).st_mode
+                if not mode & 0o222 or file.write(data) < len(data):  # root could still write
+                    raise OSError(f"{self.path} was made read-only, or the disk is full")
                 if "report" not in event or at - self.synced >= SYNC_SECONDS:
                     os.fsync(file.fileno())
                     self.synced = at
@@ -205,15 +189,12 @@ class Journal:
                 raise
 
     def _add_row(self, table, row):
-        columns, path = self.columns.get(table, []), self.folder / f"{table}.csv"
+        columns, path = self.columns.get(table, ()), self.folder / f"{table}.csv"
         if row.keys() <= set(columns) and path.exists():
             with open(path, "a", encoding="utf-8", opener=no_link) as file:
                 csv.DictWriter(file, columns, lineterminator="\n").writerow(row)
         else:
-            try:
-                self.columns = write_tables(self.folder)
-            except ValueError as error:  # the journal, too, has been deleted
-                raise OSError(error) from None
+            self.columns = write_tables(self.folder)
 
 
 def no_link(path, flags):
@@ -223,25 +204,18 @@ def no_link(path, flags):
 
 def check_new(folder):
     """Raises ValueError if a new run cannot use this folder."""
-    folder = pathlib.Path(folder)
-    if folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - {".lock"}):
+    if os.path.exists(folder) and (not os.path.isdir(folder) or {*os.listdir(folder)} - {".lock"}):
         raise ValueError(f"--results {folder}: expected a new folder, got one that holds something")
-
-
-def now():
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
 # ---- Reading -------------------------------------------------------------------------------------
 def load(folder, before=None):
     """The trials of a run, sorted by id.
 
-    before: a trial's id; then only what the searcher knew when it suggested this trial, with the
-    trials of --learn_from.
+    before: an id; then what the searcher knew when it suggested this trial, --learn_from included.
     """
     journal = Journal(load_run(folder))
-    for _ in read_events(folder, journal, before):
-        pass
+    list(read_events(folder, journal, before))
     return journal.trials if before is None else journal.learned + journal.trials
 
 
@@ -250,13 +224,12 @@ def load_run(folder):
     path = pathlib.Path(folder) / "journal.jsonl"
     try:
         with open(path, "rb") as file:
-            line, end, _ = file.readline().partition(b"\n")
-            run = json.loads(line if end else b"")["run"]  # a torn line has no end
-        run["arguments"].keys()
-        return Journal({**run, "space": space_from_json(run["space"])}).run
+            run = json.loads(file.readline()[:-1])["run"]  # without its end, or the last } if torn
+        own = {"space": space_from_json(run["space"]), "arguments": {**run["arguments"]}}
+        return Journal({**run, **own}).run
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}; expected the folder of a run") from None
-    except BAD as error:
+    except Exception as error:  # whatever a damaged line raises
         raise ValueError(f"{path}, line 1: expected a run: {error!r}") from None
 
 
@@ -278,7 +251,7 @@ def read_events(folder, journal=None, before=None):
                     return
                 if journal:
                     journal.apply(event)
-            except BAD as error:
+            except Exception as error:  # whatever a damaged line raises
                 raise ValueError(f"{path}, line {number}: {error!r}") from None
             yield event
     if before is not None:
@@ -287,46 +260,34 @@ def read_events(folder, journal=None, before=None):
 
 # ---- Tables --------------------------------------------------------------------------------------
 def write_tables(folder):
-    """Writes the two CSVs of a run anew; returns {table: its columns}."""
+    """Writes the two CSVs of a run anew; returns {table: its columns}.
+
+    reports.csv has the reports of the last attempt of each trial. If that attempt continued from a
+    checkpoint, it has those of the epochs before, too.
+    """
     journal = Journal(load_run(folder))
-    events = list(read_events(folder, journal))
-    ends = {event["end"]: number for number, event in enumerate(events) if "end" in event}
-    ended = [trial for trial in journal.trials if trial.ended is not None]
-    # By number too, because several may end in the same millisecond.
-    ended.sort(key=lambda trial: (trial.ended, ends.get(trial.id, math.inf)))
-    # Samples, from which a table without rows has its columns.
-    no_trial = Trial(0, middle(journal.space), "", ended=0.0)
-    no_report = {"report": 0, "epoch": 0, "at": 0.0, "metrics": {journal.metric: 0.0}}
-    tables = {
-        "trials": [trial_row(journal, trial) for trial in (no_trial, *ended)],
-        "reports": [report_row(event) for event in (no_report, *kept_reports(events))],
-    }
+    # The first rows are samples, from which a table without rows has its columns.
+    trials = [trial_row(journal, Trial(0, journal.space, "", ended=0.0))]
+    reports = [{"report": -1, "epoch": 0, "at": 0.0, "metrics": {journal.metric: 0.0}}]
+    attempts = {}  # trial -> attempt of its last report
+    for event in read_events(folder, journal):
+        if "report" in event:
+            i, epoch = event["report"], event["epoch"]
+            if event["attempt"] > attempts.get(i, 1):
+                reports = [e for e in reports if e["report"] != i or e["epoch"] < epoch]
+            attempts[i] = event["attempt"]
+            reports.append(event)
+    trials += [trial_row(journal, t) for t in journal.ended if t is journal.trials[t.id]]
     columns = {}
-    for table, (sample, *rows) in tables.items():
+    for table, (sample, *rows) in ("trials", trials), ("reports", map(report_row, reports)):
         columns[table] = list(dict.fromkeys(name for row in (sample, *rows) for name in row))
-        path = pathlib.Path(folder) / f"{table}.partial"
+        path = pathlib.Path(folder) / f"{table}.csv"
         path.unlink(missing_ok=True)  # it may be a link
         with open(path, "x", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns[table], lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(path, path.with_suffix(".csv"))
     return columns
-
-
-def kept_reports(events):
-    """The reports of the last attempt of each trial, in order. The journal has all others.
-
-    If that attempt continued from a checkpoint, the epochs that were reported before are kept too.
-    """
-    kept = {}  # trial -> [(number, event)] of its reports
-    for number, event in enumerate(events):
-        if "report" in event:
-            own = kept.setdefault(event["report"], [])
-            if own and own[-1][1]["attempt"] < event["attempt"]:
-                own[:] = [(n, before) for n, before in own if before["epoch"] < event["epoch"]]
-            own.append((number, event))
-    return [event for _, event in sorted(pair for own in kept.values() for pair in own)]
 
 
 def trial_row(journal, trial):
@@ -344,17 +305,13 @@ def trial_row(journal, trial):
 
 def report_row(event):
     row = {"trial": event["report"], "epoch": event["epoch"], "time": event["at"]}
-    for name, value in event["metrics"].items():
-        name = to_cell(name)
-        while name in row:
-            name = f"metric_{name}"
-        row[name] = to_cell(value)
-    return row
+    metrics = event["metrics"].items()
+    return row | {f"metric_{n}" if n in row else n: to_cell(value) for n, value in metrics}
 
 
 def to_cell(value):
     """The text of a cell: NaN and Inf as pandas and R read them, lists as JSON, no line breaks."""
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, float):
         return str(value).replace("nan", "NaN").replace("inf", "Inf")
     text = json.dumps(value) if isinstance(value, (list, dict)) else value
     return printable(text).replace("\n", "\\n") if isinstance(text, str) else text
@@ -366,10 +323,8 @@ def printable(text):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m hpo.journal results/DIR")
     try:
-        journal = Journal.open(sys.argv[1])  # locks the folder while it is kept
+        journal = Journal.open(" ".join(sys.argv[1:]))  # locks the folder while it is kept
         write_tables(journal.folder)
     except (ValueError, OSError) as error:
         sys.exit(f"hpo.journal: error: {error}")

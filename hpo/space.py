@@ -42,7 +42,6 @@ class Domain:
         self.n_values = math.inf if values is None else len(values)
         listed = values if isinstance(values, list) else []
         self.positions = {config_key(value): i for i, value in enumerate(listed)}
-        self.equals = {value: value for value in listed if type(value) in NUMBERS}
         if len(self.positions) < len(listed):
             raise ValueError(f"{kind} needs distinct values, got {values}")
         self.low, self.high, self.half = low, high, 0 if values is None else 0.5
@@ -78,25 +77,25 @@ class Domain:
 
     def cast(self, value):
         """The domain's own value equal to `value`, with its exact type."""
-        value = _plain(value)
-        if self.positions and config_key(value) in self.positions:
-            return self.values[self.positions[config_key(value)]]
-        if type(value) in NUMBERS and value in self.equals:
-            return self.equals[value]
-        if type(value) in NUMBERS and not self.positions and self.low <= value <= self.high:
-            own = type(self.low)(value)
-            if own == value:
-                return own
-        raise ValueError(f"expected a value of {self!r}, got {value!r}")
+        own, value = self.nearest(value), _plain(value)
+        are_numbers = {type(own), type(value)} <= {*NUMBERS}
+        if not (are_numbers and own == value) and config_key(own) != config_key(value):
+            raise ValueError(f"expected a value of {self!r}, got {value!r}")
+        return own
 
     def nearest(self, value):
-        """The value nearest to a number; for anything else the one in the middle."""
-        if type(value) in NUMBERS and not self.positions:
-            number = round(value) if self.half else value
-            return type(self.low)(min(max(number, self.low), self.high))
-        if type(value) in NUMBERS and self.equals:
-            return min(self.equals, key=lambda own: abs(own - value))
-        return self.decode(np.full(self.n_dims, 0.5))
+        """Its own value that is `value`, or nearest to a number; for anything else the middle."""
+        value, numbers = _plain(value), [self.low, self.high]
+        if self.positions:
+            if (key := config_key(value)) in self.positions:
+                return self.values[self.positions[key]]
+            numbers = [own for own in self.values if type(own) in NUMBERS]
+        if type(value) not in NUMBERS or not numbers:
+            return self.decode(np.full(self.n_dims, 0.5))
+        value = min(max(min(numbers), value), max(numbers))
+        if self.positions:
+            return min(numbers, key=lambda own: abs(own - value))
+        return type(self.low)(round(value) if self.half else value)
 
     def to_json(self):
         return {self.kind: self.arguments[0] if self.kind in LISTED else list(self.arguments)}
@@ -109,9 +108,6 @@ class Domain:
 
     def __eq__(self, other):
         return repr(self) == repr(other)
-
-    def __hash__(self):
-        return hash(repr(self))
 
 
 class Choice(Domain):
@@ -266,18 +262,12 @@ def nearest_config(space, config):
     A name that is new takes the middle of its range, a value outside a range its nearest end, and
     constants are this space's. Names that are gone are left out.
     """
-    complete = middle(space)
+    complete, known = middle(space), [name for name in space if name in config]
+    complete |= {n: space[n].nearest(config[n]) for n in known if isinstance(space[n], Domain)}
+    changed = [n for n in known if config_key(complete[n]) != config_key(config[n])]
     changes = [f"{name} is new" for name in domains(space) if name not in config]
     changes += [f"{name} is gone" for name in config if name not in space]
-    for name in [name for name in space if name in config]:
-        if isinstance(space[name], Domain):
-            try:
-                complete[name] = space[name].cast(config[name])
-            except ValueError:
-                complete[name] = space[name].nearest(config[name])
-        if config_key(complete[name]) != config_key(config[name]):
-            changes.append(f"{name}={config[name]} becomes {complete[name]}")
-    return complete, changes
+    return complete, changes + [f"{n}={config[n]} becomes {complete[n]}" for n in changed]
 
 
 def cast_value(name, domain, value):
@@ -292,22 +282,22 @@ def set_value(space, name, text):
     """A space in which `name` has the value written as `text`; a constant keeps its type."""
     if name not in space:
         raise ValueError(f"{name}: no such name in the space; it has {', '.join(space)}")
-    old, value = space[name], text
+    old, readings = space[name], [text]
     if not isinstance(old, str):
         with suppress(ValueError):
-            value = float(text)  # .1, which is no JSON
+            readings.insert(0, float(text))  # .1, which is no JSON
         with suppress(ValueError):
-            value = json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
-    if isinstance(old, Domain):
+            json_text = {"True": "true", "False": "false", "None": "null"}.get(text, text)
+            readings.insert(0, json.loads(json_text))
+    for value in readings:
         with suppress(ValueError):
-            return {**space, name: old.cast(value)}
-        return {**space, name: cast_value(name, old, text)}
-    if type(old) is float and type(value) is int:
-        value = float(value)
-    _check_json(name, value)
-    if type(value) is not type(old) and old is not None:
-        raise ValueError(f"{name}: expected {type(old).__name__} as {old!r} is, got {text!r}")
-    return {**space, name: value}
+            if isinstance(old, Domain):
+                return {**space, name: old.cast(value)}
+            _check_json(name, value)
+            if old is None or type(value) is type(old):
+                return {**space, name: value}
+    of = "of" if isinstance(old, Domain) else "like"
+    raise ValueError(f"{name}: expected a value {of} {old!r}, got {text!r}")
 
 
 # ---- JSON ----
@@ -334,19 +324,15 @@ def _from_json(name, entry):
         raise ValueError(f"{name}: expected one of {', '.join(FORMS)}, got {entry!r:.99}")
     try:
         return FORMS[kind](*([entry[kind]] if kind in LISTED else entry[kind]))
-    except ValueError as error:
+    except (TypeError, ValueError) as error:  # TypeError: too few or many arguments
         raise ValueError(f"{name}: {error}") from None
-    except TypeError:  # too few or many arguments
-        raise ValueError(f"{name}: {kind} cannot be made of {entry[kind]!r:.99}") from None
 
 
 def _check_json(name, value):
     with suppress(TypeError, ValueError):
         if json.loads(json.dumps(value, allow_nan=False)) == value:
             return
-    raise ValueError(
-        f"{name}: expected a domain such as uniform(0, 1), or a JSON value, got {value!r:.99}"
-    )
+    raise ValueError(f"{name}: expected a domain such as uniform(0, 1), or JSON, got {value!r:.99}")
 
 
 def _plain(value):  # a numpy scalar becomes a Python number

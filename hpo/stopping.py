@@ -5,7 +5,7 @@
 A rule is a function, here or in your own file (`--stopping my_rule.py:my_rule`), called after each
 report before the last epoch. `trial` has just reported; `trials` are all so far, sorted by id. It
 may read their id, config, status and curve [(epoch, loss)]; a lower loss is better. It keeps no
-state, so each decision can be recomputed. If it has first_rung or eta, the command line sets them.
+state. The command line sets its arguments first_rung and eta, where it has them.
 """
 
 import inspect
@@ -57,8 +57,7 @@ def halving(trial, trials, max_epochs, first_rung=1, eta=3):
     is_free = (trial.id + 1) % math.ceil(max_epochs / first_rung) == 0
     if own is None or is_free or not first_rung <= epoch < max_epochs:
         return False
-    others = [other for other in trials[-RECENT:] if other.id != trial.id]
-    found = [loss_at_rung(other, rung, first_rung, eta) for other in others]
+    found = [loss_at_rung(t, rung, first_rung, eta) for t in trials[-RECENT:] if t.id != trial.id]
     losses = [loss for loss in found if loss is not None]
     return sum(loss < own for loss in losses) > len(losses) / eta
 
@@ -73,16 +72,14 @@ def last_rung(epoch, first_rung, eta):
 
 def loss_at_rung(trial, rung, first_rung, eta):
     """The best loss up to the report that reached the rung; None if the trial is not compared."""
-    curve, known = trial.at_rung.get((rung, eta), (None, None))
-    if curve is trial.curve:  # it has only grown since; a curve may have 10,000 epochs
-        return known
+    if (rung, eta) in trial.at_rung:  # a curve only grows, and may have 10,000 epochs
+        return trial.at_rung[rung, eta]
     best = math.inf
     for epoch, loss in trial.curve:
         best = min(best, loss)
         if epoch >= rung:  # a report that passes several rungs is compared at the highest
-            known = best if epoch < rung * eta else None
-            trial.at_rung[rung, eta] = trial.curve, known
-            return known
+            trial.at_rung[rung, eta] = best if epoch < rung * eta else None
+            return trial.at_rung[rung, eta]
     # A trial that failed on its way to this rung is the worst there.
     was_next = rung == first_rung or trial.n_epochs >= rung / eta
     return math.inf if trial.status == "failed" and was_next else None
@@ -99,10 +96,7 @@ def find_rule(name):
 
 
 def with_options(rule, **options):
-    """The rule with the options that are among its arguments; None stays None.
-
-    A functools.partial keeps those that it has.
-    """
-    names = set(inspect.signature(rule).parameters if rule else ())
-    names -= set(getattr(rule, "keywords", ()))
-    return rule and partial(rule, **{name: options[name] for name in options if name in names})
+    """The rule with the options that are among its arguments; None stays None."""
+    names = inspect.signature(rule).parameters if rule else ()
+    own = getattr(rule, "keywords", {})  # a functools.partial keeps those that it has
+    return rule and partial(rule, **{n: options[n] for n in options if n in names} | own)

@@ -1,6 +1,5 @@
 """hpo/space.py: distributions against closed forms, exact round trips, errors a user reads."""
 
-import collections
 import json
 import math
 import pickle
@@ -10,8 +9,6 @@ import pytest
 
 from hpo import space as s
 
-N = 10_000
-TOLERANCE = 0.0243  # Kolmogorov-Smirnov: P(max deviation > 0.0243) = 2 exp(-2 N 0.0243^2) = 1.5e-5
 JSON = [  # values that must survive a file, and that only their type or a letter tells apart
     {}, {"uniform": [0, 1]}, {"constant": {"constant": {}}}, {"choice": [["a"]]}, [], [{"a": [0]}],
     None, "null", True, "True", 1, 1.0, "1", -0.0, 2**70, 0.1, "", ".'\"\\\n\t{}", "é✓😀", "\ud800",
@@ -20,88 +17,51 @@ MIXED = [1, 1.5, True, "1", None, [1, 2], {"a": [1]}, "b"]
 SMALL = {"units": s.randint(4, 1024), "rate": s.loguniform(1e-6, 1), "epochs": 81}
 
 
-def samples(domain):
-    rng = np.random.default_rng(0)
-    return [domain.decode(x) for x in rng.random((N, domain.n_dims))]
-
-
-# ---- Distributions ----
-def max_deviation(values, cdf):
-    """Kolmogorov-Smirnov statistic of a continuous distribution."""
-    p = np.sort([cdf(value) for value in values])
-    return np.max(np.abs(p - (np.arange(len(p)) + 0.5) / len(p))) + 0.5 / len(p)
-
-
+# ---- Distributions: sampling is decoding a uniform random point ----
 CONTINUOUS = [
     (s.uniform(-2, 3), lambda v: (v + 2) / 5),
     (s.loguniform(1e-6, 1), lambda v: math.log10(v) / 6 + 1),
     (s.reverseloguniform(0.5, 0.999), lambda v: math.log((1 - v) / 0.5) / math.log(0.001 / 0.5)),
     (s.reverseloguniform(0, 0.9), lambda v: math.log(1 - v) / math.log(0.1)),
 ]
+DISCRETE = [  # domain, its values, the edges of their cells
+    (s.randint(-3, 12), range(-3, 13), np.arange(17) / 16),
+    (s.lograndint(1, 64), range(1, 65), np.log(np.arange(1, 66) * 2 - 1) / math.log(129)),
+    (s.finrange(0, 1, 6), [0.0, 0.2, 0.4, 0.6, 0.8, 1.0], np.arange(7) / 6),
+    (s.logfinrange(1e-4, 1, 5), [1e-4, 1e-3, 1e-2, 1e-1, 1.0], np.arange(6) / 5),
+    (s.ordinal(MIXED), MIXED, np.arange(9) / 8),
+    # half a mean distance beyond the ends, whose logarithms are 0 and 3
+    (s.logordinal([1, 10, 1e3]), [1, 10, 1e3], np.array([-0.75, 0.5, 2, 3.75]) / 4.5 + 1 / 6),
+]
 
 
 @pytest.mark.parametrize("domain, cdf", CONTINUOUS)
-def test_continuous_domain_matches_its_distribution(domain, cdf):
-    values = samples(domain)
-    assert all(type(value) is float and domain.low <= value <= domain.high for value in values)
-    assert max_deviation(values, cdf) < TOLERANCE
-    for x in np.linspace(0, 1, 101):
-        assert cdf(domain.decode([x])) == pytest.approx(x, abs=1e-9)
+def test_continuous_domain_has_its_distribution(domain, cdf):
+    for x in np.linspace(0, 1, 1001):
+        value = domain.decode([x])
+        assert type(value) is float and domain.low <= value <= domain.high
+        assert cdf(value) == pytest.approx(x, abs=1e-9)
 
 
-def chi_square(values, odds):
-    """Pearson's statistic by its quantile at four standard deviations (Wilson-Hilferty)."""
-    counts = collections.Counter(map(repr, values))
-    expected = {repr(value): len(values) * p for value, p in odds}
-    assert counts.keys() <= expected.keys()
-    spread = 2 / (9 * (len(odds) - 1))
-    limit = (len(odds) - 1) * (1 - spread + 4 * math.sqrt(spread)) ** 3
-    return sum((counts[key] - n) ** 2 / n for key, n in expected.items()) / limit
+@pytest.mark.parametrize("domain, values, edges", DISCRETE)
+def test_discrete_domain_has_its_cells(domain, values, edges):
+    """A value is encoded in the middle of its cell."""
+    assert domain.n_values == len(values) and repr([*domain.values]) == repr([*values])
+    for value, left, right in zip(values, edges[:-1], edges[1:], strict=True):
+        assert domain.encode(value) == pytest.approx([(left + right) / 2], abs=1e-12)
+        for x in (left + 1e-9, right - 1e-9):
+            assert repr(domain.decode([x])) == repr(value)
 
 
-def even(values):
-    return [(value, 1 / len(values)) for value in values]
+def test_choice_is_one_hot():
+    domain = s.choice(MIXED)
+    assert [domain.encode(value).tolist() for value in MIXED] == np.eye(8).tolist()
+    assert domain.n_dims == 8 and domain.decode([0.2, 0.7, 0.69, 0, 0, 0, 0, 0]) == 1.5
 
 
-def log_width(low, high):
-    total = math.log((high + 0.5) / (low - 0.5))
-    return [(v, math.log((v + 0.5) / (v - 0.5)) / total) for v in range(low, high + 1)]
-
-
-def log_nearest(values):
-    """Odds to be the nearest on a log axis that reaches half a mean distance beyond the ends."""
-    t = np.log(values)
-    reach = (t[-1] - t[0]) / (len(t) - 1) / 2
-    edges = np.array([t[0] - reach, *(t[:-1] + t[1:]) / 2, t[-1] + reach])
-    return list(zip(values, np.diff(edges) / (edges[-1] - edges[0])))
-
-
-DISCRETE = [
-    (s.randint(-3, 12), even(range(-3, 13))),
-    (s.lograndint(1, 30), log_width(1, 30)),
-    (s.finrange(0, 1, 11), even([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])),
-    (s.logfinrange(1e-4, 1, 5), even([1e-4, 1e-3, 1e-2, 1e-1, 1.0])),
-    (s.choice(MIXED), even(MIXED)),
-    (s.ordinal(MIXED), even(MIXED)),
-    (s.logordinal([1, 2, 8, 100.0]), log_nearest([1, 2, 8, 100.0])),
-]
-ONE_OF_EACH = [domain for domain, _ in CONTINUOUS[:3] + DISCRETE[:7]]
-
-
-@pytest.mark.parametrize("domain, odds", DISCRETE)
-def test_discrete_domain_matches_its_odds(domain, odds):
-    assert chi_square(samples(domain), odds) < 1
-    assert domain.n_values == len(odds) and repr([*domain.values]) == repr([v for v, _ in odds])
-
-
-def test_wrong_distribution_is_detected():
-    """The case that must fail: neighbouring distributions are far outside the tolerance."""
-    assert max_deviation(samples(s.uniform(0.001, 1)), lambda v: math.log10(v) / 3 + 1) > 0.1
-    integers = samples(s.lograndint(1, 8))
-    assert chi_square(integers, even(range(1, 9))) > 5
-    # the odds of rounding log(low)..log(high): half a cell at both ends
-    ends = [(v, math.log(min(v + 0.5, 8) / max(v - 0.5, 1)) / math.log(8)) for v in range(1, 9)]
-    assert chi_square(integers, ends) > 5
+def test_sample_decodes_a_random_point():
+    x = np.random.default_rng(3).random(2)
+    assert s.sample(SMALL, np.random.default_rng(3)) == s.decode(SMALL, x)
 
 
 # ---- Encoding ----
@@ -130,24 +90,6 @@ def test_extreme_range_reaches_its_bounds_and_decodes_what_it_encodes(domain):
     for value in (*ends, *(domain.decode([x]) for x in points)):
         assert low <= value <= high
         assert repr(domain.decode(domain.encode(value))) == repr(value)
-
-
-def test_discrete_values_are_in_the_middle_of_their_cells():
-    quarters = [0, 0.25, 0.5, 0.75, 1]
-    cells = [(s.randint(-3, 12), np.arange(17) / 16), (s.ordinal(list("abcd")), quarters)]
-    cells += [(s.lograndint(1, 64), np.log(np.arange(1, 66) * 2 - 1) / math.log(129))]
-    cells += [(s.finrange(0, 3, 4), quarters), (s.logfinrange(1, 1000, 4), quarters)]
-    cells += [(s.logordinal([1, 10, 1000]), np.array([-0.75, 0.5, 2, 3.75]) / 4.5 + 1 / 6)]
-    for domain, edges in cells:
-        for value, left, right in zip(domain.values, edges[:-1], edges[1:], strict=True):
-            assert domain.encode(value) == pytest.approx([(left + right) / 2], abs=1e-12)
-            assert [domain.decode([x]) for x in (left + 1e-9, right - 1e-9)] == [value, value]
-
-
-def test_choice_is_one_hot():
-    domain = s.choice(["a", "b", "c"])
-    assert [domain.encode(value).tolist() for value in "abc"] == np.eye(3).tolist()
-    assert domain.n_dims == 3 and domain.decode([0.2, 0.7, 0.69]) == "b"
 
 
 def test_middle_is_round_and_completes_a_configuration():
@@ -185,7 +127,7 @@ def test_random_space_round_trips(seed):
     copy = pickle.loads(pickle.dumps(s.space_from_json(json.loads(as_json))))
     assert json.dumps(s.space_to_json(copy)) == as_json
     assert list(copy) == list(space) and repr(s.constants(copy)) == repr(s.constants(space))
-    assert {*s.domains(copy).values()} == {*s.domains(space).values()}
+    assert s.domains(copy) == s.domains(space)
 
     d = s.n_dims(space)
     X = np.concatenate([rng.random((20, d)), rng.integers(0, 2, (5, d)), np.full((1, d), 0.5)])
@@ -256,7 +198,7 @@ def test_set_value_refuses_another_type():
 def test_values_and_domains_are_told_apart():
     keys = {s.config_key([value]) for value in (1, 1.0, True, "1", None, [1], "null")}
     assert len(keys) == 7 and s.config_key({"a": 1, "b": 2}) == s.config_key({"b": 2, "a": 1})
-    assert len({*ONE_OF_EACH, s.choice([1, 2]), s.choice([2, 1]), s.choice([True, 2])}) == 13
+    assert s.choice([1, 2]) != s.choice([2, 1]) != s.choice([2, True]) != s.ordinal([2, True])
 
 
 @pytest.mark.parametrize("kind", [np.float64, np.float16, np.int64, np.uint8])
@@ -291,7 +233,7 @@ space_from_json({"u": {"uniform": [1, 0]}}) -> u: uniform needs low <= high, got
 @pytest.mark.parametrize("case", ERRORS.strip().splitlines())
 def test_error_names_the_thing_what_was_expected_and_what_came(case):
     call, message = case.split(" -> ")
-    message = message.replace("NO JSON", "expected a domain such as uniform(0, 1), or a JSON value")
+    message = message.replace("NO JSON", "expected a domain such as uniform(0, 1), or JSON")
     message = message.replace("FORMS", ", ".join(s.FORMS)).replace("RESERVED", str(s.RESERVED))
     with pytest.raises(ValueError) as error:
         eval(call, {**vars(s), "U": s.uniform(0, 1)})
@@ -303,9 +245,5 @@ def test_json_form_is_the_documented_one():
     space = {"rate": s.loguniform(1e-6, 1), "opt": s.choice(["a", "b"]), "n": 1, "d": {"n": [1]}}
     expected = {"rate": {"loguniform": [1e-6, 1.0]}, "opt": {"choice": ["a", "b"]}, "n": 1}
     assert repr(s.space_to_json(space)) == repr({**expected, "d": {"constant": {"n": [1]}}})
-
-
-def test_constants_survive_json():
-    space = {"tuned": s.uniform(0, 1)} | {f"x{i}": value for i, value in enumerate(JSON)}
-    back = s.space_from_json(json.loads(json.dumps(s.space_to_json(space))))
-    assert repr(back) == repr(space)
+    space |= {f"x{i}": value for i, value in enumerate(JSON)}
+    assert repr(s.space_from_json(json.loads(json.dumps(s.space_to_json(space))))) == repr(space)
