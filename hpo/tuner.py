@@ -18,7 +18,7 @@ import types
 from dataclasses import dataclass, field
 
 import hpo.objective
-from hpo.journal import SIGN, Journal, load, load_run
+from hpo.journal import SIGN, Journal, check_new, load, load_run
 from hpo.objective import Program, import_error, is_program, load_module, one_line
 from hpo.searchers import find_searcher
 from hpo.space import cast_config, domains, middle, nearest_config, space_from_json, space_to_json
@@ -280,6 +280,8 @@ def tune(
     if hpo.objective.is_loading:  # each process that loads the file would start another one
         where = 'put the call under `if __name__ == "__main__":`'
         raise ValueError(f"hpo.tune is called while this file is loaded; {where}")
+    if results is not None and resume is None:
+        check_new(results)
     with contextlib.ExitStack() as stack:
         signals = ending_signals(stack)
         journal = None if resume is None else Journal.open(resume)
@@ -324,12 +326,13 @@ def ending_signals(stack):
     signals = types.SimpleNamespace(tuner=None, first=None, time=0.0)
 
     def on_signal(number, frame):
-        if signals.first and time.monotonic() < signals.time + 1:
-            return  # `timeout`, or a terminal that closes, sends two at almost the same time
-        if signals.first or not signals.tuner:
-            raise KeyboardInterrupt(number)
-        signals.first, signals.time = number, time.monotonic()
-        signals.tuner.interrupt(f"interrupted by {signal.Signals(number).name}")
+        if signals.first is None:
+            signals.first, signals.time = number, time.monotonic()
+            if signals.tuner:
+                return signals.tuner.interrupt(f"interrupted by {signal.Signals(number).name}")
+        elif time.monotonic() < signals.time + 1:
+            return None  # `timeout`, or a terminal that closes, sends two at almost the same time
+        raise KeyboardInterrupt(number)
 
     is_main = threading.current_thread() is threading.main_thread()  # others handle no signals
     for number in ENDING if is_main else ():
@@ -441,10 +444,8 @@ def make_backend(options):
         if not objective.endswith(".py") and not os.access(objective, os.X_OK):
             raise ValueError(f"{objective}: is no Python file; if it is a program, use chmod +x")
         if not all(options[name] for name in ("config_space", "metric", "mode")):
-            raise ValueError(
-                f"{objective}: is run as a program: it lacks a function objective(config) or has "
-                "Syne Tune's Reporter; this needs --space FILE, --metric NAME and --mode max|min"
-            )
+            needs = "as a program it needs --space FILE, --metric NAME and --mode max|min"
+            raise ValueError(f"{objective}: has no function objective(config); {needs}")
         flags = options["pass_json"], options["checkpoint_flag"]
         objective = Program(objective, options["metric"], *flags)
     if not options["dask"]:
