@@ -16,6 +16,7 @@ import threading
 import time
 import types
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import hpo.objective
 from hpo.journal import SIGN, Journal, check_new, load, load_run
@@ -41,19 +42,17 @@ class Tuner:
 
     journal: the run so far. Its interrupted trials are started again first.
     seconds: the run's time. n_trials: at most so many are started. trial_timeout: seconds, each.
-    rule: of hpo/stopping.py, or None. needs_epoch: whether a report without an epoch fails its
-    trial; else no rule judges it. start: configurations to try before the searcher's, None for the
-    middle of the space. show: None, or a hpo.status.Status.
+    rule: of hpo/stopping.py, or None; it judges no report without an epoch. start: configurations
+    to try before the searcher's; None: the middle of the space. show: None, or a Status.
     """
 
     def __init__(
         self, journal, searcher, backend, n_workers=1, seconds=math.inf, *, n_trials=math.inf,
-        trial_timeout=math.inf, rule=None, needs_epoch=False, max_epochs=None, start=None, show=None
+        trial_timeout=math.inf, rule=None, max_epochs=None, start=None, show=None
     ):  # fmt: skip
         self.journal, self.searcher, self.backend, self.show = journal, searcher, backend, show
         self.n_workers, self.seconds, self.n_trials = n_workers, seconds, n_trials
-        self.trial_timeout, self.max_epochs = trial_timeout, max_epochs
-        self.rule, self.needs_epoch = rule, needs_epoch
+        self.trial_timeout, self.rule, self.max_epochs = trial_timeout, rule, max_epochs
         self.start = [middle(journal.space)] if start is None else start
         self.trials = journal.trials  # the searcher and the rule may read it, but not change it
         # To be started again, with the same id and so the same seed.
@@ -163,10 +162,9 @@ class Tuner:
         if name in metrics and not math.isfinite(self.journal.to_loss(metrics[name])):
             error = f"reported {name}={metrics[name]!r}; expected a finite number"
             self.ending.setdefault(trial.id, ("failed", error))
-        elif report.counted and self.rule and self.needs_epoch:
-            error = "reports no epoch: the rule needs report(epoch=...); or use --stopping none"
-            self.ending.setdefault(trial.id, ("failed", error))
-        elif self.rule and name in metrics and not (is_last or report.counted):
+        elif self.rule and report.counted and trial.id == 0 and len(trial.curve) == 2:
+            say("warning: reports give no epoch, so no trial is stopped early; report(epoch=...)")
+        elif self.rule and name in metrics and not (report.counted or is_last):
             args = trial, self.trials, self.max_epochs
             if trial.id not in self.ending and call("the stopping rule", self.rule, *args):
                 self.ending[trial.id] = "stopped", ""
@@ -205,9 +203,8 @@ class Tuner:
             return
         last = self.failures[-1]
         raise RunFailed(
-            f"all of the first {len(self.failures)} trials failed; mend the objective and begin a "
-            "new run, or start with a configuration that works (--start). "
-            f"Trial {last.id}: {last.error}\n{self.backend.log(last)}".rstrip()
+            f"all of the first {len(self.failures)} trials failed; mend the objective and begin a new "
+            f"run, or give it a --start. Trial {last.id}: {last.error}\n{self.backend.log(last)}"
         )
 
 
@@ -221,8 +218,7 @@ def suggest(searcher, space, trials):
         config, origin = suggestion
         return cast_config(space, config), str(origin)
     except (TypeError, ValueError) as error:
-        what = f"expected (config, origin) or None, got {suggestion!r:.200}: {error}"
-        raise RunFailed(f"{name}: {what}") from None
+        raise RunFailed(f"{name}: expected (config, origin) or None: {error}") from None
 
 
 def call(name, function, *arguments):
@@ -278,8 +274,7 @@ def tune(
     functions = {name: value for name, value in given.items() if callable(value)}
     given = as_json(given)
     if hpo.objective.is_loading:  # each process that loads the file would start another one
-        where = 'put the call under `if __name__ == "__main__":`'
-        raise ValueError(f"hpo.tune is called while this file is loaded; {where}")
+        raise ValueError("hpo.tune is called while this file is loaded: use if __name__ == '__main__'")
     if results is not None and resume is None:
         check_new(results)
     with contextlib.ExitStack() as stack:
@@ -343,23 +338,21 @@ def ending_signals(stack):
 
 def of_space(space, options):
     """The arguments of a Tuner that depend on the space, as a dict. Raises ValueError."""
-    searcher_class = find("searcher", options["searcher"])
-    rule, needs_epoch = find("stopping", options["stopping"]), options["stopping"] != "auto"
+    searcher_class, rule = (find(name, options[name]) for name in ("searcher", "stopping"))
     max_epochs = last_epoch(space, options["epochs_name"])
-    if rule and needs_epoch and not max_epochs:
+    if rule and not max_epochs and options["stopping"] != "auto":
         what = "needs the last epoch, a constant `epochs` in the space; or give --epochs_name"
         raise ValueError(f"--stopping {options['stopping']}: {what}")
     rule = with_options(max_epochs and rule, first_rung=options["first_rung"], eta=options["eta"])
     searcher = call("the searcher", searcher_class, space, options["seed"], max_epochs)
-    parts = {"searcher": searcher, "rule": rule, "needs_epoch": needs_epoch}
-    return parts | {"max_epochs": max_epochs, "start": first_configs(space, options["start"])}
+    start = first_configs(space, options["start"])
+    return {"searcher": searcher, "rule": rule, "max_epochs": max_epochs, "start": start}
 
 
 def new_journal(found, space, arguments):
     """The journal of a new run. found: what hpo.objective.describe returned."""
     arguments = {**arguments, "metric": found["metric"], "mode": found["mode"]}
-    now = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{time.time_ns() // 1000 % 10**6:06}"
-    folder = arguments.pop("results") or f"results/{now}"
+    folder = arguments.pop("results") or f"results/{datetime.now():%Y-%m-%d_%H-%M-%S_%f}"
     learned = learn(space, arguments)
     return Journal.create(folder, {**found, "arguments": arguments, "learned": learned})
 
@@ -478,13 +471,12 @@ def first_configs(space, start):
         return None
     try:
         if isinstance(start, str):
-            trials, folder, start = load(start), start, []
-            trials = [trial for trial in trials if trial.value is not None]
-            for trial in sorted(trials, key=lambda trial: trial.value):
-                config, _ = nearest_config(space, trial.config)
-                if config not in start and len(start) < 5:
-                    start.append(config)
-            say(f"--start: the {len(start)} best trials of {folder}")
+            trials = [trial for trial in load(start) if trial.value is not None]
+            trials.sort(key=lambda trial: trial.value)
+            configs = [nearest_config(space, trial.config)[0] for trial in trials]
+            distinct = {json.dumps(config): config for config in configs}
+            start = [*distinct.values()][:5]
+            say(f"--start: the {len(start)} best configurations of the earlier run")
         return [cast_config(space, config) for config in start]
     except (TypeError, ValueError) as error:
         raise ValueError(f"--start: {error}") from None
