@@ -203,8 +203,8 @@ class Tuner:
             return
         last = self.failures[-1]
         raise RunFailed(
-            f"all of the first {len(self.failures)} trials failed; mend the objective and begin a new "
-            f"run, or give it a --start. Trial {last.id}: {last.error}\n{self.backend.log(last)}"
+            f"all of the first {len(self.failures)} trials failed; mend the objective and begin anew, "
+            f"or give a --start. Trial {last.id}: {last.error}\n{self.backend.log(last)}"
         )
 
 
@@ -274,7 +274,7 @@ def tune(
     functions = {name: value for name, value in given.items() if callable(value)}
     given = as_json(given)
     if hpo.objective.is_loading:  # each process that loads the file would start another one
-        raise ValueError("hpo.tune is called while this file is loaded: use if __name__ == '__main__'")
+        raise ValueError("hpo.tune is called while this file is loaded: use `if __name__ == ...`")
     if results is not None and resume is None:
         check_new(results)
     with contextlib.ExitStack() as stack:
