@@ -203,8 +203,8 @@ class Tuner:
             return
         last = self.failures[-1]
         raise RunFailed(
-            f"all of the first {len(self.failures)} trials failed; mend the objective and begin anew, "
-            f"or give a --start. Trial {last.id}: {last.error}\n{self.backend.log(last)}"
+            f"all of the first {len(self.failures)} trials failed; mend the objective, or begin "
+            f"with a --start that works. Trial {last.id}: {last.error}\n{self.backend.log(last)}"
         )
 
 
