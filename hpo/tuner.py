@@ -59,7 +59,6 @@ class Tuner:
         self.again = [trial for trial in self.trials if trial.status == "interrupted"]
         self.running = {}  # trial id -> Trial
         self.ending = {}  # trial id -> (status, error) of a trial that has been told to end
-        self.failures = []  # the failed trials of this session
         self.n_lost = 0.0  # trials that each worker has lost since the last report
         self.not_before = 0.0  # no trial starts before it, because some were lost
         self.exhausted = False  # the searcher has no new configuration
@@ -89,7 +88,7 @@ class Tuner:
             self.show.summary(self)
         if failure:
             raise failure
-        if self.reason in ("trials", "exhausted") and self.failures:
+        if self.reason in ("trials", "exhausted"):
             self._fail_unless_it_works()
         return self.reason
 
@@ -187,9 +186,7 @@ class Tuner:
         if self.show:
             self.show.ended(trial)
         if status == "failed":
-            self.failures.append(trial)
-            if len(self.failures) >= max(N_FAILED, self.n_workers):
-                self._fail_unless_it_works()
+            self._fail_unless_it_works()
         elif status == "interrupted" and not self.reason:  # it starts again after a pause
             self.again.append(trial)
             self.n_lost += 1 / self.n_workers
@@ -198,14 +195,14 @@ class Tuner:
                 raise RunFailed(f"no trial can be trained: {error}")
 
     def _fail_unless_it_works(self):
-        """Raises RunFailed if no trial has worked: a broken objective ends the run early."""
-        if any(trial.value is not None and trial.id not in self.ending for trial in self.trials):
-            return
-        last = self.failures[-1]
-        raise RunFailed(
-            f"all of the first {len(self.failures)} trials failed; mend the objective, or begin "
-            f"with a --start that works. Trial {last.id}: {last.error}\n{self.backend.log(last)}"
-        )
+        """Raises RunFailed if the first trials have all failed: the objective may be broken."""
+        failed = [trial for trial in self.trials if trial.status == "failed"]
+        n_least = 1 if self.reason in ("trials", "exhausted") else max(N_FAILED, self.n_workers)
+        works = (trial.value is not None and trial.id not in self.ending for trial in self.trials)
+        if len(failed) >= n_least and not any(works):
+            last, advice = failed[-1], "mend the objective, or give it a --start that works"
+            report = f"Trial {last.id}: {last.error}\n{self.backend.log(last)}"
+            raise RunFailed(f"all of the first {len(failed)} trials failed; {advice}. {report}")
 
 
 def suggest(searcher, space, trials):
@@ -293,11 +290,13 @@ def tune(
         )  # fmt: skip
         space = space_from_json(found["space"])
         parts = of_space(space, options)
-        arguments["start"] = parts["start"]
+        arguments |= {"metric": found["metric"], "mode": found["mode"], "start": parts["start"]}
         if journal:
             journal.begin_session({name: arguments[name] for name in (*BUDGET, "objective")})
         else:
-            journal = new_journal(found, space, arguments)
+            folder = arguments.pop("results") or f"results/{datetime.now():%Y-%m-%d_%H-%M-%S_%f}"
+            run = {**found, "arguments": arguments, "learned": learn(space, arguments)}
+            journal = Journal.create(folder, run)
         n_workers = arguments["workers"]
         if arguments["trials_per_gpu"] and backend.gpus and not arguments["dask"]:
             n_workers = min(n_workers, arguments["trials_per_gpu"] * len(backend.gpus))
@@ -347,14 +346,6 @@ def of_space(space, options):
     searcher = call("the searcher", searcher_class, space, options["seed"], max_epochs)
     start = first_configs(space, options["start"])
     return {"searcher": searcher, "rule": rule, "max_epochs": max_epochs, "start": start}
-
-
-def new_journal(found, space, arguments):
-    """The journal of a new run. found: what hpo.objective.describe returned."""
-    arguments = {**arguments, "metric": found["metric"], "mode": found["mode"]}
-    folder = arguments.pop("results") or f"results/{datetime.now():%Y-%m-%d_%H-%M-%S_%f}"
-    learned = learn(space, arguments)
-    return Journal.create(folder, {**found, "arguments": arguments, "learned": learned})
 
 
 # ---- Its arguments -------------------------------------------------------------------------------
@@ -451,21 +442,17 @@ def make_backend(options):
 
 
 def last_epoch(space, name):
-    """The value of the constant that is the last epoch; None if there is none or it is tuned."""
+    """The value of the constant that is the last epoch; None if there is no constant `epochs`."""
     epochs = space.get(name)
-    if type(epochs) is int and epochs >= 1:
-        return epochs
-    if name != "epochs":
-        what = f"expected a constant integer >= 1 of the space, got {epochs!r}"
-        raise ValueError(f"--epochs_name {name}: {what}")
-    return None
+    is_usable = type(epochs) is int and epochs >= 1
+    if name != "epochs" and not is_usable:
+        raise ValueError(f"--epochs_name {name}: expected a constant integer >= 1, got {epochs!r}")
+    return epochs if is_usable else None
 
 
 def first_configs(space, start):
-    """The complete configurations to try first; None for the middle of the space.
-
-    start: None, a list of configurations, or the folder of a run, for its five best ones, each
-    moved to the nearest one of this space.
+    """The complete configurations to try first: those of a list, or the five best of the run in a
+    folder, each moved to the nearest one of this space. None for None, the middle of the space.
     """
     if start is None:
         return None

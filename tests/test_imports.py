@@ -4,8 +4,6 @@ import sys
 
 import pytest
 
-STDLIB = set(sys.stdlib_module_names)
-
 
 @pytest.fixture
 def loaded(run_py):
@@ -32,7 +30,7 @@ def test_processes_load_what_they_need_alone(loaded):
     assert not loaded(HELP) & HEAVY
     found = loaded(EVERY_NAME)
     assert "hpo.tuner" in found and "hpo.dask_backend" not in found
-    packages = {name.partition(".")[0] for name in found} - {*STDLIB, "__mp_main__"}
+    packages = {name.partition(".")[0] for name in found} - {*sys.stdlib_module_names, "__mp_main__"}
     assert packages == {"hpo", "run", "numpy", "filelock"}
 
 
