@@ -59,6 +59,7 @@ class Tuner:
         self.again = [trial for trial in self.trials if trial.status == "interrupted"]
         self.running = {}  # trial id -> Trial
         self.ending = {}  # trial id -> (status, error) of a trial that has been told to end
+        self.failures = []  # the failed trials of this session
         self.n_lost = 0.0  # trials that each worker has lost since the last report
         self.not_before = 0.0  # no trial starts before it, because some were lost
         self.exhausted = False  # the searcher has no new configuration
@@ -186,6 +187,7 @@ class Tuner:
         if self.show:
             self.show.ended(trial)
         if status == "failed":
+            self.failures.append(trial)
             self._fail_unless_it_works()
         elif status == "interrupted" and not self.reason:  # it starts again after a pause
             self.again.append(trial)
@@ -196,13 +198,13 @@ class Tuner:
 
     def _fail_unless_it_works(self):
         """Raises RunFailed if the first trials have all failed: the objective may be broken."""
-        failed = [trial for trial in self.trials if trial.status == "failed"]
         n_least = 1 if self.reason in ("trials", "exhausted") else max(N_FAILED, self.n_workers)
         works = (trial.value is not None and trial.id not in self.ending for trial in self.trials)
-        if len(failed) >= n_least and not any(works):
-            last, advice = failed[-1], "mend the objective, or give it a --start that works"
+        if len(self.failures) >= n_least and not any(works):
+            last, n = self.failures[-1], len(self.failures)
             report = f"Trial {last.id}: {last.error}\n{self.backend.log(last)}"
-            raise RunFailed(f"all of the first {len(failed)} trials failed; {advice}. {report}")
+            advice = "mend the objective, or give it a --start that works"
+            raise RunFailed(f"all of the first {n} trials failed; {advice}. {report}")
 
 
 def suggest(searcher, space, trials):

@@ -298,9 +298,9 @@ def test_fewer_first_trials_end_the_run_and_one_that_works_keeps_it_going(tmp_pa
     run = make([CRASH], tmp_path / "run", n_workers=1)
     fails(run, "first 3 trials")
     run = resumed(run, [CRASH], n_workers=1)  # nothing has been mended
-    fails(run, "first 4 trials")
-    run = resumed(run, [GOOD] * 5 + [CRASH] * 2 + [GOOD], n_trials=8)
-    finish(resumed(finish(run, "ffffdffd"), [CRASH], n_trials=14), "ffffdffdffffff")
+    fails(run, "first 3 trials")
+    run = resumed(run, [GOOD] * 6 + [CRASH] * 2 + [GOOD], n_trials=9)
+    finish(resumed(finish(run, "ffffffffd"), [CRASH], n_trials=15), "ffffffffdffffff")
 
 
 # ---- Stopping rule -------------------------------------------------------------------------------
