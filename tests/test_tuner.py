@@ -42,16 +42,17 @@ class Backend:
 
     def __init__(self, scripts, n_workers, rude=(), counted=False):
         self.scripts, self.n_workers, self.rude, self.counted = scripts, n_workers, rude, counted
-        self.time, self.woken, self.started, self.answers, self.waits = 0.0, False, [], [], []
+        self.time, self.started, self.answers, self.waits, self.wakes = 0.0, [], [], [], []
         self.next, self.steps = {}, {}  # trial id -> (time, what comes then), those after that
         self.reported = {}  # trial id -> [(epoch, loss)] of its last attempt
         self.unanswered = set()  # ids of trials whose report the tuner has
         self.on_wait = lambda n: None  # of a test: is called in the n-th wait, may return events
         self.begun_at, self.now = lambda trial: trial.started, lambda: self.time
-        self.log = lambda trial: f"log of {trial.id}"
+        self.log, self.wake = lambda trial: f"log of {trial.id}", lambda: self.wakes.append(1)
 
     def start(self, trial):
-        assert trial.id not in self.next and len(self.next) < self.n_workers
+        if trial.id in self.next or len(self.next) >= self.n_workers:
+            pytest.fail("more trials than workers")  # no Exception: the tuner does not catch it
         script = self.scripts[min(trial.id, len(self.scripts) - 1)]
         if isinstance(script, tuple):
             script = script[min(trial.attempt, len(script)) - 1]
@@ -67,7 +68,8 @@ class Backend:
         self.waits.append((timeout, len(self.next), len(self.started)))
         until = math.inf if timeout is None else self.time + timeout
         until = min([until, *(time for time, _ in self.next.values())])
-        assert until < math.inf and len(self.waits) < 2000, "it waits for ever, or polls"
+        if until == math.inf or len(self.waits) > 2000:
+            pytest.fail("the tuner waits for what does not come, or polls")
         self.time = max(self.time, until)
         events, attempts = self.on_wait(len(self.waits)) or [], dict(self.started)
         due = sorted(i for i, (time, _) in self.next.items() if time <= self.time)
@@ -97,9 +99,6 @@ class Backend:
     def kill(self, trial):
         if trial.id in self.next and trial.id not in self.rude:
             self.next[trial.id] = self.time + KILL_SECONDS, "killed by SIGTERM"
-
-    def wake(self):
-        self.woken = True
 
 
 def make(
@@ -211,7 +210,7 @@ def test_interrupt_keeps_the_curves(tmp_path):
     tuner = make([LONG, [*LONG[:2], (1.0, "killed by SIGINT")]], tmp_path / "run", seconds=3.01)
     tuner.backend.on_wait = lambda n: tuner.interrupt("SIGINT") if tuner.backend.time == 3 else None
     finish(tuner, "ii", "SIGINT")
-    assert tuner.backend.woken and [trial.error for trial in tuner.trials] == ["SIGINT"] * 2
+    assert tuner.backend.wakes and [trial.error for trial in tuner.trials] == ["SIGINT"] * 2
     assert [trial.n_epochs for trial in tuner.trials] == [3, 2] and tuner.trials[0].value == 0.5
     tuner = make([GOOD])
     tuner.interrupt("early")
