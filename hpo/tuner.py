@@ -2,7 +2,7 @@
 
 The loop asks the searcher, starts trials, answers their reports and ends them. It is the same for
 every backend: processes on this machine, a Dask cluster, a simulation in experiments/. It does not
-poll. It waits for a report, the end of a trial, or the next deadline.
+poll: it waits for a report, the end of a trial, or the next deadline.
 """
 
 import contextlib
@@ -106,8 +106,8 @@ class Tuner:
             deadline = self.backend.begun_at(trial) + self.trial_timeout
             if self.reason or now >= deadline:
                 status = "timeout" if self.reason in (None, "deadline") else "interrupted"
-                error = self.reason or f"--trial_timeout {self.trial_timeout:g}"
-                self.ending[trial.id] = status, error
+                reason = self.reason or f"--trial_timeout {self.trial_timeout:g}"
+                self.ending[trial.id] = status, reason
                 self.backend.kill(trial)
             else:
                 due.append(deadline)
@@ -126,8 +126,7 @@ class Tuner:
         i, before = len(self.trials), time.perf_counter()
         if self.again:
             trial = self.again.pop(0)
-            event = {"start": trial.id, "attempt": trial.attempt + 1}
-            event |= {"config": trial.config, "origin": trial.origin}
+            i, attempt, config, origin = trial.id, trial.attempt + 1, trial.config, trial.origin
         elif self.exhausted or i >= self.n_trials:
             if not self.running:
                 self.reason = self.reason or ("exhausted" if self.exhausted else "trials")
@@ -137,9 +136,10 @@ class Tuner:
             if suggestion is None:
                 self.exhausted = True
                 return False
-            event = {"start": i, "attempt": 1, "config": suggestion[0], "origin": suggestion[1]}
-            event["suggest_seconds"] = round(time.perf_counter() - before, 6)
-        trial = self.running[event["start"]] = self._append(event)
+            (config, origin), attempt = suggestion, 1
+        event = {"start": i, "attempt": attempt, "config": config, "origin": origin}
+        event["suggest_seconds"] = round(time.perf_counter() - before, 6)
+        trial = self.running[i] = self._append(event)
         self.backend.start(trial)
         return True
 
@@ -181,8 +181,7 @@ class Tuner:
         elif not status and end.outcome == "lost" and not is_guilty:  # the machine is to blame
             status, error = "interrupted", end.error
         elif not status:
-            status = "failed"
-            error = end.error or f"ended without a report of {self.journal.metric}"
+            status, error = "failed", end.error or f"made no report of {self.journal.metric}"
         self._append({"end": trial.id, "attempt": trial.attempt, "status": status, "error": error})
         if self.show:
             self.show.ended(trial)

@@ -174,7 +174,7 @@ ENDS = [  # first letters of the statuses, scripts, words of errors, options
     ("ttttt", [[]], {}, {"trial_timeout": 1}),  # no failures of the run
     ("ddddd", [GOOD], {}, {"space": {"n": randint(1, 5)}, "n_workers": 4}),
     ("dfff", [GOOD, CRASH, KILLED, SILENT], {1: "ValueError: bad", 2: "killed by SIGKILL"}, {}),
-    ("dfd", [GOOD, SILENT, GOOD], {1: "ended without a report of loss"}, {}),
+    ("dfd", [GOOD, SILENT, GOOD], {1: "made no report of loss"}, {}),
     *(("dfd", [GOOD, epochs(0.5, bad, 0.1), GOOD], {1: f"loss={bad!r}; expected"}, {"rude": [1]})
       for bad in (math.nan, -math.inf, "high", None, True)),
     ("d", [[(1, {"epoch": 1, "loss": 0.5, "b": math.nan}), (0, "done")]], {}, {}),
