@@ -29,10 +29,10 @@ def test_wrong_flag_is_one_line(name, monkeypatch, capsys):
 
 def test_number_is_checked():
     assert command.positive("1e3") == 1000 and command.natural("0") == 0
-    bad = {"positive": "0 -1 nan inf x", "positive_int": "0 1.5", "natural": "-1"}
-    for kind, text in [(name, text) for name in bad for text in bad[name].split()]:
+    bad = {command.positive: "0 -1 nan inf x", command.positive_int: "0 1.5", command.natural: "-1"}
+    for check, text in [(kind, text) for kind in bad for text in bad[kind].split()]:
         with pytest.raises(argparse.ArgumentTypeError, match=f"expected an? .*, got {text!r}"):
-            getattr(command, kind)(text)
+            check(text)
 
 
 # ---- Processes ----
@@ -68,9 +68,8 @@ def test_command_that_ends_leaves_one_line_and_no_process(send, number):
     _, err = begun.communicate(timeout=10)
     if number == signal.SIGINT:
         assert (begun.returncode, err) == (130, "interrupted: nothing is kept\n")
-    until = time.monotonic() + 5
-    while any(map(command.is_alive, pids)) and time.monotonic() < until:
-        time.sleep(0.05)
+    for _ in range(100):
+        time.sleep(0.05 * any(map(command.is_alive, pids)))
     assert not any(map(command.is_alive, pids))
 
 
