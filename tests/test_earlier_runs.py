@@ -44,7 +44,7 @@ def test_start_takes_the_best_trials_of_another_space(train, earlier, tmp_path, 
     assert [trial.origin for trial in run.trials] == ["start", "start", "start", "initial"]
     for trial, x in zip(run.trials, [0.5, 0.35, 0.4]):
         assert trial.config == {"x": x, "kind": "b", "depth": 3, "epochs": 9}
-    assert "--start: the 3 best trials" in capsys.readouterr().out
+    assert "--start: the 3 best configurations" in capsys.readouterr().out
     again = tune(train, trials=5, resume=tmp_path / "run")  # what was taken is in the journal
     assert len(again.trials) == 5 and again.trials[:4] == run.trials
 
