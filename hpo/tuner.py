@@ -423,16 +423,18 @@ def make_backend(options):
             what = "write it to a file (%%writefile FILE.py in a notebook), and name the file"
             raise ValueError(f"{name}: a function of the running program needs Linux; {what}")
     elif not os.path.isfile(str(objective)):
-        what = "a Python file, a program, or in hpo.tune a function"
-        raise ValueError(f"{objective}: no such file; expected {what}")
+        reason = "is a folder" if os.path.isdir(str(objective)) else "no such file"
+        raise ValueError(f"{objective}: {reason}; expected a Python file or a program, or function")
     elif is_program(objective):
         if not objective.endswith(".py") and not os.access(objective, os.X_OK):
             raise ValueError(f"{objective}: is no Python file; if it is a program, use chmod +x")
         if not all(options[name] for name in ("config_space", "metric", "mode")):
-            needs = "as a program it needs --space FILE, --metric NAME and --mode max|min"
-            raise ValueError(f"{objective}: has no function objective(config); {needs}")
+            needs = "this needs --space FILE, --metric NAME and --mode max|min"
+            raise ValueError(f"{objective}: is a program, without objective(config); {needs}")
         flags = options["pass_json"], options["checkpoint_flag"]
         objective = Program(objective, options["metric"], *flags)
+    elif options["pass_json"] or options["checkpoint_flag"]:
+        raise ValueError("--pass_json: for a program, but this objective is a function")
     if not options["dask"]:
         return LocalBackend(objective, options["seed"], options["workers"])
     try:

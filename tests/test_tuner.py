@@ -413,7 +413,7 @@ def test_a_resumed_run_keeps_its_own_arguments(tmp_path):
     options = {"metric": "loss", "mode": "min", "workers": 1, "searcher": RandomSearch, "seed": 7}
     options |= {"config_space": {"x": uniform(0, 1)}, "start": [{}], "results": tmp_path / "run"}
     for objective, given, words in [
-        (None, {}, "None: no such file; expected a Python file, a program, or"),
+        (None, {}, "None: no such file; expected a Python file or a program"),
         (quadratic, {"seed": 0.5}, "--seed: expected an integer >= 0, got 0.5"),
         (quadratic, {"hours": "3"}, "--hours: expected a positive number, got '3'"),
     ]:
@@ -425,7 +425,7 @@ def test_a_resumed_run_keeps_its_own_arguments(tmp_path):
     assert [t.config for t in again.trials[:2]] == [t.config for t in first.trials]
     for objective, words in [
         (other, r"OBJECTIVE: .*py:quadratic', got .*py:other'"),
-        (None, "py:quadratic: no such file; .* or in hpo.tune a function"),
+        (None, "py:quadratic: no such file; .* or function"),
     ]:
         with pytest.raises(ValueError, match=words):
             tune(objective, resume=first.folder)
