@@ -12,7 +12,6 @@ import os
 import pathlib
 import signal
 import sys
-import threading
 import time
 import types
 from dataclasses import dataclass, field
@@ -200,10 +199,9 @@ class Tuner:
         n_least = 1 if self.reason in ("trials", "exhausted") else max(N_FAILED, self.n_workers)
         works = (trial.value is not None and trial.id not in self.ending for trial in self.trials)
         if len(self.failures) >= n_least and not any(works):
-            last, n = self.failures[-1], len(self.failures)
-            report = f"Trial {last.id}: {last.error}\n{self.backend.log(last)}"
-            advice = "mend the objective, or give it a --start that works"
-            raise RunFailed(f"all of the first {n} trials failed; {advice}. {report}")
+            n, last = len(self.failures), self.failures[-1]
+            what = f"all of the first {n} trials failed; mend the objective, or try another --start"
+            raise RunFailed(f"{what}. Trial {last.id}: {last.error}\n{self.backend.log(last)}")
 
 
 def suggest(searcher, space, trials):
@@ -253,11 +251,10 @@ class Run:
 
 
 def tune(
-    objective=None, config_space=None, *, metric=None, mode=None, assignments=None,
-    epochs_name=None, hours=None, trials=None, workers=None, trial_timeout=None,
-    trials_per_gpu=None, searcher=None, stopping=None, first_rung=None, eta=None, seed=None,
-    start=None, learn_from=None, pass_json=None, checkpoint_flag=None, dask=None, results=None,
-    resume=None,
+    objective=None, config_space=None, *, metric=None, mode=None, assignments=None, hours=None,
+    epochs_name=None, trials=None, workers=None, trial_timeout=None, trials_per_gpu=None,
+    searcher=None, stopping=None, first_rung=None, eta=None, seed=None, start=None, dask=None,
+    learn_from=None, pass_json=None, checkpoint_flag=None, results=None, resume=None,
 ):  # fmt: skip
     """Tunes an objective and prints its progress; returns a Run. The command line calls this.
 
@@ -329,10 +326,10 @@ def ending_signals(stack):
             return None  # `timeout`, or a terminal that closes, sends two at almost the same time
         raise KeyboardInterrupt(number)
 
-    is_main = threading.current_thread() is threading.main_thread()  # others handle no signals
-    for number in ENDING if is_main else ():
+    for number in ENDING:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-            stack.callback(signal.signal, number, signal.signal(number, on_signal))
+            with contextlib.suppress(ValueError):  # not in the main thread
+                stack.callback(signal.signal, number, signal.signal(number, on_signal))
     return signals
 
 
@@ -461,8 +458,7 @@ def first_configs(space, start):
         return None
     try:
         if isinstance(start, str):
-            trials = [trial for trial in load(start) if trial.value is not None]
-            trials.sort(key=lambda trial: trial.value)
+            trials = sorted((t for t in load(start) if t.value is not None), key=lambda t: t.value)
             configs = [nearest_config(space, trial.config)[0] for trial in trials]
             distinct = {json.dumps(config): config for config in configs}
             start = [*distinct.values()][:5]
