@@ -153,20 +153,20 @@ class Tuner:
             handle(trial, event)
 
     def _handle_report(self, trial, report):
-        name, metrics = self.journal.metric, dict(report.metrics)
+        metric, metrics = self.journal.metric, dict(report.metrics)
         event = {"report": trial.id, "attempt": trial.attempt, "epoch": metrics.pop("epoch")}
         self._append({**event, "metrics": metrics})
         self.n_lost = 0
         is_last = self.max_epochs and event["epoch"] >= self.max_epochs
-        if name in metrics and not math.isfinite(self.journal.to_loss(metrics[name])):
-            error = f"reported {name}={metrics[name]!r}; expected a finite number"
+        is_exempt = is_last or report.counted or trial.id in self.ending
+        if metric in metrics and not math.isfinite(self.journal.to_loss(metrics[metric])):
+            error = f"reported {metric}={metrics[metric]!r}; expected a finite number"
             self.ending.setdefault(trial.id, ("failed", error))
+        elif self.rule and metric in metrics and not is_exempt:
+            if call("the stopping rule", self.rule, trial, self.trials, self.max_epochs):
+                self.ending[trial.id] = "stopped", ""
         elif self.rule and report.counted and trial.id == 0 and len(trial.curve) == 2:
             say("warning: reports give no epoch, so no trial is stopped early; report(epoch=...)")
-        elif self.rule and name in metrics and not (report.counted or is_last):
-            args = trial, self.trials, self.max_epochs
-            if trial.id not in self.ending and call("the stopping rule", self.rule, *args):
-                self.ending[trial.id] = "stopped", ""
         self.backend.answer(trial, trial.id not in self.ending)
 
     def _handle_end(self, trial, end):

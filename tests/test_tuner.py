@@ -357,13 +357,6 @@ def test_user_code_that_raises_or_returns_rubbish_ends_the_run(part, function, m
     assert set(letters(tuner)) == {"i"} and tuner.trials[0].error == "the run failed"
 
 
-def test_suggestions_are_cast():
-    suggestion = {"n": np.int64(3), "lr": np.float32(0.5), "kind": 1.0, "epochs": 3}, np.str_("a")
-    (trial,) = ends("d", [GOOD], suggest=lambda _: suggestion, start=[]).trials
-    assert repr(trial.config) == repr({"lr": 0.5, "n": 3, "kind": 1, "epochs": 3})
-    assert type(trial.origin) is str
-
-
 def test_journal_that_fails_ends_the_trials_then_the_run():
     """What comes of the third trial at the same instant is handled; the first failure is told."""
     tuner, append = make([GOOD], n_workers=3, n_trials=3), Journal.append
