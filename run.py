@@ -49,8 +49,7 @@ FLAGS = {  # group -> [(flag, type, metavar, help)]
         ("workers", int, "N", "trials at a time, which share the cores; default 4"),
         ("trial_timeout", float, "SECONDS", "end a longer trial; default: never"),
         ("trials_per_gpu", int, "N", "at most N trials at a time on each GPU of this machine"),
-        ("dask", str, "ADDRESS", ("of a Dask scheduler, tcp://HOST:8786, whose workers train; "
-         'a resumed run leaves it with --dask ""')),
+        ("dask", str, "ADDRESS", 'of a Dask scheduler, tcp://HOST:8786; --dask "" leaves it again'),
     ],
     "search": [
         ("searcher", str, "NAME", "gp (default), gp:SETTING=VALUE,..., random, or FILE.py:CLASS"),
@@ -74,8 +73,7 @@ FLAGS = {  # group -> [(flag, type, metavar, help)]
     ],
     "results": [
         ("results", str, "DIR", "a new folder for the run; default results/<timestamp>"),
-        ("resume", str, "DIR", ("go on with the run in this folder: all else comes from there, and "
-         "--hours, --trials, --workers, --trial_timeout, --trials_per_gpu and --dask may change")),
+        ("resume", str, "DIR", "go on with this run; only its budget, as above, may change"),
     ],
 }  # fmt: skip
 OPTIONS = {"space": "config_space", "set": "assignments"}  # flag -> argument of hpo.tune
