@@ -349,24 +349,19 @@ def of_space(space, options):
 # ---- Its arguments -------------------------------------------------------------------------------
 def as_json(given):
     """Arguments as the journal keeps them: paths are absolute, functions FILE.py:NAME."""
-
-    def plain(value):
-        if hasattr(value, "item"):  # a number of numpy's
-            return value.item()
-        if isinstance(value, os.PathLike):
-            return os.fspath(value)
-        path = getattr(sys.modules.get(value.__module__), "__file__", value.__module__)
-        return f"{path}:{getattr(value, '__qualname__', type(value).__qualname__)}"
-
-    if "config_space" in given:
-        given = given | {"config_space": space_to_json(given["config_space"])}  # or a ValueError
-    kept = json.loads(json.dumps(given, default=plain))
-    for name in ("objective", "searcher", "stopping"):
-        if name in kept and (name == "objective" or ".py:" in str(kept[name])):
-            kept[name] = os.path.abspath(str(kept[name]))
-    if isinstance(kept.get("learn_from"), str):
-        kept["learn_from"] = [kept["learn_from"]]
-    return kept
+    kept = dict(given)
+    for name, value in given.items():
+        if name == "config_space":
+            kept[name] = space_to_json(value)  # or a ValueError
+        elif callable(value):
+            path = getattr(sys.modules.get(value.__module__), "__file__", value.__module__)
+            kept[name] = f"{path}:{getattr(value, '__qualname__', type(value).__qualname__)}"
+        elif name == "objective" or (name in ("searcher", "stopping") and ".py:" in str(value)):
+            kept[name] = os.path.abspath(value)
+        elif name == "learn_from" and isinstance(value, (str, os.PathLike)):
+            kept[name] = [value]
+    plain = lambda value: value.item() if hasattr(value, "item") else os.fspath(value)
+    return json.loads(json.dumps(kept, default=plain))  # numbers of numpy's, and paths
 
 
 def resumed(journal, given):
