@@ -48,30 +48,23 @@ FLAGS = {  # group -> [(flag, type, metavar, help)]
         ("trials", int, "N", "stop after N trials; default: as many as the time allows"),
         ("workers", int, "N", "trials at a time, which share the cores; default 4"),
         ("trial_timeout", float, "SECONDS", "end a longer trial; default: never"),
-        ("trials_per_gpu", int, "N", ("at most N trials at a time on each GPU of this machine; "
-         "default: any number")),
-        ("dask", str, "ADDRESS", ("of a Dask scheduler, tcp://HOST:8786, whose workers train; "
-         'a resumed run leaves it with --dask ""')),
+        ("trials_per_gpu", int, "N", "at most N trials at a time on each GPU of this machine"),
+        ("dask", str, "ADDRESS", 'of a Dask scheduler, tcp://HOST:8786; --dask "" leaves it again'),
     ],
     "search": [
-        ("searcher", str, "NAME", ("gp (default), gp:SETTING=VALUE,..., random, or "
-         "FILE.py:CLASS of your own")),
-        ("stopping", str, "NAME", ("which trials to end early: none, median, asha, halving, or "
-         "FILE.py:FUNCTION; default auto: halving where reports carry their epoch and the last "
-         "epoch is known, else none")),
+        ("searcher", str, "NAME", "gp (default), gp:SETTING=VALUE,..., random, or FILE.py:CLASS"),
+        ("stopping", str, "NAME", ("none, median, asha, halving or FILE.py:FUNCTION; default auto: "
+         "halving where reports carry their epoch and the last one is known, else none")),
         ("first_rung", int, "EPOCH", "epoch of the first decision to stop; default 1"),
         ("eta", int, "N", "asha and halving let one of N go on at each rung; default 3"),
         ("seed", int, "N", "same seed, same suggestions and weights; default 0"),
-        ("start", json_file, "FILE|DIR", ("configurations to try first: a list in a JSON file, or "
-         "the five best of an earlier run; default: one, the middle of the space")),
-        ("learn_from", str, "DIR", ("an earlier run, whose trials the searcher knows from the "
-         "start; may be repeated")),
+        ("start", json_file, "FILE|DIR", ("configurations to try first: a JSON list, or the five "
+         "best of an earlier run; default: the middle of the space")),
+        ("learn_from", str, "DIR", "an earlier run that the searcher knows; may be repeated"),
     ],
     "problem": [
-        ("set", str, "NAME=VALUE", ("set a constant (epochs=27) or fix a hyperparameter "
-         "(n_units_1=512); may be repeated")),
-        ("space", space_file, "FILE", ("a space that replaces the objective file's, in JSON, or a "
-         "Python file with config_space")),
+        ("set", str, "NAME=VALUE", "a constant, or a hyperparameter to fix; may be repeated"),
+        ("space", space_file, "FILE", "in place of the objective's space: JSON, or Python"),
         ("metric", str, "NAME", "the reported metric to tune; default: the file's `metric`"),
         ("mode", str, "{max,min}", "whether more or less of it is better; default: the file's"),
         ("epochs_name", str, "NAME", "the constant that is the last epoch; default epochs"),
@@ -80,8 +73,7 @@ FLAGS = {  # group -> [(flag, type, metavar, help)]
     ],
     "results": [
         ("results", str, "DIR", "a new folder for the run; default results/<timestamp>"),
-        ("resume", str, "DIR", ("go on with the run in this folder: all else comes from there, and "
-         "--hours, --trials, --workers, --trial_timeout, --trials_per_gpu and --dask may change")),
+        ("resume", str, "DIR", "go on with this run; only its budget, as above, may change"),
     ],
 }  # fmt: skip
 OPTIONS = {"space": "config_space", "set": "assignments"}  # flag -> argument of hpo.tune
@@ -91,8 +83,7 @@ def make_parser():
     """A parser of the flags that are given; the defaults of all others are those of hpo.tune."""
     parser = Parser(
         prog="run.py", allow_abbrev=False, argument_default=argparse.SUPPRESS,
-        description="Tunes the hyperparameters of an objective. Everything goes to CSV files in a "
-        "new folder, from which --resume goes on.",
+        description="Tunes the hyperparameters of an objective. All results go to a new folder.",
         epilog="Exit codes: 0 finished, 1 failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM, 129 a "
         "closed terminal.",
     )  # fmt: skip
@@ -105,9 +96,9 @@ def make_parser():
     for title, flags in FLAGS.items():
         group = parser.add_argument_group(title)
         for flag, kind, metavar, text in flags:
-            action = "append" if flag in ("set", "learn_from") else "store"
-            names = {"dest": OPTIONS.get(flag, flag), "metavar": metavar, "help": text}
-            group.add_argument(f"--{flag}", type=kind, action=action, **names)
+            options = {"dest": OPTIONS.get(flag, flag), "metavar": metavar, "help": text}
+            options["action"] = "append" if flag in ("set", "learn_from") else "store"
+            group.add_argument(f"--{flag}", type=kind, **options)
     return parser
 
 

@@ -29,10 +29,10 @@ def test_wrong_flag_is_one_line(name, monkeypatch, capsys):
 
 def test_number_is_checked():
     assert command.positive("1e3") == 1000 and command.natural("0") == 0
-    bad = {"positive": "0 -1 nan inf x", "positive_int": "0 1.5", "natural": "-1"}
-    for kind, text in [(name, text) for name in bad for text in bad[name].split()]:
+    bad = {command.positive: "0 -1 nan inf x", command.positive_int: "0 1.5", command.natural: "-1"}
+    for check, text in [(kind, text) for kind in bad for text in bad[kind].split()]:
         with pytest.raises(argparse.ArgumentTypeError, match=f"expected an? .*, got {text!r}"):
-            getattr(command, kind)(text)
+            check(text)
 
 
 # ---- Processes ----
@@ -68,9 +68,8 @@ def test_command_that_ends_leaves_one_line_and_no_process(send, number):
     _, err = begun.communicate(timeout=10)
     if number == signal.SIGINT:
         assert (begun.returncode, err) == (130, "interrupted: nothing is kept\n")
-    until = time.monotonic() + 5
-    while any(map(command.is_alive, pids)) and time.monotonic() < until:
-        time.sleep(0.05)
+    for _ in range(100):
+        time.sleep(0.05 * any(map(command.is_alive, pids)))
     assert not any(map(command.is_alive, pids))
 
 
@@ -85,10 +84,9 @@ def test_reader_that_leaves_is_no_error():
 def test_rows_come_back_and_a_bad_line_is_named(tmp_path):
     columns, path = {"name": str, "n": int}, tmp_path / "rows.csv"
     assert command.read_rows(path, columns) == []
-    command.append_rows(path, columns, [["a,b", 1]])
-    command.append_rows(path, columns, [["c", 2], ["d", 3]])
-    assert path.read_text() == 'name,n\n"a,b",1\nc,2\nd,3\n'
-    assert command.read_rows(path, columns)[0] == {"name": "a,b", "n": 1}
+    for row in (["a,b", 1], ["c", 2]):
+        command.append_rows(path, columns, [row])
+    assert command.read_rows(path, columns) == [{"name": "a,b", "n": 1}, {"name": "c", "n": 2}]
     for text in ("name,n\na,1\nb,x\n", "name,n\na,1\nb\n", "name\na\nb\n"):
         path.write_text(text)
         with pytest.raises(ValueError, match=r"line [23]: expected name, n, got \['(a|b)'"):

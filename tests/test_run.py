@@ -96,27 +96,21 @@ def test_run_writes_its_folder_and_a_summary(quick, tmp_path, run_py):
     assert [row["trial"] for row in trials] == list("012345") and len(reports) == 6 * 3
     assert {row["origin"] for row in trials} == {"start", "initial", "model"}
     for row in trials:
-        loss = float(row["config_x"]) ** 2 + 1 / 3
-        assert float(row["value"]) == float(row["last_value"]) == loss
+        assert float(row["value"]) == float(row["config_x"]) ** 2 + 1 / 3
         assert (row["status"], row["best_epoch"], row["n_epochs"]) == ("done", "3", "3")
-        assert 0 <= float(row["started"]) < float(row["ended"])
     best = min(trials, key=lambda row: float(row["value"]))
     config = json.loads(re.search(r"take home trial \d: (.*)", out)[1])
     assert config["x"] == float(best["config_x"]) and config["list"] == [1, None]
     assert f"best loss={float(best['value']):.6g} (trial {best['trial']}, epoch 3)" in out
     assert re.search(r"^expected if trained again: loss=\S+ \+- \S+ \(trial \d", out, re.MULTILINE)
-    assert "warning: list is the constant [1, None]; to tune it, use choice(...)" in out
     assert "6 trials, 6 done" in out and "minimise loss over 4 hyperparameters" in out
-    assert f"{folder / 'trials.csv'}\n{folder / 'reports.csv'}\n" in out and "% of the time" in out
+    assert f"{folder / 'trials.csv'}\n{folder / 'reports.csv'}\n" in out
 
     command = next(line for line in out.splitlines() if "-m hpo.objective" in line)
-    words = shlex.split(command)[3:]  # after PYTHONPATH=, OMP_NUM_THREADS= and python
-    code, out, err = run_py(*words)  # trains the best one again
+    code, out, err = run_py(*shlex.split(command)[3:])  # trains the best one again
     again = [json.loads(text) for text in re.findall(r"(?m)^\[tune-metric\]: (.*)$", out)]
-    first = [row for row in reports if row["trial"] == best["trial"]]
-    assert (code, err) == (0, "") and len(again) == 3
-    for report, row in zip(again, first):
-        assert {name: str(value) for name, value in report.items()}.items() <= row.items()
+    first = [row["luck"] for row in reports if row["trial"] == best["trial"]]
+    assert (code, err) == (0, "") and [str(report["luck"]) for report in again] == first
 
 
 def test_flags_and_prepare_change_the_problem_searcher_and_rule(tmp_path, main, monkeypatch):
@@ -127,18 +121,15 @@ def test_flags_and_prepare_change_the_problem_searcher_and_rule(tmp_path, main, 
     (tmp_path / "space.json").write_text(space)
     (tmp_path / "start.json").write_text('[{"x": 1.5}, {"x": 0.25}]')
     (tmp_path / "mine.py").write_text(
-        "from hpo import RandomSearch\n"
-        "class Short(RandomSearch):\n"
-        "    def suggest(self, trials):\n"
+        "import hpo\nclass Short(hpo.RandomSearch):\n    def suggest(self, trials):\n"
         "        return super().suggest(trials) if len(trials) < 4 else None\n"
         "def rule(trial, trials, max_epochs, first_rung, eta):\n"
         "    return len(trial.curve) == first_rung * eta < max_epochs"
     )
-    flags = ["--space", "space.json", "--start", "start.json", "--set", "n=8", "--metric", "luck"]
-    flags += ["--mode", "max", "--epochs_name", "n_steps", "--searcher", "mine.py:Short"]
-    flags += ["--stopping", "mine.py:rule", "--first_rung", 2, "--eta", 3]
+    flags = "--space space.json --start start.json --set n=8 --metric luck --mode max --eta 3 "
+    flags += "--epochs_name n_steps --searcher mine.py:Short --stopping mine.py:rule --first_rung 2"
     monkeypatch.chdir(tmp_path)
-    code, out, err = main(quick, *flags)
+    code, out, err = main(quick, *flags.split())
     assert (code, err) == (0, "") and "ended (exhausted)" in out and "maximise luck over 1" in out
     assert out.count("* 3 IN!\n") == 2  # before and after the run
     folder = tmp_path / re.search(r"^results: (\S+)", out, re.MULTILINE)[1]
@@ -232,21 +223,19 @@ def test_run_whose_first_trials_fail_ends_with_the_last_error(tmp_path, main):
     quick = write_quick(tmp_path, "report = Reporter()", "raise KeyError(7)")
     code, out, err = main(quick, "--workers", 2, "--results", tmp_path / "run")
     assert code == 1 and "all of the first 3 trials failed" in err and err.endswith("KeyError: 7\n")
-    assert "no trial has reported" in out and str(ROOT) not in err
-    assert {row["status"] for row in rows(tmp_path / "run")} >= {"failed"}
+    assert "no trial has reported" in out
 
 
 def test_run_whose_searcher_fails_ends_with_its_traceback(tmp_path, main):
     quick = write_quick(tmp_path, "report = Reporter()", "time.sleep(20)")
-    text = "class Mine:\n    def __init__(self, *_): pass\n    def suggest(self, trials): {}['lr']"
+    text = "import hpo\nclass Mine(hpo.RandomSearch):\n    def suggest(self, trials): {}['lr']"
     (tmp_path / "mine.py").write_text(text)
-    code, _, err = main(
-        quick, "--searcher", f"{tmp_path}/mine.py:Mine", "--results", tmp_path / "r"
-    )
+    flags = ["--searcher", f"{tmp_path}/mine.py:Mine", "--results", tmp_path / "run"]
+    code, _, err = main(quick, *flags)
     assert code == 1 and "run.py: failed: Mine.suggest raised KeyError: 'lr'\n" in err
-    assert 'mine.py", line 3, in suggest' in err and str(ROOT) not in err
-    (row,) = rows(tmp_path / "r")
-    assert row["status"] == "interrupted" and float(row["seconds"]) < 4  # it heeds SIGTERM
+    (row,) = rows(tmp_path / "run")
+    assert 'mine.py", line 3, in suggest' in err and row["status"] == "interrupted"
+    assert float(row["seconds"]) < 4  # it heeds SIGTERM
 
 
 @pytest.mark.parametrize("redirect", [">/dev/full", ">&-", "| true"])
@@ -263,13 +252,7 @@ def without_times(folder, name):
     return [{k: v for k, v in row.items() if k not in times} for row in rows(folder, name)]
 
 
-def contents(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def test_killed_and_interrupted_run_has_the_csvs_of_an_uninterrupted_one(
-    tmp_path, start_py, ends_well, main
-):
+def test_killed_run_has_the_csvs_of_one_that_was_not(tmp_path, start_py, ends_well, main):
     """One worker; ended by SIGKILL, SIGTERM and Ctrl-C."""
     fail = "assert config['n'] < 6, 'a \"bad\" n'\n    report = Reporter()"
     quick = write_quick(tmp_path, "report = Reporter()", fail)
@@ -295,9 +278,7 @@ def test_killed_and_interrupted_run_has_the_csvs_of_an_uninterrupted_one(
     assert {trial.status for trial in load(whole)} == {"done", "failed"}  # its error is the same
 
 
-def test_finished_run_goes_on_with_a_larger_budget_from_anywhere(
-    quick, tmp_path, ends_well, monkeypatch
-):
+def test_finished_run_goes_on_from_anywhere(quick, tmp_path, ends_well, monkeypatch):
     """The folder, the objective's file, and the folder from which the run is resumed have moved."""
     start_file, elsewhere = tmp_path / "start.json", tmp_path / "elsewhere"
     start_file.write_text('[{"x": 0.5, "kind": "a b"}, {"x": 0.25, "kind": "e,f\\n"}]')
@@ -308,13 +289,11 @@ def test_finished_run_goes_on_with_a_larger_budget_from_anywhere(
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     folder = (tmp_path / "run").rename(elsewhere / "moved")
-    n_lines = len((folder / "journal.jsonl").read_text().splitlines())
-    ends_well("--resume", "moved")  # it has finished: only the session is noted
-    assert len((folder / "journal.jsonl").read_text().splitlines()) == n_lines + 1
+    ends_well("--resume", "moved")
+    assert len(load(folder)) == 1  # it had finished
     quick.rename(elsewhere / "quick.py")
-    ends_well("quick.py", "--resume", "moved", "--trials", 3)
-    assert [trial.config["x"] for trial in load(folder)[:2]] == [0.5, 0.25]
-    assert [trial.config["epochs"] for trial in load(folder)] == [2, 2, 2]
+    ends_well("quick.py", "--resume", "moved", "--trials", 2)
+    assert [(t.config["x"], t.config["epochs"]) for t in load(folder)] == [(0.5, 2), (0.25, 2)]
 
 
 def test_deadline_is_that_of_all_sessions_and_may_be_put_off(quick, tmp_path, ends_well):
@@ -324,11 +303,8 @@ def test_deadline_is_that_of_all_sessions_and_may_be_put_off(quick, tmp_path, en
     assert "ended (deadline) after 0:00:0" in ends_well(quick, *LONG, *flags)
     errors = ["--trial_timeout 1.2"] * 2 + ["deadline"] * 2
     assert endings(folder) == [("timeout", error, True) for error in errors]
-    out = ends_well("--resume", folder)
-    assert "--hours with a larger number gives it more" in out and "ended (deadline)" in out
-    assert len(load(folder)) == 4
-    out = ends_well("--resume", folder, "--hours", 1, "--trials", 6)
-    assert "a larger" not in out and "ended (trials)" in out
+    assert "ended (deadline)" in ends_well("--resume", folder) and len(load(folder)) == 4
+    assert "ended (trials)" in ends_well("--resume", folder, "--hours", 1, "--trials", 6)
     trials = load(folder)
     assert [trial.attempt for trial in trials] == [1] * 6
     assert all(2.1 < trial.started < trial.ended < 9 for trial in trials[4:])
@@ -339,9 +315,8 @@ DIFFERENT = [
     (["--set", "epochs=27"], "--set: DIR has ['epochs=2'], got ['epochs=27']"),
     (["--space", "HERE/space.json"], "--space: DIR has None, got {'x'"),
     (["--start", "HERE/start.json"], "--start: DIR has None, got [{'x': 0.5, "),
-    (["--results", "HERE/elsewhere"], "--results: a resumed run keeps its folder"),
+    (["--results", "HERE/elsewhere"], "--results: DIR has None, got 'HERE/elsewhere'"),
     (["HERE/other.py"], "OBJECTIVE: DIR has 'HERE/quick.py', got 'HERE/other.py'"),
-    (["--trials", "0"], "--trials: expected an integer >= 1, got 0"),
 ]
 
 
@@ -355,13 +330,14 @@ def test_option_that_differs_is_refused_by_name(quick, tmp_path, main, ends_well
     ends_well(*same, "--trials", 1, "--results", folder)
     with open(folder / "journal.jsonl", "a") as file:
         file.write('{"start": 1, "att')  # a torn line is cut only when the run goes on
-    before = contents(tmp_path)
+    contents = lambda: {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    before = contents()
     for arguments, words in DIFFERENT:
         words = words.replace("DIR", str(folder)).replace("HERE", str(tmp_path))
         given = [argument.replace("HERE", str(tmp_path)) for argument in arguments]
         code, _, err = main("--resume", folder, *given)
         assert code == 2 and words in err and err.count("\n") == 1, (arguments, err)
-    assert contents(tmp_path) == before
+    assert contents() == before
     same += ["--metric", "loss", "--searcher", "gp", "--trials", 2]
     ends_well("--resume", folder, *same)
     assert [trial.attempt for trial in load(folder)] == [1, 1]
@@ -371,18 +347,14 @@ def test_option_that_differs_is_refused_by_name(quick, tmp_path, main, ends_well
 BAD = [  # (flags, what is replaced in the objective file or a file's name, by this, error)
     ("--bogus", "", "", "unrecognized arguments: --bogus"),
     ("--hours nan", "", "", "--hours: expected a positive number, got nan"),
-    ("--workers 0", "", "", "--workers: expected an integer >= 1, got 0"),
     ("--searcher foo", "", "", "--searcher: expected random, gp, gp:SETTING=VALUE,... or FILE.py"),
     ("--searcher {}/mine.py:Mine", "mine.py", "exit(0)", "mine.py, line 1: SystemExit"),
     ("--searcher {}/mine.py:Mine", "mine.py", "class Mine: pass", "suggest(trials)"),
-    ("--stopping foo", "", "", "--stopping: expected auto, none, median, asha, halving or FILE.py"),
     ("--stopping asha", ": 3", ": randint(1, 3)", "--stopping asha: "),
     ("--set epochs=many", "", "", "--set epochs=many: epochs: expected"),
     ("--space nowhere.json", "", "", "--space: expected a JSON file: "),
     ("--space {}/s.json", "s.json", '{"x": {"uniform": [1, 0]}}', "x: uniform needs low <= high"),
     ("--start {}/s.json", "s.json", '[{"n": 10}]', "n: expected a value of randint(1, 9)"),
-    ("--start {}/s.json", "s.json", "3", "--start"),
-    ("--mode best", "", "", "mode: "),
     ("--epochs_name steps", "", "", "steps: "),
     ("--results {}", "", "", "expected a new folder, got one that "),
     ("--resume {}", "", "", "expected the folder of a run"),
@@ -409,32 +381,27 @@ def test_bad_input_is_one_clear_line_and_leaves_nothing(tmp_path, main, flags, o
 
 
 # ---- From Python ---------------------------------------------------------------------------------
-TRAIN = """
+SCRIPT = """
 def train(config):
+    __import__('pickle').dumps(train)  # by its name
     return {"loss": (config["x"] - 0.25) ** 2, "place": __name__}
-"""
-TUNE = """import hpo
-run = hpo.tune({}trials=5, workers=2, results="run")
+
+import hpo
+space = {'x': hpo.uniform(0, 1)}
+run = hpo.tune(train, space, metric='loss', mode='min', trials=5, workers=2, results="run")
 print(run.best.id, run.best.value, len(run.trials), run.reason, run.folder, run.signal)
 """
-TUNE_TRAIN = TUNE.format("train, {'x': hpo.uniform(0, 1)}, metric='loss', mode='min', ")
-PICKLES = TRAIN.replace("return", "__import__('pickle').dumps(train)\n    return")  # by its name
-SCRIPTS = {"path": TUNE.format("'quick.py', "), "main": PICKLES + TUNE_TRAIN}
-SCRIPTS["stdin"] = TRAIN + TUNE_TRAIN
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_tune_from_a_script_returns_the_run(quick, tmp_path, run_py, name):
-    (tmp_path / "script.py").write_text(SCRIPTS[name])
+@pytest.mark.parametrize("name", ["script.py", "-"])
+def test_tune_from_a_script_returns_the_run(tmp_path, run_py, name):
+    (tmp_path / "script.py").write_text(SCRIPT)
     with open(tmp_path / "script.py") as stdin:
         options = {"stdin": stdin, "cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
-        code, out, err = run_py("-" if name == "stdin" else "script.py", **options)
+        code, out, err = run_py(name, **options)
     assert (code, err) == (0, "") and out.count("loading ") == 1  # the script has run once
-    assert ("stopping halving" if name == "path" else "stopping none") in out  # no last epoch
-    found = load(tmp_path / "run")
-    best = min(found, key=lambda trial: trial.value)
+    assert "stopping none" in out  # no last epoch
+    best = min(load(tmp_path / "run"), key=lambda trial: trial.value)
     assert out.splitlines()[-1] == f"{best.id} {best.value} 5 trials run None"
-    if name != "path":
-        assert best.value == (best.config["x"] - 0.25) ** 2
-        [place] = {row["place"] for row in rows(tmp_path / "run", "reports.csv")}
-        assert place == "__main__"
+    assert best.value == (best.config["x"] - 0.25) ** 2
+    assert {row["place"] for row in rows(tmp_path / "run", "reports.csv")} == {"__main__"}
