@@ -40,12 +40,12 @@ class Parameter:
 
 def parameter(name, domain):
     """A grid is an integer, its index; 1 - value of reverseloguniform is loguniform."""
-    if domain.kind in ("choice", "ordinal", "logordinal", "finrange", "logfinrange"):
-        kind, values = "category" if domain.kind == "choice" else "int", list(domain.values)
-        return Parameter(name, kind, 0, len(values) - 1, False, values.__getitem__)
+    if isinstance(domain.values, list):
+        kind = "category" if domain.kind == "choice" else "int"
+        return Parameter(name, kind, 0, domain.n_values - 1, False, domain.values.__getitem__)
+    low, high = domain.arguments
     if "int" in domain.kind:
-        return Parameter(name, "int", *domain.arguments, domain.kind == "lograndint", int)
-    low, high = map(float, domain.arguments)
+        return Parameter(name, "int", low, high, domain.kind == "lograndint", int)
     if domain.kind == "reverseloguniform":
         flip = lambda number: min(max(1 - number, low), high)
         return Parameter(name, "float", 1 - high, 1 - low, True, flip)
@@ -64,8 +64,7 @@ def optuna(parameters, seed, sampler, failed, **settings):
         return kind(p.low, p.high, log=p.log)
 
     distributions = {p.name: distribution(p) for p in parameters}
-    sampler = getattr(optuna.samplers, sampler)(seed=seed, **settings)
-    study = optuna.create_study(sampler=sampler)
+    study = optuna.create_study(sampler=getattr(optuna.samplers, sampler)(seed=seed, **settings))
 
     def ask():
         trial = study.ask(distributions)
@@ -79,11 +78,6 @@ def optuna(parameters, seed, sampler, failed, **settings):
                 study.tell(key, loss)
 
     return ask, tell
-
-
-# what Optuna 5 does by default, given for versions before
-TPE = {"sampler": "TPESampler", "multivariate": True, "constant_liar": True}
-GP = {"sampler": "GPSampler"}
 
 
 def ax(parameters, seed):
@@ -116,16 +110,14 @@ def ax(parameters, seed):
 
 
 # ---- As a searcher of ours ----
+# what Optuna 5 does by default, given for versions before
+TPE = {"sampler": "TPESampler", "failed": "PRUNED", "multivariate": True, "constant_liar": True}
 PEERS = {  # its function, the packages that it needs
-    "optuna_tpe": (functools.partial(optuna, failed="PRUNED", **TPE), "optuna"),
-    "optuna_gp": (functools.partial(optuna, failed="FAIL", **GP), "optuna torch scipy"),
+    "optuna_tpe": (functools.partial(optuna, **TPE), "optuna"),
+    "optuna_gp": (functools.partial(optuna, sampler="GPSampler", failed="FAIL"), "optuna scipy"),
     "ax": (ax, "ax-platform"),
-    # recorded by this file of commit 2ac5384, and not to be run by this one
-    "skopt": (None, "scikit-optimize"),
-    "smac": (None, "smac"),
-    "hebo": (None, "HEBO"),
-    "syne_tune": (None, "syne-tune botorch"),
 }
+PEERS |= dict.fromkeys(("skopt", "smac", "hebo", "syne_tune"), (None, ""))  # only recorded
 
 
 class Peer:
@@ -157,16 +149,8 @@ class Peer:
 
 def version(name):
     """Package and version of a peer: optuna 5.0.0. None where it cannot be run."""
-    if not PEERS[name][0]:
-        return None
     try:
         found = [f"{package} {metadata.version(package)}" for package in PEERS[name][1].split()]
     except metadata.PackageNotFoundError:
         return None
-    return found[0]
-
-
-def missing(name):
-    """What to install for a peer, in a line; None when it is there."""
-    remedy = f"pip install {PEERS[name][1]}" if PEERS[name][0] else "only recorded runs are shown"
-    return None if version(name) else f"{name} is left out: {remedy}"
+    return found[0] if found else None
