@@ -208,11 +208,12 @@ def table(runs, heads, means):
     def numbers(rows, column):
         return mean_and_interval({key: row[column] for key, row in rows.items()})
 
-    def cells(rows, s=""):  # s: "+" shows the sign
-        found = [numbers(rows, column) for column in heads]
-        return "".join(
-            f"{f'{m:{s}.4f} [{low:{s}.4f} {high:{s}.4f}]':>26}" for m, low, high in found
-        )
+    def cells(rows, sign=""):
+        line = ""
+        for column in heads:
+            mean, low, high = numbers(rows, column)
+            line += f"{mean:{sign}.4f} [{low:{sign}.4f} {high:{sign}.4f}]".rjust(26)
+        return line
 
     width = max(24, *(len(label(name)) + 1 for name in runs))
     titles = [f"{head:>26}" for head in heads.values()] + [f"  {m}" for m in means.values()]

@@ -1,6 +1,5 @@
 """Families of problems: fresh ones by number, so that no decision depends on problems seen before.
 
-    python -m experiments.problems smooth:0-4 fail:7         prints instances of them
     python -m experiments.compare_searchers --problems fail:20-29 choices:20-29 --searcher gp
     python -m experiments.compare_searchers --curves --problems cross:0-4 agree:0-4
 
@@ -211,37 +210,6 @@ def choices(rng):
     return space, floor, loss, add_noise(lambda loss: deviation)
 
 
-SHAPES = [  # functions of Z (m, n), 0 at Z = 0, after BBOB (Hansen et al. 2009)
-    lambda Z: Z**2 @ 1000 ** np.linspace(0, 1, Z.shape[1]),  # ellipsoid
-    lambda Z: rosenbrock(Z / 2 + 1),
-    lambda Z: np.sum(np.where(Z > 0, 30 * Z, Z) ** 2, axis=1),  # attractive sector
-    lambda Z: np.sum(Z**2 + 5 * (1 - np.cos(2 * math.pi * Z / 2)), axis=1),  # Rastrigin
-    lambda Z: np.minimum(np.sum(Z**2, axis=1), poorer_basin(Z)),  # Lunacek et al. 2008
-]
-
-
-def rosenbrock(W):
-    return np.sum(100 * (W[:, 1:] - W[:, :-1] ** 2) ** 2 + (W[:, :-1] - 1) ** 2, axis=1)
-
-
-def poorer_basin(Z):
-    return 0.5 * Z.shape[1] + 0.3 * np.sum((Z - 4) ** 2, axis=1)
-
-
-def rugged(rng):
-    """Black-box functions in a rotated frame, without noise."""
-    n = rng.integers(2, 9)
-    space = draw_space(rng, n, [hpo.uniform(-5, 5)])
-    star = draw_star(rng, space)
-    rotation = np.linalg.qr(rng.standard_normal((n, n)))[0]
-    shape = SHAPES[rng.integers(len(SHAPES))]
-    f = lambda X: shape(10 * (X - star) @ rotation)
-    # The plain function leaves every searcher at a regret near 0, so its logarithm is taken.
-    unit = np.median(f(rng.random((300, n)))) * 10 ** rng.uniform(-3, 0)
-    loss = lambda **config: math.log1p(f(numeric(space, config)[None])[0] / unit)
-    return space, 0.0, loss, lambda config, loss, rng: loss
-
-
 # ---- Real trainings, in milliseconds ----
 N_TRAIN, N_VALID, N_REPETITIONS = 128, 256, 3
 MODEL = {
@@ -413,35 +381,8 @@ def cross(rng):
     return draw_curves(rng, draw_speed)
 
 
-def boosting(rng):
-    """High rates are good early and not last: the bias exp(-rate e) falls fast, but large steps are
-    coarse, and more effort than the data bear overfits. Other parameters have bowls."""
-    n = rng.integers(1, 6)
-    space = {"rate": hpo.loguniform(0.003, 3), **draw_space(rng, n)}
-    star, bowls = draw_star(rng, space)[1:], draw_bowls(rng, n)
-    (floor, height), coarse, bearable = draw_scale(rng), rng.uniform(0.1, 0.5), rng.uniform(3, 10)
-    cost = rng.uniform(-1, 1)
-
-    def share(rate, e):
-        step = coarse * rate**0.5 / (1 + rate**0.5)
-        over = 0.1 * np.maximum(np.log(rate * e / bearable), 0) ** 2
-        return 1 - (1 - np.exp(-rate * e)) * (1 - step) + over
-
-    def losses(config):
-        kept = bowls(numeric(space, config)[1:] - star)
-        kept = kept * (1 - share(config["rate"], np.arange(1, N_EPOCHS + 1)))
-        return floor + height * (1 - kept)
-
-    def seconds(config):
-        return 10 ** (cost * numeric(space, config)[1])
-
-    # the lowest over a fine grid of rates, as no formula gives it
-    optimum = floor + height * share(np.geomspace(0.003, 3, 10**6), N_EPOCHS).min()
-    return space, optimum, lambda **c: losses(c)[-1], *with_noise(rng, height, losses, seconds)
-
-
-CURVES = {f.__name__: f for f in (agree, cross, boosting, sgd)}
-FAMILIES = {f.__name__: f for f in (smooth, rugged, fail, diverge, choices, noisy, train)} | CURVES
+CURVES = {f.__name__: f for f in (agree, cross, sgd)}
+FAMILIES = {f.__name__: f for f in (smooth, fail, diverge, choices, noisy, train)} | CURVES
 
 
 @functools.cache

@@ -1,11 +1,9 @@
 """Problems to compare searchers on: what a configuration costs, with and without noise.
 
-    python -m experiments.problems                    prints them
-    python -m experiments.problems smooth:0-4         instances 0 to 4 of a family (families.py)
-
-The named problems are of three groups: analytic functions; "hpo", formulas with the features of
-real tuning (cliffs, plateaus, ridges, noise that grows with the loss, failures, conditions,
-parameters that never matter); and "real", trainings that were recorded or take milliseconds.
+Fresh ones by number are in families.py; smooth:0-4 are five of a family. The named ones are of
+three groups: analytic functions; "hpo", formulas with the features of real tuning (cliffs,
+plateaus, ridges, noise that grows with the loss, failures, conditions, parameters that never
+matter); and "real", trainings that were recorded or take milliseconds.
 
 Most are for reports: searchers are tuned on families and on four real problems, "tune", and judged
 on "report". An optimum is exact where a formula or a whole grid gives it. Those of fashion7 and the
@@ -14,7 +12,6 @@ two kernel problems are the lowest losses that a long search found (`--search` o
 
 import argparse
 import functools
-import itertools
 import json
 import math
 import pathlib
@@ -22,10 +19,9 @@ import re
 
 import numpy as np
 
-from experiments import command
 from experiments.families import FAMILIES, Problem, generated
 from hpo import choice, logordinal, lograndint, loguniform, randint, reverseloguniform, uniform
-from hpo.space import encode, sample, space_from_json
+from hpo.space import encode, space_from_json
 
 TABLES = pathlib.Path(__file__).parent / "tables"
 
@@ -319,32 +315,3 @@ def names(text):
         return [f"{family}:{number}" for number in range(first, last + 1)]
     known = f"{', '.join(PROBLEMS)}, or FAMILY:FIRST-LAST, of {', '.join(FAMILIES)}"
     raise argparse.ArgumentTypeError(f"no problem {text}; there are {known}")
-
-
-# ---- Command line ----
-def describe(name):
-    """A line of the table that `main` prints, from 300 random configurations."""
-    problem, rng = find(name), np.random.default_rng(0)
-    configs = [sample(problem.space, rng) for _ in range(300)]
-    losses = np.array([problem.true_loss(config) for config in configs])
-    with np.errstate(over="ignore"):
-        noise = np.nanstd([problem.evaluate(c, rng) - y for c, y in zip(configs, losses)])
-    return (
-        f"{name:<16}{problem.group:<9}{problem.half:<7}{len(problem.space):>3}  "
-        f"{problem.optimum:<9.4g}{np.nanmedian(losses):<9.4g}{noise:<9.2g}"
-        f"{np.isnan(losses).mean():>5.0%}"
-    )
-
-
-def main():
-    parser = command.parser("problems", __doc__)
-    some = {"type": names, "metavar": "NAME", "help": "default: all but families"}
-    parser.add_argument("names", nargs="*", **some)
-    args = parser.parse_args()
-    print(f"{'problem':<16}group    half   dim  optimum  median   noise    fail")
-    for name in itertools.chain(*args.names) if args.names else PROBLEMS:
-        print(describe(name), flush=True)
-
-
-if __name__ == "__main__":
-    command.run("problems")

@@ -2,10 +2,9 @@
 
     python -m experiments.speed --part loop        10,000 trials that report once; some minutes
     python -m experiments.speed --part reports     4 and 64 trials that report all the time
-    python -m experiments.speed --part training --workers 32     share of the time; a minute
     python -m experiments.speed --part suggest     one thread; compare_searchers times peers
 
-All but the last run on a cluster too, --dask ADDRESS. Rates compare only when taken in turn: run
+The first two run on a cluster too, --dask ADDRESS. Rates compare only when taken in turn: run
 the command in another checkout, here, and again. "ms of the tuner" is processor time of its
 process, which other work on the machine changes little.
 """
@@ -36,14 +35,13 @@ import time
 import torch  # most objectives need it: the fork server imports it once
 from hpo import Reporter, uniform
 
-config_space = {"x": uniform(0, 1), "epochs": 1, "sleep": 0.0}
+config_space = {"x": uniform(0, 1), "epochs": 1}
 metric, mode = "y", "min"
 
 def objective(config):
     report, wait = Reporter(), 0.0
     for epoch in range(1, config["epochs"] + 1):
         before = time.perf_counter()
-        time.sleep(config["sleep"])
         report(epoch=epoch, y=config["x"] / epoch, wait=wait)
         wait = time.perf_counter() - before
 """
@@ -117,17 +115,6 @@ def reports(args):
         print(f"{n_workers:7} {rate:10.0f} {each:21.3f} {median:31.2f} {high:7.1f}")
 
 
-def training(args):
-    """Prints the share of their time that workers sleep in epochs, when all have begun."""
-    options = {"workers": args.workers, "dask": args.dask, "trials": 8 * args.workers}
-    options |= {"searcher": "random", "stopping": "none", "assignments": ["epochs=10", "sleep=0.5"]}
-    with tuned(**options) as run:
-        at = sorted(event["at"] for event in reports_of(run))
-    first, last = at[len(at) // 4], at[3 * len(at) // 4]
-    share = 0.5 * (len(at) // 2) / ((last - first) * args.workers)
-    print(f"{args.workers} workers train {100 * share:.1f}% of the time, {len(run.trials)} trials")
-
-
 # ---- Suggestions ----
 def suggest(args):
     """Prints a line for each number of trials."""
@@ -163,7 +150,7 @@ def suggestion_seconds(name, n):
 
 # ---- Command line ----
 def main(arguments=None):
-    parts = {"loop": loop, "reports": reports, "training": training, "suggest": suggest}
+    parts = {"loop": loop, "reports": reports, "suggest": suggest}
     parser = command.parser("speed", __doc__)
     add, positive_int = parser.add_argument, command.positive_int
     add("--part", required=True, choices=parts)

@@ -227,24 +227,21 @@ def kill_trials(home, n, rng):
 
 def kill_servers(home, n, rng):
     """The fork server dies, or temporary files go: the run goes on."""
-    tallies = {}
-    for kind in ("fork server SIGKILLed", "TMPDIR emptied"):
-        run = Run(home / kind[:6], Tally())
-        process = run.start()
-        run.seconds_to_answers(9)
-        for _ in range(n):
-            time.sleep(rng.uniform(0.5, 2))
-            if kind == "TMPDIR emptied":
-                shutil.rmtree(run.home / "tmp")
-                (run.home / "tmp").mkdir()
-            else:
-                servers = [i for i in children_of(process.pid) if is_alive(i, "spawn_main")]
-                os.kill(servers[0], signal.SIGKILL)  # those after it are its trials
-            run.tally.hung(run.seconds_to_answers(9, time.monotonic()))
-        process.send_signal(signal.SIGINT)
-        run.wait(process, 130)
-        tallies[f"{kind}, {run.finish()}"] = run.tally
-    return tallies
+    run = Run(home, Tally())
+    process = run.start()
+    run.seconds_to_answers(9)
+    for i in range(n):
+        time.sleep(rng.uniform(0.5, 2))
+        if i % 2:
+            shutil.rmtree(run.home / "tmp")
+            (run.home / "tmp").mkdir()
+        else:
+            servers = [i for i in children_of(process.pid) if is_alive(i, "spawn_main")]
+            os.kill(servers[0], signal.SIGKILL)  # those after it are its trials
+        run.tally.hung(run.seconds_to_answers(9, time.monotonic()))
+    process.send_signal(signal.SIGINT)
+    run.wait(process, 130)
+    return {f"fork server SIGKILLed, TMPDIR emptied, {run.finish()}": run.tally}
 
 
 # ---- The folder fails ----
@@ -270,9 +267,9 @@ def take_folders(home, n, rng):
         run.tally.hung(run.wait(process, 1))
         if f"\nrun.py: failed: {run.folder}" not in run.printed:
             run.tally.wrong.append(f"no reason:\n{run.printed[-2000:]}")
-        if kind == "folder moved":
+        if elsewhere.exists():
             elsewhere.rename(run.folder)
-        if kind != "folder deleted":
+        if run.folder.exists():
             run.folder.chmod(0o755)
             with warnings.catch_warnings(action="error"):  # no line is torn
                 load(run.folder)
@@ -296,8 +293,6 @@ def fuzz(home, n, rng, good=None):
                 for trial in load(home):
                     assert cast_config(load_run(home)["space"], trial.config) == trial.config, trial
                     assert all(loss == loss + 0 * epoch for epoch, loss in trial.curve), trial
-                    assert trial.started + (trial.ended or 0) + trial.suggest_seconds >= 0, trial
-                    assert isinstance(trial.origin + trial.status + trial.error, str), trial
                 if rng.random() < 0.2:
                     with contextlib.closing(Journal.open(home)) as journal:
                         journal.begin_session({})

@@ -1,14 +1,14 @@
 """How fast the running example trains, train/mlp_fashion_mnist.py, and how trials share a GPU.
 
     python -m experiments.train_speed [--quick]         a table, in about three minutes
-    python -m experiments.train_speed --part memory     GPU memory of a trial, and after its end
-    python -m experiments.train_speed --part sharing    epochs per second of 1 to 8 trials at a time
+    python -m experiments.train_speed --part sharing    1 to 8 trials on one GPU; four minutes
 
 The table has seconds per epoch with one thread, and on a GPU where there is one: ours, and the
 plain pipeline, which is kept here (DataLoader, ToTensor for each image, autograd,
 torch.optim.Adam). All ways take turns, and each goes on with the weights that it has. A cell has
 the median seconds of an epoch, validation included, and the accuracy after the last one, which
-should hardly differ. It needs FashionMNIST itself.
+should hardly differ. It needs FashionMNIST itself. Sharing: epochs per second of all trials
+together, MiB of the GPU that each takes, and MiB that are not free again after their end.
 """
 
 import time
@@ -106,26 +106,20 @@ def epochs(step):
         print(f"| {sizes} | {' | '.join(cells)} |", flush=True)
 
 
-def trained(sizes, **options):
-    """Context with the Run of `tune` on the running example, with layers and batches of a size."""
-    names = "n_units_1", "n_units_2", "batch_size"
-    assignments = [f"{name}={n}" for name, n in zip(names, sizes)] + ["epochs=10000"]
-    options |= {"searcher": "random", "assignments": assignments}
-    return tuned("train/mlp_fashion_mnist.py", **options)
-
-
-def memory(step):
+def sharing(step):
     """Free memory is asked of the driver, so it counts the processes of others too."""
-    before, used = free_memory(), []
-
-    def rule(trial, trials, max_epochs):
-        used.append(before - free_memory())
-        return True
-
-    with trained(SIZES[2], stopping=rule, workers=1, trials=1):
-        left = before - free_memory()
-    print(f"a trial takes {used[0]:.0f} MiB of the GPU; after its end {left:.0f} MiB are not free")
-    return 1 if left > used[0] / 10 > 0 else 0
+    names = "n_units_1", "n_units_2", "batch_size"
+    for sizes in SIZES[:2]:
+        assignments = [f"{name}={n}" for name, n in zip(names, sizes)] + ["epochs=10000"]
+        options = {"searcher": "random", "assignments": assignments, "hours": SECONDS / 3600}
+        for n in (1, 2, 4, 8):
+            before, used = free_memory(), []
+            look = lambda *_, before=before, used=used: used.append(before - free_memory())
+            with tuned("train/mlp_fashion_mnist.py", workers=n, stopping=look, **options) as run:
+                n_epochs = sum(event["at"] >= SECONDS / 2 for event in reports_of(run))
+            rate, left = 2 * n_epochs / SECONDS, before - free_memory()
+            print(f"{sizes}, {n} trials: {rate:.2f} epochs a second", end="; ")
+            print(f"{max(used) / n:.0f} MiB each, {left:.0f} after their end", flush=True)
 
 
 def free_memory():
@@ -133,23 +127,15 @@ def free_memory():
     return torch.cuda.mem_get_info()[0] / 2**20 if torch.cuda.is_available() else 0
 
 
-def sharing(step):
-    for sizes in SIZES[:2]:
-        for n in (1, 2, 4, 8):
-            with trained(sizes, workers=n, stopping="none", hours=SECONDS / 3600) as run:
-                n_epochs = sum(event["at"] >= SECONDS / 2 for event in reports_of(run))
-            print(f"{sizes}, {n} at a time: {2 * n_epochs / SECONDS:.2f} epochs a second")
-
-
 def main(arguments=None):
-    parts = {"epochs": epochs, "memory": memory, "sharing": sharing}
+    parts = {"epochs": epochs, "sharing": sharing}
     parser = command.parser("train_speed", __doc__)
     parser.add_argument("--part", choices=parts, default="epochs", help="default epochs")
     parser.add_argument("--quick", action="store_true", help="epochs: a tenth of the images")
     args = parser.parse_args(arguments)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: the CPU"
     print(f"torch {torch.__version__}, {device}, dropout {DROPOUT}", flush=True)
-    return parts[args.part](10 if args.quick else 1)
+    parts[args.part](10 if args.quick else 1)
 
 
 if __name__ == "__main__":
