@@ -90,12 +90,9 @@ def main(arguments=None):
     add("--quick", action="store_true", help="does not check the surrogate")
     args = parser.parse_args(arguments)
     with command.checking(parser):
-        pairs = itertools.product(
-            args.stopping or ["halving", "none"], args.searcher or ["random", "gp"]
-        )
-        methods = [EACH.join((searcher, rule)) for rule, searcher in pairs]
-        for searcher, rule in (name.split(EACH) for name in methods):
-            command.find_searcher(searcher), command.find_rule(rule)
+        searchers, rules = args.searcher or ["random", "gp"], args.stopping or ["halving", "none"]
+        methods = [searcher + EACH + rule for rule in rules for searcher in searchers]
+        _ = [*map(command.find_searcher, searchers), *map(command.find_rule, rules)]
         recording = read(args.recordings)
         print(f"{recording.about}; {recording.machine}", flush=True)
         surrogate = Surrogate(recording)  # minutes for 1,700 curves
