@@ -1,7 +1,5 @@
 """Recorded learning curves, and a surrogate that draws new ones from them.
 
-    python -m experiments.curves results/DIR ... experiments/runs/NAME.jsonl    packs runs in a file
-
 The surrogate is a forest of extremely randomised trees (Geurts, Ernst and Wehenkel 2006), as a
 Gaussian process would favour a searcher that uses one. w (n,) is the share of the trees in which a
 recorded configuration has the same leaf as the new one. Then, in log loss,
@@ -21,9 +19,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from experiments import command
 from hpo.journal import SIGN, Journal, load_run, read_events
-from hpo.space import config_key, constants, domains, encode, space_from_json, space_to_json
+from hpo.space import config_key, constants, domains, encode, space_from_json
 
 SMOOTH = 0.12  # width of the smoothing in ln(epoch): at epoch 81 about 10 epochs either way
 N_ALIKE = 5  # curves whose jitter a new one may have
@@ -127,7 +124,7 @@ def read_folder(folder):
 
 
 def read_packed(path):
-    """Recording of a file that `pack` wrote."""
+    """Recording of a file in runs/: a line about the problem, and one for each curve."""
     try:
         head, *lines = map(json.loads, path.read_text().splitlines())
         recording = Recording(**{**head, "space": space_from_json(head["space"]), "curves": []})
@@ -139,18 +136,6 @@ def read_packed(path):
         return recording
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ValueError(f"{path}: not a file of packed curves: {error!r}") from None
-
-
-def pack(recording, path):
-    """Writes a line about the problem, and one of about 1 kB for each curve."""
-    lines = [{**vars(recording), "space": space_to_json(recording.space)}]
-    del lines[0]["curves"]
-    for curve in recording.curves:
-        values = [float(f"{SIGN[recording.mode] * loss:.6g}") for loss in curve.losses]
-        seconds = [float(f"{seconds:.3g}") for seconds in curve.seconds]
-        line = {"config": curve.config, "values": values, "seconds": seconds}
-        lines.append({**line, "epochs": curve.epochs.tolist()})
-    path.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
 
 
 # ---- Forest ----
@@ -291,20 +276,3 @@ def rank_correlation(a, b):
     """Spearman's: the correlation of the ranks, where ties share the mean of theirs."""
     ranks = [(v[:, None] > v).sum(1) + (v[:, None] >= v).sum(1) for v in (a, b)]
     return np.corrcoef(ranks)[0, 1] if np.ptp(ranks, axis=1).all() else np.nan
-
-
-def main(arguments=None):
-    parser = command.parser("curves", __doc__)
-    parser.add_argument("sources", nargs="+", metavar="DIR", help="runs' folders, or packed files")
-    parser.add_argument("target", type=pathlib.Path, metavar="NAME.jsonl", help="a new file")
-    args = parser.parse_args(arguments)
-    with command.checking(parser):
-        if args.target.exists():  # a recording may be hours of work
-            raise ValueError(f"{args.target}: exists; expected a new file to write, last")
-        recording = read(args.sources)
-    pack(recording, args.target)
-    print(f"{args.target}: {recording.about}")
-
-
-if __name__ == "__main__":
-    command.run("curves")

@@ -4,12 +4,11 @@
 
 A real scheduler and three real workers on this machine. In each round a run is begun. Then, in a
 random order, a worker's process is killed (its nanny starts another), a worker is killed with its
-nanny and a new one joins, a worker stands still for a while, and the tuner is killed and the run
-resumed. At last the scheduler is killed and another one started. What is counted is what
-experiments.torture counts, by the same side log. Needs distributed.
+nanny and a new one joins, and the tuner is killed and the run resumed. At last the scheduler is
+killed and another one started. What is counted is what experiments.torture counts, by the same side
+log. Needs distributed.
 """
 
-import contextlib
 import os
 import pathlib
 import random
@@ -88,7 +87,7 @@ def play(rng, run, n_trials):
     options += ["--set", "epochs=12", "--set", "seconds=0.15"]
     process = run.start(*options)
     run.seconds_to_answers(9)
-    for what in rng.sample(["child", "worker", "pause", "tuner", "child", "tuner"], 6):
+    for what in rng.sample(["child", "worker", "tuner", "child", "tuner"], 5):
         time.sleep(rng.uniform(1, 3))
         worker, begun = rng.choice(cluster.workers), time.monotonic()
         if what == "child" and (found := children_of(worker.pid)):
@@ -96,13 +95,6 @@ def play(rng, run, n_trials):
         elif what == "worker":
             end_tree(worker)
             cluster.workers[cluster.workers.index(worker)] = cluster.begin_worker()
-        elif what == "pause":
-            pids = [worker.pid, *children_of(worker.pid)]
-            for number, seconds in (signal.SIGSTOP, rng.uniform(1, 8)), (signal.SIGCONT, 0):
-                for pid in pids:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, number)
-                time.sleep(seconds)
         elif what == "tuner" and process.poll() is None:
             process.kill()
             run.printed += process.communicate()[0]

@@ -81,7 +81,7 @@ def report(runs, seconds):
 def main(arguments=None):
     parser = command.parser("replay", __doc__)
     add, positive_int = parser.add_argument, command.positive_int
-    add("recordings", nargs="+", metavar="DIR", help="runs, or files made by experiments.curves")
+    add("recordings", nargs="+", metavar="DIR", help="runs, or files of experiments/runs/")
     add("--searcher", action="append", metavar="NAME", help="as in run.py; again for more")
     add("--stopping", action="append", metavar="NAME", help="as in run.py; again for more")
     add("--repetitions", type=positive_int, default=20)
