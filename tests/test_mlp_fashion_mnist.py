@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 from torchvision.datasets import FashionMNIST
 
-from experiments.train_speed import Images, plain_epoch
+from experiments.train_speed import plain_epoch
 from hpo.report import Reporter, StopTrial
 from train import fashion_mnist, mlp_fashion_mnist
 from train.mlp_fashion_mnist import Adam, mask, objective, prepare, train, validate
@@ -45,16 +45,16 @@ def largest_difference(a, b):
     ("seed", "weight_decay", "agrees"), [(1, 0.01, True), (2, 0.01, False), (1, 0.009, False)]
 )
 def test_train_gives_the_weights_of_the_plain_pipeline(seed, weight_decay, agrees):
-    images, labels = random_images(330)  # ten batches and a part of one, which is left out
+    images, labels = as_tensors(*random_images(330))  # ten batches and a part, which is left out
     torch.manual_seed(seed)
     batches = [batch.tolist() for batch in torch.randperm(330).split(32)[:10]]
-    loader = DataLoader(Images(images, labels), batch_sampler=batches)
+    loader = DataLoader(TensorDataset(images / 255, labels), batch_sampler=batches)
     model, optimizer = make(dropout_1=0.0, dropout_2=0.0)
     start, other = copy.deepcopy(model), copy.deepcopy(model)
     other_optimizer = torch.optim.Adam(other.parameters(), 1e-3, weight_decay=weight_decay)
     for _ in range(2):
         torch.manual_seed(1)
-        train(model, optimizer, *as_tensors(images, labels), 32)
+        train(model, optimizer, images, labels, 32)
         plain_epoch(other, other_optimizer, loader)
     assert largest_difference(model, start) > 5e-3
     assert (largest_difference(model, other) < 1e-5) == agrees
