@@ -483,7 +483,7 @@ def test_where_none_is_done_the_recommended_trial_is_one_that_has_come_furthest(
         if trial.status == "done":
             n = 5 if trial.config["y"] < 0.5 else 12
             trial.status, trial.curve = "timeout", trial.curve[:n]
-    trial, epoch, mu, sigma = GPSearch(SQUARE, 0, 27).recommend(trials)
+    trial, epoch, mu, _ = GPSearch(SQUARE, 0, 27).recommend(trials)
     assert (trial.n_epochs, epoch) == (12, 9)
     assert mu == pytest.approx(trial.curve[8][1], abs=0.02)  # by rungs: at epoch 9
     trials = on_line(np.arange(8) / 8, 0.1 * np.arange(8), "stopped")
