@@ -7,7 +7,7 @@ parameters: the metric against each hyperparameter, on the searcher's scale. Abo
 Gaussian process of the trials expects and how unsure it is, as means over random values of the
 other hyperparameters. importance: the share of that process's variance over the space that one
 hyperparameter explains alone. pairs: the most important ones, with the same mean as a map. Several
-runs: those that differ in the seed alone are one method, with its median and quartiles.
+runs: those that differ in the seed alone are one method, and have one colour.
 """
 
 import itertools
@@ -382,32 +382,17 @@ def by_method(runs):
     return methods
 
 
-def on_one_axis(curves):
-    """x (n,) and table (runs, n) of step curves (x, y), up to the first end; NaN before a value."""
-    x = np.linspace(0, min((own[-1] for own, _ in curves if len(own)), default=0), 401)
-    rows = [np.append(math.nan, y)[np.searchsorted(own, x, side="right")] for own, y in curves]
-    return x, np.array(rows)
-
-
-def draw_bands(axis, curves):
-    """For each {name: (x (n,), table (runs, n))} the median, and the quartiles of several runs."""
-    for colour, (name, (x, table)) in zip(itertools.cycle(COLOURS), curves.items()):
-        low, middle, high = np.quantile(table, (0.25, 0.5, 0.75), axis=0)
-        label = f"{name}: median and quartiles of {len(table)} runs"
-        axis.step(x, middle, where="post", color=colour, label=label)
-        axis.fill_between(x, low, high, step="post", color=colour, alpha=0.2, lw=0)
-
-
 def draw_comparison(methods):
+    """methods: {name: [Run]}."""
     runs = [run for own in methods.values() for run in own]
     figure, axes = new_figure(11, 4.8, 1, 2, sharey=True)
     unit, seconds = unit_of(max(run.clock for run in runs))
     for axis, curve, scale in zip(axes, (Run.best_by_time, Run.best_by_trials), (seconds, 1)):
-        curves = {name: on_one_axis([curve(run) for run in own]) for name, own in methods.items()}
-        losses = np.concatenate([table.ravel() for _, table in curves.values()])
-        signed = {name: (x / scale, runs[0].sign * y) for name, (x, y) in curves.items()}
-        draw_bands(axis, signed)
-        set_view(axis, runs[0], losses)
+        for colour, (name, own) in zip(itertools.cycle(COLOURS), methods.items()):
+            for i, (x, losses) in enumerate(map(curve, own)):
+                look = {"color": colour, "label": None if i else f"{name}: {len(own)} runs"}
+                axis.step(x / scale, runs[0].sign * losses, where="post", lw=1, **look)
+        set_view(axis, runs[0], np.concatenate([curve(run)[1] for run in runs]))
     axes[0].set(xlabel=f"{unit}, downtime excluded", ylabel=f"best {runs[0].metric} so far")
     axes[1].set(xlabel="trials that have ended", ylabel="")
     add_legend(figure, axes[0], 1)

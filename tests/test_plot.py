@@ -119,10 +119,6 @@ def test_runs_that_differ_in_the_seed_are_one_method(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["searcher=random: best 2, 4, 3", "searcher=gp: best 1.5"]
     assert (tmp_path / "out" / "compared.png").stat().st_size > 5000
-    curves = ([1, 3, 5], [9.0, 4, 4]), ([2, 4], [np.nan, 7])
-    x, table = plot.on_one_axis([tuple(map(np.array, curve)) for curve in curves])
-    assert x[[0, -1]].tolist() == [0, 4] and table[:, -1].tolist() == [4, 7]
-    assert np.isnan(table[:, x < 1]).all() and table[0, x >= 1].max() == 9
 
 
 def test_what_cannot_be_drawn_is_named(tmp_path, capsys):
