@@ -46,7 +46,7 @@ def objective(config):
         wait = time.perf_counter() - before
 """
 N_PENDING = 3  # trials that have no result yet when the next is suggested
-SIZES, N_TIMED = (20, 100, 200, 1000, 5000), 20  # trials before a suggestion; suggestions timed
+SIZES, N_TIMED = (20, 50, 100, 200, 1000, 5000), 20  # trials before a suggestion; suggestions timed
 
 
 # ---- Trials and reports ----
