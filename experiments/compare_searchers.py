@@ -33,7 +33,7 @@ import numpy as np
 import hpo.searchers
 import hpo.stopping
 from experiments import command, peers
-from experiments.families import CURVES, FAMILIES, N_EPOCHS
+from experiments.families import CURVES, N_EPOCHS, ONCE
 from experiments.problems import PROBLEMS, find, names
 from experiments.simulated import Milestones, simulate
 from hpo.space import sample
@@ -286,7 +286,7 @@ def parse(arguments, name, description):
     add("--table", action="store_true", help="run nothing, print what there is")
     args = parser.parse_args(arguments)
     half = [name for name, problem in PROBLEMS.items() if args.half == problem.half]
-    of_families = [f"{f}:{i}" for f in FAMILIES for i in range(3) if args.curves == (f in CURVES)]
+    of_families = [f"{f}:{i}" for f in (CURVES if args.curves else ONCE) for i in range(3)]
     if args.half == "tune":
         half = of_families if args.curves else of_families + half
     if args.curves:

@@ -211,7 +211,7 @@ def choices(rng):
 
 
 # ---- Real trainings, in milliseconds ----
-N_TRAIN, N_VALID, N_REPETITIONS = 128, 256, 3
+N_TRAIN, N_VALID, N_REPETITIONS, N_EPOCHS = 128, 256, 3, 27
 MODEL = {
     "learning_rate": hpo.loguniform(1e-4, 30), "momentum": hpo.reverseloguniform(0, 0.999),
     "batch_size": hpo.lograndint(8, 128), "weight_decay": hpo.loguniform(1e-7, 1),
@@ -237,7 +237,7 @@ def draw_task(rng):
     return X, Y, metric
 
 
-def training(task, config, n_epochs):
+def training(task, config):
     """Yields the validation losses (N_REPETITIONS,) after each epoch: SGD of a network with one
     hidden layer, from as many seeds at once. They are huge, inf or NaN where it diverges."""
     X, Y, metric = task
@@ -259,7 +259,7 @@ def training(task, config, n_epochs):
             outputs /= outputs.sum(-1, keepdims=True)
         return H, outputs
 
-    for _ in range(n_epochs):
+    for _ in range(N_EPOCHS):
         order = rng.permuted(np.tile(np.arange(N_TRAIN), (s, 1)), axis=1)
         for i in range(0, N_TRAIN - b + 1, b):
             rows = order[:, i : i + b]
@@ -285,10 +285,10 @@ def validation_loss(outputs, Y, metric):
     return np.where(np.isfinite(outputs).all((1, 2)), errors, math.nan)
 
 
-def train(rng, n_epochs=None):
+def sgd(rng):
     """The loss is the mean of the repetitions, NaN if any overflowed; a trial reports one of them.
     Each instance has its data, its loss and those of the parameters that are tuned."""
-    task, drawn = draw_task(rng), int(rng.choice([3, 9, 20]))
+    task, _ = draw_task(rng), rng.choice(3)  # unused, but what is drawn later depends on it
     tuned = rng.permutation(list(USUAL))[: rng.integers(1, 7)]
     space = {name: MODEL[name] for name in MODEL if name == "learning_rate" or name in tuned}
 
@@ -296,7 +296,7 @@ def train(rng, n_epochs=None):
     def repetitions(values):
         """Losses (n_epochs, N_REPETITIONS)."""
         config = USUAL | dict(zip(space, values))
-        return np.array(list(training(task, config, n_epochs or drawn)))
+        return np.array(list(training(task, config)))
 
     def loss(**config):
         with np.errstate(over="ignore"):
@@ -316,19 +316,11 @@ def train(rng, n_epochs=None):
 
 
 # ---- Learning curves: a problem's loss is that of the last epoch ----
-N_EPOCHS = 27
-
-
 def with_seconds(losses, seconds, rng):
     """Yields (seconds, loss) of each epoch; all epochs of a trial are fast or slow together."""
     seconds *= rng.lognormal(0, 0.2)
     for loss in losses:
         yield seconds * rng.lognormal(0, 0.05), float(loss)
-
-
-def sgd(rng):
-    """As train, but each epoch is reported."""
-    return train(rng, N_EPOCHS)
 
 
 def with_noise(rng, height, losses, seconds):
@@ -381,8 +373,9 @@ def cross(rng):
     return draw_curves(rng, draw_speed)
 
 
-CURVES = {f.__name__: f for f in (agree, cross, sgd)}
-FAMILIES = {f.__name__: f for f in (smooth, fail, diverge, choices, noisy, train)} | CURVES
+CURVES = {f.__name__: f for f in (agree, cross, sgd)}  # of --curves
+ONCE = {f.__name__: f for f in (smooth, fail, diverge, choices, noisy, sgd)}  # one report a trial
+FAMILIES = ONCE | CURVES
 
 
 @functools.cache

@@ -76,7 +76,7 @@ def test_problem_is_sound(name):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_generated_problem_is_sound(family):
     rng = np.random.default_rng(0)
-    is_training = family in ("train", "sgd")
+    is_training = family == "sgd"
     for number in [2] if is_training else range(12):
         problem = generated(family, number)
         configs = [sample(problem.space, rng) for _ in range(60 if is_training else 100)]
@@ -149,7 +149,7 @@ def test_row_has_the_losses_after_each_third_of_the_trials(compare, tmp_path):
 
 def test_regret_of_a_training_starts_at_the_lowest_loss_that_was_found(monkeypatch):
     monkeypatch.setattr(compare_searchers, "random_losses", lambda name: [3.0, math.nan, 5.0])
-    row = {"problem": "train:0", "best_1": 2.0, "chosen_1": 9.0}
+    row = {"problem": "sgd:0", "best_1": 2.0, "chosen_1": 9.0}
     for lowest, regret in ((1.0, 1 / 3), (2.0, 0.0)):
         assert compare_searchers.regrets(row, lowest) == {"best_1": regret, "chosen_1": 1.0}
 
