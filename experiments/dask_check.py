@@ -1,6 +1,6 @@
 """Tries to break runs on a Dask cluster: kills workers, tuner and scheduler under way.
 
-    python -m experiments.dask_check [--rounds 3] [--trials 30] [--seed 0]     a minute a round
+    python -m experiments.dask_check [--rounds 3] [--seed 0]     a minute a round
 
 A real scheduler and three real workers on this machine. In each round a run is begun. Then, in a
 random order, a worker's process is killed (its nanny starts another), a worker is killed with its
@@ -10,27 +10,23 @@ log. Needs distributed.
 """
 
 import os
-import pathlib
-import random
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 
-from experiments import command
+from experiments import command, torture
 from experiments.command import ROOT, children_of, end_tree, is_alive
-from experiments.torture import Run, Tally, print_table
+from experiments.torture import Run, Tally
 from hpo.journal import load
 
+N_TRIALS = 30
 TUNER = """
-import sys
+import sys, run, hpo.tuner
 from hpo import dask_backend
-import hpo.tuner
 dask_backend.PERIOD, dask_backend.SILENCE, hpo.tuner.N_LOST = 0.5, 4.0, 3
-from run import main
-sys.exit(main())
+sys.exit(run.main())
 """
 
 
@@ -80,10 +76,10 @@ class DaskRun(Run):
         return [pid for pid in super().processes() if pid in trials or is_alive(pid, "sleep")]
 
 
-def play(rng, run, n_trials):
+def play(rng, run):
     """One round."""
     cluster, tally = run.cluster, run.tally
-    options = ["--trials", n_trials, "--workers", len(cluster.workers)]
+    options = ["--trials", N_TRIALS, "--workers", len(cluster.workers)]
     options += ["--set", "epochs=12", "--set", "seconds=0.15"]
     process = run.start(*options)
     run.seconds_to_answers(9)
@@ -109,29 +105,28 @@ def play(rng, run, n_trials):
     tally.hung(run.wait(process, 0, seconds=120))
     run.check()
     statuses = [trial.status for trial in load(run.folder)]
-    if n_unended := n_trials - statuses.count("done") - statuses.count("failed"):
+    if n_unended := N_TRIALS - statuses.count("done") - statuses.count("failed"):
         tally.wrong.append(f"{n_unended} trials have not ended")
 
 
-def main(arguments=None):
-    parser = command.parser("dask_check", __doc__)
-    parser.add_argument("--rounds", type=command.positive_int, default=3)
-    parser.add_argument("--trials", type=command.positive_int, default=30)
-    parser.add_argument("--seed", type=command.natural, default=0)
-    args, tallies = parser.parse_args(arguments), {}
-    for i in range(args.rounds):
+def play_rounds(home, n, rng):
+    tallies = {}
+    for i in range(n):
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        tally = tallies[f"round {i}"] = Tally()
-        print(f"round {i} ...", file=sys.stderr)
-        with tempfile.TemporaryDirectory() as folder:
-            cluster = Cluster(3, pathlib.Path(folder), port)
-            try:
-                run = DaskRun(cluster.folder, tally, cluster)
-                play(random.Random(args.seed + i), run, args.trials)
-            finally:
-                cluster.end()
-    return print_table(tallies)
+        tally, folder = Tally(), home / str(i)
+        folder.mkdir(parents=True)
+        tallies[f"round {i}"], cluster = tally, Cluster(3, folder, port)
+        try:
+            play(rng, DaskRun(folder, tally, cluster))
+        finally:
+            cluster.end()
+    return tallies
+
+
+def main(arguments=None):
+    parts = [("rounds", 3, play_rounds, "default 3")]
+    return torture.main(arguments, parts, "dask_check", __doc__)
 
 
 if __name__ == "__main__":

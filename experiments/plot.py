@@ -30,6 +30,7 @@ STATUSES = {
     "running": ("#56B4E9", ">"), "interrupted": ("#999999", "P"), "failed": ("#D55E00", "x"),
 }  # fmt: skip
 COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"
+MINUTES = "minutes, downtime excluded"
 STYLE = {
     "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
     "svg.fonttype": "none", "svg.hashsalt": "hpo", "text.parse_math": False,
@@ -81,12 +82,6 @@ class Run:
                 spans += [(start, at, i, "interrupted") for i, start in running.items()]
                 running = {}
         return sorted(spans + [(start, self.clock, i, "running") for i, start in running.items()])
-
-
-def unit_of(seconds):
-    """(name, its seconds) of the unit for an axis of time."""
-    units = ("hours", 3600), ("minutes", 60), ("seconds", 1)
-    return next((unit for unit in units if seconds >= 3 * unit[1]), units[-1])
 
 
 # ---- What a Gaussian process of the trials believes ----
@@ -227,22 +222,18 @@ def draw_trials(axis, run, x, losses, view=None):
 # ---- Pictures of a run ----
 def draw_history(run):
     figure, axes = new_figure(11, 4.4, 1, 2, sharey=True)
-    unit, seconds = unit_of(run.clock)
     ends = [run.clock if trial.ended is None else trial.ended for trial in run.shown]
     (times, best), bests = run.best_by_time(), run.best_by_trials()
-    draw_trials(axes[0], run, np.array(ends) / seconds, run.losses)
+    draw_trials(axes[0], run, np.array(ends) / 60, run.losses)
     draw_trials(axes[1], run, bests[0], run.losses)
-    for axis, (x, y) in zip(axes, [(times / seconds, best), bests]):
+    for axis, (x, y) in zip(axes, [(times / 60, best), bests]):
         axis.step(x, run.sign * y, where="post", color="black", label="best so far")
-    if resumed := [event["session"]["at"] / seconds for event in run.events if "session" in event]:
+    if resumed := [event["session"]["at"] / 60 for event in run.events if "session" in event]:
         axes[0].vlines(resumed, *axes[0].get_ylim(), color="grey", ls=":", label="resumed")
-    axes[0].set(xlabel=f"{unit}, downtime excluded", xlim=(0, None))
+    axes[0].set(xlabel=MINUTES, xlim=(0, None))
     axes[1].set(xlabel="trials, in the order of their ends", ylabel="")
-    title = f"no {run.metric} so far"
-    if run.best:
-        value = run.journal.to_metric(run.best.value)
-        title = f"best {run.metric} {value:.6g}, trial {run.best.id}"
-    figure.suptitle(f"{title}; {len(run.trials)} trials")
+    best = run.best and f"{run.journal.to_metric(run.best.value):.6g}, trial {run.best.id}"
+    figure.suptitle(f"best {run.metric}: {best or 'none so far'}; {len(run.trials)} trials")
     add_legend(figure, axes[0])
     return figure
 
@@ -337,19 +328,17 @@ def draw_workers(run):
         free[row : row + 1] = [end]
         rows.append(row)
     figure, (axis,) = new_figure(11, 1.6 + 0.35 * len(free))
-    unit, seconds = unit_of(run.clock)
     starts, ends, ids, statuses = zip(*spans)
-    starts, lengths = np.array(starts) / seconds, np.subtract(ends, starts) / seconds
+    starts, lengths = np.array(starts) / 60, np.subtract(ends, starts) / 60
     colours = [STATUSES[status][0] for status in statuses]
     axis.barh(rows, lengths, left=starts, color=colours, alpha=0.75, ec="white", lw=0.2)
     for status, n in Counter(statuses).items():
         axis.plot([], [], "s", ms=9, color=STATUSES[status][0], label=f"{n} {status}")
     for row, start, length, i in zip(rows, starts, lengths, ids):
-        if length > 0.025 * run.clock / seconds:
+        if length > 0.025 * run.clock / 60:
             axis.text(start + length / 2, row, i, ha="center", va="center", size=8)
     axis.set_yticks(range(len(free)), range(1, len(free) + 1))
-    axis.set(xlim=(0, run.clock / seconds or 1), ylabel="worker")
-    axis.set_xlabel(f"{unit}, downtime excluded; the numbers are trials")
+    axis.set(xlim=(0, run.clock / 60 or 1), ylabel="worker", xlabel=f"{MINUTES}; with trials")
     add_legend(figure, axis)
     return figure
 
@@ -386,14 +375,13 @@ def draw_comparison(methods):
     """methods: {name: [Run]}."""
     runs = [run for own in methods.values() for run in own]
     figure, axes = new_figure(11, 4.8, 1, 2, sharey=True)
-    unit, seconds = unit_of(max(run.clock for run in runs))
-    for axis, curve, scale in zip(axes, (Run.best_by_time, Run.best_by_trials), (seconds, 1)):
+    for axis, curve, scale in zip(axes, (Run.best_by_time, Run.best_by_trials), (60, 1)):
         for colour, (name, own) in zip(itertools.cycle(COLOURS), methods.items()):
             for i, (x, losses) in enumerate(map(curve, own)):
                 look = {"color": colour, "label": None if i else f"{name}: {len(own)} runs"}
                 axis.step(x / scale, runs[0].sign * losses, where="post", lw=1, **look)
         set_view(axis, runs[0], np.concatenate([curve(run)[1] for run in runs]))
-    axes[0].set(xlabel=f"{unit}, downtime excluded", ylabel=f"best {runs[0].metric} so far")
+    axes[0].set(xlabel=MINUTES, ylabel=f"best {runs[0].metric} so far")
     axes[1].set(xlabel="trials that have ended", ylabel="")
     add_legend(figure, axes[0], 1)
     return figure

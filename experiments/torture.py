@@ -327,16 +327,16 @@ PARTS = [
 ]
 
 
-def main(arguments=None):
+def main(arguments=None, parts=PARTS, name="torture", description=__doc__):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # started by `&`, all would ignore it
-    parser = command.parser("torture", __doc__)
-    for name, default, _, text in PARTS:
+    parser = command.parser(name, description)
+    for name, default, _, text in parts:
         parser.add_argument(f"--{name}", type=command.natural, default=default, help=text)
     parser.add_argument("--seed", type=command.natural, default=0)
     args = parser.parse_args(arguments)
     rng, tallies = random.Random(args.seed), {}
     with tempfile.TemporaryDirectory() as home:
-        for name, _, part, _ in PARTS:
+        for name, _, part, _ in parts:
             if n := getattr(args, name):
                 print(f"{name} {n} ...", file=sys.stderr)
                 tallies |= part(pathlib.Path(home, name), n, rng)
