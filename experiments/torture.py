@@ -327,9 +327,9 @@ PARTS = [
 ]
 
 
-def main(arguments=None, parts=PARTS, name="torture", description=__doc__):
+def main(arguments=None, parts=PARTS, command_name="torture", description=__doc__):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # started by `&`, all would ignore it
-    parser = command.parser(name, description)
+    parser = command.parser(command_name, description)
     for name, default, _, text in parts:
         parser.add_argument(f"--{name}", type=command.natural, default=default, help=text)
     parser.add_argument("--seed", type=command.natural, default=0)
