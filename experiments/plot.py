@@ -6,12 +6,10 @@
 parameters: the metric against each hyperparameter, on the searcher's scale. Above it, what a
 Gaussian process of the trials expects and how unsure it is, as means over random values of the
 other hyperparameters. importance: the share of that process's variance over the space that one
-hyperparameter explains alone. pairs: the most important ones, with the same mean as a map. Several
-runs: those that differ in the seed alone are one method, and have one colour.
+hyperparameter explains alone. pairs: the most important ones, with the same mean as a map.
 """
 
 import itertools
-import json
 import math
 import pathlib
 from collections import Counter
@@ -359,26 +357,14 @@ def draw_run(run, belief):
 
 
 # ---- Comparison of runs ----
-def by_method(runs):
-    """{name: [Run]}: the arguments in which the runs differ, but for the seed."""
-    names = dict.fromkeys(name for run in runs for name in run.arguments if name != "seed")
-    texts = [{name: json.dumps(run.arguments.get(name)) for name in names} for run in runs]
-    names = [name for name in names if len({text[name] for text in texts}) > 1] or ["searcher"]
-    methods = {}
-    for run, text in zip(runs, texts):
-        method = ", ".join(f"{name}={text[name]}" for name in names).replace('"', "")
-        methods.setdefault(method, []).append(run)
-    return methods
-
-
 def draw_comparison(methods):
-    """methods: {name: [Run]}."""
+    """methods: {name: [Run]}; each has a colour."""
     runs = [run for own in methods.values() for run in own]
     figure, axes = new_figure(11, 4.8, 1, 2, sharey=True)
     for axis, curve, scale in zip(axes, (Run.best_by_time, Run.best_by_trials), (60, 1)):
         for colour, (name, own) in zip(itertools.cycle(COLOURS), methods.items()):
             for i, (x, losses) in enumerate(map(curve, own)):
-                look = {"color": colour, "label": None if i else f"{name}: {len(own)} runs"}
+                look = {"color": colour, "label": None if i else name}
                 axis.step(x / scale, runs[0].sign * losses, where="post", lw=1, **look)
         set_view(axis, runs[0], np.concatenate([curve(run)[1] for run in runs]))
     axes[0].set(xlabel=MINUTES, ylabel=f"best {runs[0].metric} so far")
@@ -402,11 +388,8 @@ def main(arguments=None):
             if (run.metric, run.sign) != (first.metric, first.sign):
                 raise ValueError(f"{run.folder}: expected {first.metric}, got {run.metric}")
         if others:
-            methods, folder = by_method(runs), pathlib.Path("results/compared")
-            for name, own in methods.items():
-                values = [run.journal.to_metric(run.best.value) for run in own if run.best]
-                print(f"{name}: best {', '.join(f'{value:.6g}' for value in values)}")
-            figures = {"compared": draw_comparison(methods)}
+            folder = pathlib.Path("results/compared")
+            figures = {"compared": draw_comparison({str(run.folder): [run] for run in runs})}
         else:
             folder, figures = first.folder / "pictures", draw_run(first, Belief(first))
         folder = args.results or folder

@@ -110,15 +110,14 @@ def test_importance_and_effects_find_what_matters(tmp_path):
     assert loss.shape == (11, 2) and loss[:, 0].argmin() in (3, 4, 5) and (deviation > 0).all()
 
 
-def test_runs_that_differ_in_the_seed_are_one_method(tmp_path, capsys):
-    losses = {("random", 0): 1.0, ("random", 1): 3.0, ("random", 2): 2.0, ("gp", 0): 0.5}
-    for (name, seed), loss in losses.items():
-        write_run(tmp_path / f"{name}{seed}", [("done", loss, 1)] * 3, searcher=name, seed=seed)
-    folders = [str(tmp_path / f"{name}{seed}") for name, seed in losses]
+def test_runs_are_compared(tmp_path):
+    for name, loss in {"random": 1.0, "gp": 0.5}.items():
+        write_run(tmp_path / name, [("done", loss, 1)] * 3, searcher=name)
+    folders = [str(tmp_path / name) for name in ("random", "gp")]
     plot.main([*folders, "--results", str(tmp_path / "out")])
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[:2] == ["searcher=random: best 2, 4, 3", "searcher=gp: best 1.5"]
     assert (tmp_path / "out" / "compared.png").stat().st_size > 5000
+    axis = plot.draw_comparison({"a": [*map(plot.Run, folders)]}).axes[1]
+    assert [line.get_ydata().tolist() for line in axis.lines] == [[2, 2, 2], [1.5, 1.5, 1.5]]
 
 
 def test_what_cannot_be_drawn_is_named(tmp_path, capsys):
