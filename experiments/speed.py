@@ -4,7 +4,7 @@
     python -m experiments.speed --part reports     4 and 64 trials that report all the time
     python -m experiments.speed --part suggest     one thread; compare_searchers times peers
 
-The first two run on a cluster too, --dask ADDRESS. Rates compare only when taken in turn: run
+Rates compare only when taken in turn: run
 the command in another checkout, here, and again. "ms of the tuner" is processor time of its
 process, which other work on the machine changes little.
 """
@@ -77,7 +77,7 @@ def loop(args):
                 rows.append((len(trials), time.process_time(), time.perf_counter(), *resources()))
             return super().suggest(trials)
 
-    options = {"workers": args.workers, "trials": args.trials + 1, "dask": args.dask}
+    options = {"workers": args.workers, "trials": args.trials + 1}
     with tuned(searcher=Measuring, **options) as run:
         n_done = sum(trial.status == "done" for trial in run.trials)
         rate = n_done / (run.trials[-1].ended - run.trials[0].started)
@@ -98,7 +98,7 @@ def resources():
 def reports(args):
     """Prints what is served in the second half of some seconds, when all trials have started."""
     print("workers  reports/s  ms of the tuner each  wait of a trial: median ms, 99% ms")
-    for n_workers in [args.workers] if args.dask else [args.workers, 16 * args.workers]:
+    for n_workers in (args.workers, 16 * args.workers):
         used = []
 
         def rule(trial, trials, max_epochs, used=used):
@@ -106,7 +106,7 @@ def reports(args):
             halving(trial, trials, max_epochs)  # its time counts, but no trial ends
 
         options = {"workers": n_workers, "hours": args.seconds / 3600, "stopping": rule}
-        options |= {"dask": args.dask, "searcher": "random", "assignments": ["epochs=1000000"]}
+        options |= {"searcher": "random", "assignments": ["epochs=1000000"]}
         with tuned(**options) as run:
             found = [event for event in reports_of(run) if event["at"] >= args.seconds / 2]
         waits = [1000 * event["metrics"]["wait"] for event in found]
@@ -157,7 +157,6 @@ def main(arguments=None):
     add("--workers", type=positive_int, default=4, help="all but suggest; default 4")
     add("--trials", type=positive_int, default=10_000, help="loop; default 10,000")
     add("--seconds", type=command.positive, default=8.0, help="reports: of each run; default 8")
-    add("--dask", metavar="ADDRESS", help="where; default this machine")
     add("--searcher", default="gp", metavar="NAME", help="suggest; default gp")
     args = parser.parse_args(arguments)
     with command.checking(parser):

@@ -236,15 +236,15 @@ def test_ablation_compares_with_gp_without_each_ingredient(compare, monkeypatch)
 # ---- Peers ----
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_parameter_maps_numbers_to_all_values(name):
-    for key, domain in domains(PROBLEMS[name].space).items():
-        parameter = peers.parameter(key, domain)
-        ends = [parameter.decode(number) for number in (parameter.low, parameter.high)]
+    for domain in domains(PROBLEMS[name].space).values():
+        _, low, high, _ = peers.parameter(domain)
+        ends = [peers.decode(domain, number) for number in (low, high)]
         if domain.values is None:
             assert sorted(ends) == pytest.approx(list(domain.arguments), rel=1e-12)
             assert all(domain.low <= end <= domain.high for end in ends)
         else:
-            numbers = np.arange(parameter.low, parameter.high + 1) + 0.3
-            assert [*map(parameter.decode, numbers)] == list(domain.values)
+            numbers = np.arange(low, high + 1) + 0.3
+            assert [peers.decode(domain, n) for n in numbers] == list(domain.values)
 
 
 def test_peer_is_told_each_ended_trial_once_and_failures_as_the_worst(monkeypatch):
