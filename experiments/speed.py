@@ -2,11 +2,10 @@
 
     python -m experiments.speed --part loop        10,000 trials that report once; some minutes
     python -m experiments.speed --part reports     4 and 64 trials that report all the time
-    python -m experiments.speed --part suggest     one thread; compare_searchers times peers
+    python -m experiments.speed --part suggest     one thread
 
-Rates compare only when taken in turn: run
-the command in another checkout, here, and again. "ms of the tuner" is processor time of its
-process, which other work on the machine changes little.
+Rates compare only when taken in turn: run the command in another checkout, here, and again. "ms of
+the tuner" is processor time of its process, which other work on the machine changes little.
 """
 
 import contextlib
