@@ -118,8 +118,7 @@ def reports(args):
 def suggest(args):
     """Prints a line for each number of trials."""
     for n in SIZES:
-        with command.blaming(args.searcher):
-            seconds = suggestion_seconds(args.searcher, n)
+        seconds = suggestion_seconds(args.searcher, n)
         median, high = 1000 * np.quantile(seconds, (0.5, 0.95))
         print(f"{args.searcher} after {n} trials: median {median:.3g} ms, 95% {high:.3g}")
 

@@ -376,18 +376,6 @@ def test_the_unit_is_that_of_the_first_losses_and_of_usable_ones():
     assert 0.02 < searchers.spread(ties) < 0.1
 
 
-def test_good_trials_are_told_apart_whatever_the_others_report():
-    chance = 2.303 + 0.001 * np.sin(np.arange(20))
-    y, (centre, unit) = standardised([*chance, 0.9, 0.5, 0.3, 0.2])  # all of the first at chance
-    assert (np.diff(y[20:]) < -0.9).all() and np.ptp(y[:20]) < 1
-    assert centre + unit * y[20:] == pytest.approx([0.9, 0.5, 0.3, 0.2])
-    # where curves are cut off, a trial that has not learnt is no outlier, but far from good ones
-    losses = [0.120, 0.121, 0.123, 0.125, 0.128, 0.130, 0.135, 0.14, 0.2, 0.9, 0.9]
-    whole, cut = standardised(losses)[0], standardised(losses, is_cut=True)[0]
-    assert np.isinf(whole[-2:]).all() and np.isfinite(cut).all()
-    assert (np.diff(cut[:-1]) > 0).all() and cut[-1] - cut[-3] > 0.5  # the order is kept
-
-
 def run_with_curves(name, n, max_epochs, threshold=math.inf, is_last_pending=False):
     """Curves fall from a bowl, plus 1, to it; the poor are stopped. An epoch takes 10^(2x) s."""
     trials = ended(samples(SQUARE, n, np.random.default_rng(0)), [0.0] * n)
