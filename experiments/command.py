@@ -15,9 +15,9 @@ import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 
+from hpo.stopping import with_options
+from hpo.tuner import find
 from run import ROOT, Parser  # noqa: F401 (others take ROOT from here)
-
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class Failed(Exception):
@@ -76,7 +76,6 @@ def in_processes(function, calls, n_processes, initializer=None, initargs=()):
 
     It prints how far they are. Whatever ends the loop, Ctrl-C too, ends the processes.
     """
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))  # before they import numpy
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(n_processes, spawn, _begin, (initializer, initargs))
     try:
@@ -158,14 +157,9 @@ def read_rows(path, columns):
 # ---- Searchers and rules by name ----
 def find_searcher(name):
     """The searcher class of gp, gp:NAME=VALUE,NAME=VALUE or FILE.py:CLASS; or ValueError."""
-    from hpo.tuner import find  # numpy comes after the threads have been pinned
-
     return find("searcher", name)
 
 
 def find_rule(name, first_rung=1, eta=3):
     """The stopping rule of a known name or of FILE.py:FUNCTION, with its options; or ValueError."""
-    from hpo.stopping import with_options
-    from hpo.tuner import find
-
     return with_options(find("stopping", name), first_rung=first_rung, eta=eta)

@@ -35,7 +35,7 @@ import hpo.stopping
 from experiments import command, peers
 from experiments.families import CURVES, N_EPOCHS, ONCE
 from experiments.problems import PROBLEMS, find, names
-from experiments.simulated import Milestones, simulate
+from experiments.simulated import simulate, simulate_until
 from hpo.space import sample
 from hpo.trial import n_threads
 
@@ -130,11 +130,9 @@ def run_curves(problem, searcher, seconds, **settings):
         loss = problem.true_loss(config)
         return loss if math.isfinite(loss) else math.inf
 
-    journal = Milestones(problem.space, [part * seconds for part in PARTS])
-    settings |= {"seconds": seconds, "journal": journal}
-    trials = simulate(searcher, problem.space, objective, **settings)
-    journal.note(math.inf)
-    chosen = [last_loss(best[1]) if best else math.inf for best in journal.best]
+    times = [part * seconds for part in PARTS]
+    found, trials = simulate_until(times, searcher, problem.space, objective, **settings)
+    chosen = [last_loss(best[1]) if best else math.inf for best in found]
     tried = [last_loss(trial.config) for trial in trials if trial.value is not None]
     return [*chosen, min(tried, default=math.inf)], trials
 

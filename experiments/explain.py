@@ -8,15 +8,11 @@ on the same machine, as long as the searcher's file is unchanged. That file is r
 folders that you trust.
 """
 
-import os
 from collections import Counter
-
-from experiments import command
-
-os.environ.update(dict.fromkeys(command.THREAD_VARIABLES, "1"))  # as run.py: threads change sums
 
 import numpy as np
 
+from experiments import command
 from hpo.journal import SIGN, load, load_run
 from hpo.searchers import GPSearch, cost_features
 from hpo.space import Choice, domains, encode, snap

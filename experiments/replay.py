@@ -22,7 +22,7 @@ import numpy as np
 from experiments import command
 from experiments.compare_searchers import EACH, table
 from experiments.curves import Surrogate, quality, read
-from experiments.simulated import Milestones, simulate
+from experiments.simulated import simulate_until
 from hpo.trial import n_threads
 
 MINUTES = (10, 20, 30, 60, 90, 180)
@@ -30,7 +30,7 @@ MINUTES = (10, 20, 30, 60, 90, 180)
 
 def times(seconds):
     """Seconds at which errors are noted."""
-    return [60 * m for m in MINUTES if 60 * m <= seconds] or [seconds]
+    return [*(60 * m for m in MINUTES if 60 * m < seconds), seconds]
 
 
 def run(surrogate, name, seed, seconds, n_workers):
@@ -38,14 +38,12 @@ def run(surrogate, name, seed, seconds, n_workers):
 
     name: that of a searcher and a rule.
     """
-    journal, (searcher, rule) = Milestones(surrogate.space, times(seconds)), name.split(EACH)
-    searcher = command.find_searcher(searcher)(surrogate.space, seed, surrogate.max_epochs)
+    (searcher, rule), space = name.split(EACH), surrogate.space
+    searcher = command.find_searcher(searcher)(space, seed, surrogate.max_epochs)
     settings = {"rule": command.find_rule(rule), "max_epochs": surrogate.max_epochs}
-    settings |= {"journal": journal, "n_workers": n_workers, "seconds": seconds}
-    noise_seed = 2**32 + seed  # not the searcher's
-    trials = simulate(searcher, surrogate.space, surrogate.objective, noise_seed, **settings)
-    journal.note(math.inf)
-    losses = np.array([math.nan if best is None else best[0] for best in journal.best])
+    settings |= {"n_workers": n_workers, "seed": 2**32 + seed}  # not the searcher's
+    found, trials = simulate_until(times(seconds), searcher, space, surrogate.objective, **settings)
+    losses = np.array([math.nan if best is None else best[0] for best in found])
     # from a loss of -accuracy to an error
     return losses + (surrogate.sign < 0), sum(trial.n_epochs for trial in trials), len(trials)
 

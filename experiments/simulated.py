@@ -114,3 +114,11 @@ def simulate(searcher, space, objective, seed=0, journal=None, **options):
     journal = journal or Journal({"space": space, "metric": "loss", "mode": "min"})
     SimulatedTuner(journal, searcher, SimulatedBackend(objective, seed), **options).run()
     return journal.trials
+
+
+def simulate_until(times, searcher, space, objective, seed=0, **options):
+    """([(loss, config) of the best trial at each of some times, or None], the trials)."""
+    journal = Milestones(space, times)
+    simulate(searcher, space, objective, seed, journal, seconds=times[-1], **options)
+    journal.note(math.inf)
+    return journal.best, journal.trials

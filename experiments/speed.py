@@ -15,12 +15,9 @@ import tempfile
 import time
 from itertools import pairwise
 
-from experiments import command
-
-os.environ.update(dict.fromkeys(command.THREAD_VARIABLES, "1"))  # as run.py does
-
 import numpy as np
 
+from experiments import command
 from experiments.problems import PROBLEMS
 from hpo.journal import read_events
 from hpo.searchers import RandomSearch
