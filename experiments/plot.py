@@ -66,21 +66,6 @@ class Run:
         """(number of trials, lowest loss so far) arrays, in the order in which they ended."""
         return np.arange(1, len(self.shown) + 1), np.fmin.accumulate(self.losses)
 
-    def spans(self):
-        """[(start, end, trial id, status)] in seconds of all attempts, by their starts."""
-        spans, running = [], {}
-        for event in self.events:
-            if "start" in event:
-                running[event["start"]] = event["at"]
-            elif "end" in event:
-                start = running.pop(event["end"])
-                spans.append((start, event["at"], event["end"], event["status"]))
-            elif "session" in event:  # the tuner was killed
-                at = event["session"]["at"]
-                spans += [(start, at, i, "interrupted") for i, start in running.items()]
-                running = {}
-        return sorted(spans + [(start, self.clock, i, "running") for i, start in running.items()])
-
 
 # ---- What a Gaussian process of the trials believes ----
 class Belief:
@@ -320,7 +305,9 @@ def draw_pairs(run, belief, pairs):
 
 
 def draw_workers(run):
-    spans, free, rows = run.spans(), [], []
+    clock, free, rows = run.clock, [], []
+    spans = [(t.started, t.ended or clock, t.id, t.status) for t in run.trials]
+    spans.sort()
     for start, end, *_ in spans:
         row = next((row for row, at in enumerate(free) if at <= start), len(free))
         free[row : row + 1] = [end]

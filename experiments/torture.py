@@ -190,7 +190,8 @@ class Run:
 # ---- Processes die ----
 def kill_tuners(home, n, rng):
     run = Run(home, Tally())
-    for run.tally.events in range(1, n + 1):
+    run.tally.events = n
+    for _ in range(n):
         process = run.start(fault="grandchildren")
         time.sleep(rng.choice([rng.uniform(0, 1.5), rng.uniform(0.5, 4)]))  # while it starts too
         process.kill()
