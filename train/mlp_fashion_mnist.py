@@ -93,7 +93,7 @@ def train(model, optimizer, images, labels, batch_size):
     batch = order[:batch_size].clone()  # (B,): the numbers of the images of this step
 
     def step():
-        x = scale(images.index_select(0, batch))  # (B, 784)
+        x = images.index_select(0, batch) / 255  # (B, 784), in [0, 1] as ToTensor makes them
         keep_1, keep_2 = mask(batch_size, b1, dropout_1), mask(batch_size, b2, dropout_2)
         h1 = torch.addmm(b1, x, W1.T).relu_().mul_(keep_1)  # (B, n_units_1)
         h2 = torch.addmm(b2, h1, W2.T).relu_().mul_(keep_2)  # (B, n_units_2)
@@ -185,13 +185,8 @@ def validate(model, images, labels):
     """Share of the images that the model classifies correctly."""
     model.eval()
     batches = zip(images.split(500), labels.split(500), strict=True)
-    n_correct = sum((model(scale(x)).argmax(1) == y).sum() for x, y in batches)
+    n_correct = sum((model(x / 255).argmax(1) == y).sum() for x, y in batches)
     return n_correct.item() / len(images)  # the one wait for the GPU
-
-
-def scale(images):
-    """Pixels in [0, 1], as ToTensor makes them."""
-    return images / 255
 
 
 if __name__ == "__main__":
