@@ -4,16 +4,13 @@
     python -m experiments.compare_searchers --searcher gp --searcher my_gp.py:MySearcher --seeds 3
     python -m experiments.compare_searchers --half report --searcher gp --searcher ax
 
-A run is a searcher, a problem and a seed, and becomes a row of RESULTS/<searcher>.csv. The seed
-decides durations and noise, the same for every searcher. What has a row is not run again until the
-file of the searcher changes, so an interrupted comparison goes on. Runs of peers take hours: those
-of experiments/compared/ are read too, whatever version is installed.
-
-Normalised regret after n trials have ended: (lowest true loss so far - optimum) / (median true loss
-of random configurations - optimum), clipped to [0, 1]. True means without noise. `chosen` is the
-same for the trial with the lowest observed loss, which is what a user takes home. Means are over
-the seeds of a problem, then over problems. Intervals: 95%, bootstrap over the runs of each problem
-(over problems where each has one run). Differences to the first searcher are paired.
+A run is a searcher, a problem and a seed, and becomes a row of RESULTS/<searcher>.csv. What has a
+row is not run again until the searcher's file changes. Those of experiments/compared/ are read too.
+The seed decides durations and noise, the same for every searcher. Normalised regret after n trials
+have ended: (lowest true loss so far - optimum) / (median true loss of random configurations -
+optimum), clipped to [0, 1]; `chosen` is that of the trial with the lowest observed loss. Means are
+over the seeds of a problem, then over problems. Intervals: 95%, bootstrap over the runs of each
+problem (over problems where each has one run).
 
 With --curves trials report every epoch, and a method is a searcher, a rule and a first rung. It has
 the time in which 20 random configurations would train to the last epoch. Regrets are those of the

@@ -1,8 +1,5 @@
 """Families of problems: fresh ones by number, so that no decision depends on problems seen before.
 
-    python -m experiments.compare_searchers --problems fail:20-29 choices:20-29 --searcher gp
-    python -m experiments.compare_searchers --curves --problems cross:0-4 agree:0-4
-
 `generated(family, number)` draws the space, the optimum, the widths and the noise of an instance.
 The loss is a function of the point x in [0, 1]^n of the numeric parameters. star is the point of
 the best configuration, and d = x - star. Every penalty is 0 at star, so optima are exact. Do not

@@ -4,14 +4,11 @@
     python -m experiments.replay results/DIR --searcher gp --searcher mine.py:Mine --stopping asha
 
 The tuner's own loop, searcher and rule, on a simulated clock. Only training is replaced, by a
-surrogate made of the recorded curves; how well it predicts held-out curves is printed first (see
-experiments/curves.py). Record with `run.py --searcher random --stopping none`: how a trial would
-have gone on after a rule ended it is not known.
-
-Every searcher meets every rule. Repetition i has seed i for all of them, so differences are paired.
-"Error" is the lowest observed so far; it is 1 - metric where more is better. A run without a result
-yet counts as the worst of all. By default: random search and the Gaussian process, with and without
-successive halving, as in Syne Tune's tutorial.
+surrogate made of the recorded curves (experiments/curves.py). Record with `run.py --searcher random
+--stopping none`: how a trial would have gone on after a rule ended it is not known. Every searcher
+meets every rule. Repetition i has seed i for all of them, so differences are paired. "Error" is the
+lowest observed so far; it is 1 - metric where more is better. A run without a result yet counts as
+the worst of all.
 """
 
 import itertools
