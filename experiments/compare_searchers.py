@@ -266,7 +266,7 @@ def parse(arguments, name, description):
     parser = command.parser(name, description)
     add, several = parser.add_argument, {"action": "append", "metavar": "NAME"}
     add("--searcher", **several, help="ours, a peer, or FILE.py:CLASS; again for more; default all")
-    half = "tune (default): three of each family, and four real ones; report: the last word"
+    half = "tune (default): three of each family, and three real ones; report: the last word"
     add("--half", choices=["tune", "report"], default="tune", help=half)
     fresh = "these, whatever the half; smooth:0-9 are ten of a family (families.py)"
     add("--problems", nargs="+", type=names, metavar="NAME", help=fresh)

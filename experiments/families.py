@@ -51,8 +51,8 @@ def numeric(space, config):
     return np.concatenate(parts)
 
 
-def draw_space(rng, n, kinds=DOMAINS):
-    return {f"x{i}": kinds[rng.integers(len(kinds))] for i in range(1, n + 1)}
+def draw_space(rng, n):
+    return {f"x{i}": DOMAINS[rng.integers(len(DOMAINS))] for i in range(1, n + 1)}
 
 
 def draw_star(rng, space):
