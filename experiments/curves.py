@@ -209,13 +209,12 @@ class Surrogate:
         self.loss_forest = Forest(X, self.smooth[:, at], rng, n_trees)
         self.seconds_forest = Forest(X, self.log_seconds[:, None], rng, n_trees)
         keys = [config_key(curve.config) for curve in curves]
-        self.level_sd, self.n_repetitions = repetition_spread(self.smooth, keys)
+        self.level_sd = repetition_spread(self.smooth, keys)
 
     def mean(self, config):
-        """Losses (E,) and the seconds of an epoch that are expected, without noise."""
-        x = encode(self.space, config)
-        seconds = np.exp(self.seconds_forest.weights(x) @ self.log_seconds)
-        return np.exp(self.loss_forest.weights(x) @ self.smooth) + self.bound, seconds
+        """Losses (E,) that are expected, without noise."""
+        w = self.loss_forest.weights(encode(self.space, config))
+        return np.exp(w @ self.smooth) + self.bound
 
     def sample(self, config, rng):
         """Losses (E,) and seconds (E,) of the reports of one training."""
@@ -244,11 +243,11 @@ def complete(Z, n_known):
 
 
 def repetition_spread(smooth, keys):
-    """(Standard deviation of the level between repetitions, number of the repeated curves)."""
+    """Standard deviation of the level between repetitions of a configuration."""
     rows = [[i for i, other in enumerate(keys) if other == key] for key in dict.fromkeys(keys)]
     levels = [smooth[i].mean(1) for i in rows if len(i) > 1]
     n, squares = sum(map(len, levels)), sum(len(level) * level.var() for level in levels)
-    return (np.sqrt(squares / (n - len(levels))) if n else 0.0), n
+    return np.sqrt(squares / (n - len(levels))) if n else 0.0
 
 
 def quality(recording, n_folds=5, n_trees=100):
@@ -263,7 +262,7 @@ def quality(recording, n_folds=5, n_trees=100):
         for curve, key in zip(recording.curves, keys):
             if folds[key] == fold and curve.epochs[-1] == recording.max_epochs:
                 true.append(curve.losses[-1])
-                guess.append(surrogate.mean(curve.config)[0][-1])
+                guess.append(surrogate.mean(curve.config)[-1])
     true, guess = np.array(true), np.array(guess)
     third = true <= np.quantile(true, 1 / 3)
     rank, best = rank_correlation(true, guess), rank_correlation(true[third], guess[third])

@@ -110,8 +110,8 @@ def test_parts_of_the_surrogate_on_cases_worked_out_by_hand():
     completed = [[4, 3, 2, 1], [9, 9, 9, 9], [4.6, 3.4, 2.5, 1.5], [8, 8, 8, 8]]
     np.testing.assert_allclose(curves.complete(Z, np.array([4, 4, 2, 1])), completed)
     smooth = np.array([[1.0, 1], [3, 3], [5, 5], [7, 9]])
-    assert curves.repetition_spread(smooth, "aabc") == (pytest.approx(np.sqrt(2)), 2)
-    assert curves.repetition_spread(smooth, "abcd") == (0.0, 0)
+    assert curves.repetition_spread(smooth, "aabc") == pytest.approx(np.sqrt(2))
+    assert curves.repetition_spread(smooth, "abcd") == 0
     assert rank_correlation(np.array([1, 2, 2, 3]), np.array([1, 5, 5, 9])) == pytest.approx(1)
 
 
@@ -128,11 +128,11 @@ def test_surrogate_draws_curves_with_the_noise_of_the_recorded(recording):
     config = {"x": 0.35, "rate": 0.01, "kind": "b"}
     rngs = map(np.random.default_rng, range(200))
     drawn, seconds = np.transpose([surrogate.sample(config, rng) for rng in rngs], (1, 0, 2))
-    mean, mean_seconds = surrogate.mean(config)
+    mean = surrogate.mean(config)
     np.testing.assert_allclose(drawn.mean(0), mean, atol=0.01)
     assert -mean[-1] == pytest.approx(true_accuracy(config, 9), abs=0.04)
     assert 0.0003 < drawn[:, -1].std() < 0.005  # 0.002 of the accuracy went in
-    assert seconds.mean() == pytest.approx(mean_seconds, rel=0.05) == pytest.approx(30, rel=0.2)
+    assert seconds.mean() == pytest.approx(30, rel=0.2)
 
 
 def test_reports_of_some_epochs_are_drawn_at_these(tmp_path):
