@@ -270,16 +270,16 @@ def training(task, config):
                 V, W = V - rate * dV, W - rate * dW
         with np.errstate(all="ignore"):
             _, outputs = forward(X[N_TRAIN:])
-            yield validation_loss(outputs, Y[N_TRAIN:], metric)
+            yield METRICS[metric](outputs, Y[N_TRAIN:])
 
 
-def validation_loss(outputs, Y, metric):
-    if metric == "squared":
-        return np.mean((outputs - Y) ** 2, axis=(1, 2))
-    if metric == "entropy":
-        return -np.mean(np.log(np.sum(outputs * Y, axis=2) + 1e-300), axis=1)
-    errors = np.mean(outputs.argmax(2) != Y.argmax(1), axis=1)
-    return np.where(np.isfinite(outputs).all((1, 2)), errors, math.nan)
+METRICS = {  # losses (s,) of outputs (s, n, q) for Y (n, q)
+    "squared": lambda outputs, Y: np.mean((outputs - Y) ** 2, axis=(1, 2)),
+    "entropy": lambda outputs, Y: -np.mean(np.log(np.sum(outputs * Y, axis=2) + 1e-300), axis=1),
+    "error": lambda outputs, Y: np.where(
+        np.isfinite(outputs).all((1, 2)), np.mean(outputs.argmax(2) != Y.argmax(1), axis=1), np.nan
+    ),
+}
 
 
 def sgd(rng):

@@ -19,7 +19,7 @@ import re
 
 import numpy as np
 
-from experiments.families import FAMILIES, Problem, generated
+from experiments.families import FAMILIES, Problem, add_noise, generated
 from hpo import choice, logordinal, lograndint, loguniform, randint, reverseloguniform, uniform
 from hpo.space import encode, space_from_json
 
@@ -30,16 +30,13 @@ PROBLEMS = {}
 def problem(group, optimum, noise=0.0, space=None, observe=None):
     """Decorator that makes a loss the problem of its name, for reports.
 
-    noise: the standard deviation, or a function (config, loss) that returns it.
+    noise: the standard deviation, or a function of the loss that returns it.
     space: by default the domains that annotate the parameters of the loss.
     """
-
-    def add_noise(config, loss, rng):
-        deviation = noise(config, loss) if callable(noise) else noise
-        return loss + deviation * rng.standard_normal()
+    observe = observe or add_noise(noise if callable(noise) else lambda loss: noise)
 
     def register(loss):
-        fields = group, "report", space or loss.__annotations__, optimum, loss, observe or add_noise
+        fields = group, "report", space or loss.__annotations__, optimum, loss, observe
         PROBLEMS[loss.__name__] = Problem(*fields)
         return loss
 
@@ -137,7 +134,7 @@ def warmup5(
     return spoil(3.0, 8.0, *step, size, handicap, 0.1 * saturating(warm - 2.8, 1.0))
 
 
-@problem("hpo", 0.3, lambda config, loss: 0.002 + 0.03 * (loss - 0.3))
+@problem("hpo", 0.3, lambda loss: 0.002 + 0.03 * (loss - 0.3))
 def boosting8(
     learning_rate: loguniform(1e-3, 1), n_trees: lograndint(10, 2000),
     max_depth: randint(1, 12), subsample: uniform(0.2, 1), columns: uniform(0.1, 1),
@@ -157,7 +154,7 @@ def boosting8(
 SCALERS = {"none": 0.15, "standard": 0.0, "robust": 0.02}
 
 
-@problem("hpo", 0.05, lambda config, loss: 0.004 + 0.03 * (loss - 0.05))
+@problem("hpo", 0.05, lambda loss: 0.004 + 0.03 * (loss - 0.05))
 def kernels7(
     kernel: choice(["linear", "rbf", "poly"]), scaler: choice(list(SCALERS)),
     C: loguniform(1e-4, 1e4), gamma: loguniform(1e-5, 1e2), degree: randint(2, 6),
@@ -178,7 +175,7 @@ def kernels7(
     return spoil(0.05, 0.5, SCALERS[scaler], *penalties)
 
 
-@problem("hpo", 0.1, lambda config, loss: 0.02 + 0.1 * loss)
+@problem("hpo", 0.1, lambda loss: 0.02 + 0.1 * loss)
 def agent6(
     learning_rate: loguniform(1e-6, 0.1), discount: reverseloguniform(0.8, 0.9999),
     entropy: loguniform(1e-6, 0.3), clip: uniform(0.02, 0.6), n_steps: lograndint(16, 4096),
