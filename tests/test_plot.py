@@ -1,8 +1,5 @@
 """Pictures of runs: what is drawn, from journals written here event by event."""
 
-import pathlib
-import re
-import runpy
 import xml.dom.minidom
 
 import numpy as np
@@ -132,16 +129,3 @@ def test_what_cannot_be_drawn_is_named(tmp_path, capsys):
         with pytest.raises(SystemExit) as leave:
             plot.main([str(tmp_path / name) for name in names])
         assert leave.value.code == 2 and text in capsys.readouterr().err
-
-
-def test_readme_with_pandas(tmp_path, monkeypatch):
-    pytest.importorskip("pandas")
-    write_run(tmp_path / "results" / "DIR", MIXED)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MPLBACKEND", "Agg")
-    text = pathlib.Path(plot.__file__).with_name("README.md").read_text(encoding="utf-8")
-    text = text[text.index("    import pandas") :]
-    lines = re.findall(r"^    (import pandas|trials.*\))$", text, re.MULTILINE)[:3]
-    (tmp_path / "example.py").write_text("\n".join(lines))
-    runpy.run_path("example.py")
-    assert (tmp_path / "rate.png").stat().st_size > 1000
