@@ -72,11 +72,9 @@ class Belief:
     """The process of the ended trials of a run. model: None where they are too few."""
 
     def __init__(self, run):
-        name, seed = run.arguments["searcher"], run.arguments["seed"]
-        searcher_class = command.find_searcher(name) if name.startswith("gp:") else GPSearch
-        max_epochs, self.space = last_epoch(run.space, run.arguments["epochs_name"]), run.space
+        seed, self.space = run.arguments["seed"], run.space
+        searcher = GPSearch(run.space, seed, last_epoch(run.space, run.arguments["epochs_name"]))
         trials = [trial for trial in run.trials if trial.ended is not None]
-        searcher = searcher_class(run.space, seed, max_epochs)
         self.model = searcher.model(trials, np.random.default_rng(seed))
 
     def predict(self, X):
@@ -305,9 +303,8 @@ def draw_pairs(run, belief, pairs):
 
 
 def draw_workers(run):
-    clock, free, rows = run.clock, [], []
-    spans = [(t.started, t.ended or clock, t.id, t.status) for t in run.trials]
-    spans.sort()
+    free, rows = [], []
+    spans = sorted((t.started, t.ended or run.clock, t.id, t.status) for t in run.trials)
     for start, end, *_ in spans:
         row = next((row for row, at in enumerate(free) if at <= start), len(free))
         free[row : row + 1] = [end]
