@@ -266,7 +266,7 @@ def parse(arguments, name, description):
     parser = command.parser(name, description)
     add, several = parser.add_argument, {"action": "append", "metavar": "NAME"}
     add("--searcher", **several, help="ours, a peer, or FILE.py:CLASS; again for more; default all")
-    half = "tune (default): three of each family, and three real ones; report: the last word"
+    half = "tune (default): three of each family; report: the problems with names, the last word"
     add("--half", choices=["tune", "report"], default="tune", help=half)
     fresh = "these, whatever the half; smooth:0-9 are ten of a family (families.py)"
     add("--problems", nargs="+", type=names, metavar="NAME", help=fresh)
@@ -280,10 +280,9 @@ def parse(arguments, name, description):
     add("--results", type=pathlib.Path, default=pathlib.Path("results/compare"), metavar="DIR")
     add("--table", action="store_true", help="run nothing, print what there is")
     args = parser.parse_args(arguments)
-    half = [name for name, problem in PROBLEMS.items() if args.half == problem.half]
-    of_families = [f"{f}:{i}" for f in (CURVES if args.curves else ONCE) for i in range(3)]
-    if args.half == "tune":
-        half = of_families if args.curves else of_families + half
+    half = [f"{family}:{i}" for family in (CURVES if args.curves else ONCE) for i in range(3)]
+    if args.half == "report":
+        half = PROBLEMS
     if args.curves:
         args.results = args.results / "curves"
     args.trials = args.trials or (20 if args.curves else 60)

@@ -28,7 +28,6 @@ DOMAINS = [
 @dataclass(frozen=True)
 class Problem:
     group: str  # analytic, hpo, real, or the family
-    half: str  # tune, report, fresh
     space: dict
     optimum: float
     loss: Callable  # loss(**config): without noise, NaN where the trial fails
@@ -381,4 +380,4 @@ def generated(family, number):
     rng = np.random.default_rng([zlib.crc32(family.encode()), number])
     space, optimum, loss, observe, *curve = FAMILIES[family](rng)
     curve = curve[0] if family in CURVES else None
-    return Problem(family, "fresh", space, float(optimum), loss, observe, curve)
+    return Problem(family, space, float(optimum), loss, observe, curve)

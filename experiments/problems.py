@@ -5,9 +5,9 @@ three groups: analytic functions; "hpo", formulas with the features of real tuni
 plateaus, ridges, noise that grows with the loss, failures, conditions, parameters that never
 matter); and "real", trainings that were recorded or take milliseconds.
 
-Most are for reports: searchers are tuned on families and on three real problems, "tune", and judged
-on "report". An optimum is exact where a formula or a whole grid gives it. Those of fashion7 and of
-kernel_cancer are the lowest losses that a long search found (`--search` of commit 61ef908).
+These are for reports: searchers are tuned on families. An optimum is exact where a formula or a
+whole grid gives it. Those of fashion7 and of kernel_cancer are the lowest losses that a long search
+found (`--search` of commit 61ef908).
 """
 
 import argparse
@@ -28,7 +28,7 @@ PROBLEMS = {}
 
 
 def problem(group, optimum, noise=0.0, space=None, observe=None):
-    """Decorator that makes a loss the problem of its name, for reports.
+    """Decorator that makes a loss the problem of its name.
 
     noise: the standard deviation, or a function of the loss that returns it.
     space: by default the domains that annotate the parameters of the loss.
@@ -36,7 +36,7 @@ def problem(group, optimum, noise=0.0, space=None, observe=None):
     observe = observe or add_noise(noise if callable(noise) else lambda loss: noise)
 
     def register(loss):
-        fields = group, "report", space or loss.__annotations__, optimum, loss, observe
+        fields = group, space or loss.__annotations__, optimum, loss, observe
         PROBLEMS[loss.__name__] = Problem(*fields)
         return loss
 
@@ -211,16 +211,16 @@ def repetitions(name, config):
     return load_table(name)["loss"][cell]
 
 
-def add_grid(name, half):
+def add_grid(name):
     """The loss is the mean of the repetitions, NaN if any diverged; a trial reports one of them."""
     optimum = float(np.nanmin(load_table(name)["loss"].mean(axis=-1)))
     loss = lambda **config: repetitions(name, config).mean()
     observe = lambda config, loss, rng: rng.choice(repetitions(name, config))
-    PROBLEMS[name] = Problem("real", half, SPACES[name], optimum, loss, observe)
+    PROBLEMS[name] = Problem("real", SPACES[name], optimum, loss, observe)
 
 
-for grid in ("svm_digits", "fashion4", "boosting_cancer", "mlp_digits", "forest_wine"):
-    add_grid(grid, "report" if grid in ("mlp_digits", "forest_wine") else "tune")
+add_grid("mlp_digits")
+add_grid("forest_wine")
 
 
 def fashion7_moments(config):

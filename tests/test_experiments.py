@@ -165,7 +165,7 @@ def test_curves_are_judged_by_the_last_loss_of_the_best_so_far():
 
     space = {"x": choice(["a", "b"])}
     fields = space, 3.0, lambda x: last[x], None, lambda config, rng: curves[config["x"]]
-    problem = problems.Problem("cross", "fresh", *fields)
+    problem = problems.Problem("cross", *fields)
     # looks after 0.4, 1, 2 and 4 of 4 seconds: before the report at a time, not after
     found, trials = compare_searchers.run_curves(problem, InTurn(space), 4.0, n_workers=1)
     assert found == [math.inf, 3.0, 3.0, 4.0, 3.0] and len(trials) == 2
