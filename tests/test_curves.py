@@ -173,7 +173,7 @@ def test_replay_command(folder, monkeypatch, in_this_process, capsys):
     words = f"{folder} --repetitions 2 --hours 0.4 --workers 8 --searcher random"
     replay.main(words.split())
     out = capsys.readouterr().out
-    assert "the quality\n" in out and " 20 min  epochs  trials  runs\n" in out
+    assert "the quality\n" in out and " 24 min  epochs  trials  runs\n" in out
     tables = out.split("difference to random + halving, paired")
     assert [table.count("\nrandom + none") for table in tables] == [1, 1]
     assert [table.count("\nrandom + halving") for table in tables] == [1, 0]
