@@ -1,10 +1,9 @@
 """Other people's optimisers behind our searchers' interface, each as its documentation recommends.
 
-optuna_tpe: TPESampler with its constant liar; failed trials are pruned. optuna_gp: GPSampler. ax:
-Client, method "fast". To the last two, failed trials are told as the worst finite loss so far, and
-not at all before the first one: they ignore failures otherwise, and go on suggesting beside them.
-Logarithmic ranges, integers, ordered grids and categories are declared as such to each. Each has
-its own initial design, where our searchers are served the middle of the space by the tuner.
+To optuna_gp and ax, failed trials are told as the worst finite loss so far, and not at all before
+the first one: they ignore failures otherwise, and go on suggesting beside them. Logarithmic ranges,
+integers, ordered grids and categories are declared as such to each. Each has its own initial
+design, where our searchers are served the middle of the space by the tuner.
 
 A peer is a function ({name: parameter}, seed) -> (ask, tell). Its key is what it knows a trial by.
     ask() -> (key, {name: number})                 the next trial
