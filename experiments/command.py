@@ -66,6 +66,8 @@ def run(name, kept="no file was written but those named above"):
     except KeyboardInterrupt:
         print(f"interrupted: {kept}", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # the reader of our output, `head` say, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (Failed, OSError, BrokenProcessPool) as error:
         sys.exit(f"experiments.{name}: failed: {error}")
 
