@@ -266,27 +266,24 @@ def parse(arguments, name, description):
     parser = command.parser(name, description)
     add, several = parser.add_argument, {"action": "append", "metavar": "NAME"}
     add("--searcher", **several, help="ours, a peer, or FILE.py:CLASS; again for more; default all")
-    half = "tune (default): three of each family; report: the problems with names, the last word"
+    half = "tune (default): three of each family; report: those with names"
     add("--half", choices=["tune", "report"], default="tune", help=half)
-    fresh = "these, whatever the half; smooth:0-9 are ten of a family (families.py)"
-    add("--problems", nargs="+", type=names, metavar="NAME", help=fresh)
+    add("--problems", nargs="+", type=names, metavar="NAME", help="smooth:0-9 are ten of a family")
     add("--curves", action="store_true", help="learning curves: searchers and rules together")
     add("--stopping", **several, help="with --curves: as in run.py; default halving and none")
     add("--first_rung", type=command.positive_int, default=1, metavar="EPOCH", help="as in run.py")
     add("--seeds", type=command.positive_int, default=10)
-    n_trials = "default 60; with --curves 20: the time of so many trainings to the last epoch"
-    add("--trials", type=command.positive_int, help=n_trials)
+    add("--trials", type=command.positive_int, help="default 60; with --curves the time of 20")
     add("--workers", type=command.positive_int, default=4, help="simulated; default 4")
     add("--results", type=pathlib.Path, default=pathlib.Path("results/compare"), metavar="DIR")
     add("--table", action="store_true", help="run nothing, print what there is")
     args = parser.parse_args(arguments)
-    half = [f"{family}:{i}" for family in (CURVES if args.curves else ONCE) for i in range(3)]
-    if args.half == "report":
-        half = PROBLEMS
+    tune = [f"{family}:{i}" for family in (CURVES if args.curves else ONCE) for i in range(3)]
+    half = PROBLEMS if args.half == "report" else tune
+    args.problems = list(itertools.chain(*args.problems or [half]))
+    args.trials = args.trials or (20 if args.curves else 60)
     if args.curves:
         args.results = args.results / "curves"
-    args.trials = args.trials or (20 if args.curves else 60)
-    args.problems = list(itertools.chain(*args.problems or [half]))
     return parser, args
 
 
