@@ -12,14 +12,12 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 
-from run import Parser
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+from hpo.stopping import with_options
+from hpo.tuner import find
+from run import ROOT, Parser  # noqa: F401 (others take ROOT from here)
 
 
 class Failed(Exception):
@@ -52,18 +50,11 @@ natural = number(int, lambda n: n >= 0, "an integer >= 0")
 
 @contextlib.contextmanager
 def checking(parser):
-    """Context in which a ValueError is bad input: a line, and exit code 2."""
+    """Context in which a ValueError, or a file that cannot be used, is bad input: exit code 2."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
-
-
-def check_results(folder):
-    """ValueError unless there is such a folder to write to, or it can be made."""
-    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise ValueError(f"--results {folder}: cannot write to {place}; name another folder")
 
 
 def run(name, kept="no file was written but those named above"):
@@ -81,36 +72,31 @@ def run(name, kept="no file was written but those named above"):
         sys.exit(f"experiments.{name}: failed: {error}")
 
 
-@contextlib.contextmanager
-def blaming(what):
-    """Context in which a searcher or rule that raises is Failed: `what`, and its traceback."""
-    try:
-        yield
-    except (Exception, SystemExit) as error:  # it is the user's code, which may raise anything
-        lines = traceback.format_exception(error.__cause__ or error)  # RunFailed's cause is theirs
-        raise Failed(f"{what}: {error}\n{''.join(lines)}") from None
-
-
 # ---- Work in processes ----
-@contextlib.contextmanager
-def in_processes(function, calls, n_processes, n_threads=1, initializer=None, initargs=()):
-    """Context with an iterator over (key, Future of function(*arguments)), as they end.
+def in_processes(function, calls, n_processes, initializer=None, initargs=()):
+    """Yields (key, function(*arguments)) of calls, {key: arguments}, as they end.
 
-    calls: {key: arguments}. Whatever the block raises, Ctrl-C too, ends the processes.
+    It prints how far they are. Whatever ends the loop, Ctrl-C too, ends the processes.
     """
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(n_threads)))  # before they import numpy
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(n_processes, spawn, _begin, (initializer, initargs)) as pool:
-        try:
-            handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited by the processes
-            futures = {pool.submit(function, *values): key for key, values in calls.items()}
-            signal.signal(signal.SIGINT, handler)
-            yield as_they_end(futures)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                process.kill()
-            raise
+    pool = ProcessPoolExecutor(n_processes, spawn, _begin, (initializer, initargs))
+    try:
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited by the processes
+        futures = {pool.submit(function, *values): key for key, values in calls.items()}
+        signal.signal(signal.SIGINT, handler)
+        started = told = time.time()
+        for n, future in enumerate(as_completed(futures), 1):
+            yield futures[future], future.result()
+            if time.time() - told > 5:
+                told = time.time()
+                minutes = (told - started) / n * (len(calls) - n) / 60
+                print(f"{n}/{len(calls)} done, about {minutes:.1f} min left", file=sys.stderr)
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.kill()
+        raise
+    pool.shutdown()
 
 
 def _begin(initializer, initargs):
@@ -123,17 +109,6 @@ def _begin(initializer, initargs):
     threading.Thread(target=watch, daemon=True).start()
     if initializer:
         initializer(*initargs)
-
-
-def as_they_end(futures):
-    """Yields (key, Future) of {Future: key}, and prints every five seconds how far they are."""
-    started = told = time.time()
-    for n, future in enumerate(as_completed(futures), 1):
-        yield futures[future], future
-        if time.time() - told > 5 or n == len(futures):
-            told = time.time()
-            minutes = (told - started) / n * (len(futures) - n) / 60
-            print(f"{n}/{len(futures)} done, about {minutes:.1f} min left", file=sys.stderr)
 
 
 # ---- Other processes ----
@@ -174,28 +149,19 @@ def append_rows(path, columns, rows):
 
 def read_rows(path, columns):
     """[{name: value}] of a CSV with columns {name: type}; [] where there is no file."""
-    rows = []
-    if path.exists():
-        for number, row in enumerate(csv.DictReader(path.read_text().splitlines()), 2):
-            try:
-                rows.append({name: kind(row[name]) for name, kind in columns.items()})
-            except (KeyError, TypeError, ValueError):
-                what = f"expected {', '.join(columns)}, got {list(row.values())}"
-                raise ValueError(f"{path}, line {number}: {what}; mend or remove it") from None
-    return rows
+    rows = csv.DictReader(path.read_text().splitlines()) if path.exists() else ()
+    try:
+        return [{name: kind(row[name]) for name, kind in columns.items()} for row in rows]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: expected columns {', '.join(columns)}: {error!r}") from None
 
 
 # ---- Searchers and rules by name ----
 def find_searcher(name):
     """The searcher class of gp, gp:NAME=VALUE,NAME=VALUE or FILE.py:CLASS; or ValueError."""
-    from hpo.tuner import find  # numpy comes after the threads have been pinned
-
     return find("searcher", name)
 
 
 def find_rule(name, first_rung=1, eta=3):
     """The stopping rule of a known name or of FILE.py:FUNCTION, with its options; or ValueError."""
-    from hpo.stopping import with_options
-    from hpo.tuner import find
-
     return with_options(find("stopping", name), first_rung=first_rung, eta=eta)

@@ -1,19 +1,16 @@
 """Compares searchers over problems and seeds, by the tuner's own loop on a simulated clock.
 
     python -m experiments.compare_searchers                  ours, and every peer that is installed
-    python -m experiments.compare_searchers --searcher gp --searcher my_gp.py:MySearcher --quick
+    python -m experiments.compare_searchers --searcher gp --searcher my_gp.py:MySearcher --seeds 3
     python -m experiments.compare_searchers --half report --searcher gp --searcher ax
 
-A run is a searcher, a problem and a seed, and becomes a row of RESULTS/<searcher>.csv. The seed
-decides durations and noise, the same for every searcher. What has a row is not run again until the
-file of the searcher changes, so an interrupted comparison goes on. Runs of peers take hours: those
-of experiments/compared/ are read too, whatever version is installed.
-
-Normalised regret after n trials have ended: (lowest true loss so far - optimum) / (median true loss
-of random configurations - optimum), clipped to [0, 1]. True means without noise. `chosen` is the
-same for the trial with the lowest observed loss, which is what a user takes home. Means are over
-the seeds of a problem, then over problems. Intervals: 95%, bootstrap over the runs of each problem
-(over problems where each has one run). Differences to the first searcher are paired.
+A run is a searcher, a problem and a seed, and becomes a row of RESULTS/<searcher>.csv. What has a
+row is not run again until the searcher's file changes. Those of experiments/compared/ are read too.
+The seed decides durations and noise, the same for every searcher. Normalised regret after n trials
+have ended: (lowest true loss so far - optimum) / (median true loss of random configurations -
+optimum), clipped to [0, 1]; `chosen` is that of the trial with the lowest observed loss. Means are
+over the seeds of a problem, then over problems. Intervals: 95%, bootstrap over the runs of each
+problem (over problems where each has one run).
 
 With --curves trials report every epoch, and a method is a searcher, a rule and a first rung. It has
 the time in which 20 random configurations would train to the last epoch. Regrets are those of the
@@ -22,7 +19,6 @@ true last loss of the configuration that is the best so far, by the lowest loss 
 
 import functools
 import hashlib
-import inspect
 import itertools
 import math
 import pathlib
@@ -31,11 +27,12 @@ import zlib
 
 import numpy as np
 
+import hpo.searchers
+import hpo.stopping
 from experiments import command, peers
-from experiments.families import CURVES, FAMILIES, N_EPOCHS
+from experiments.families import CURVES, N_EPOCHS, ONCE
 from experiments.problems import PROBLEMS, find, names
-from experiments.simulated import Milestones, simulate
-from hpo.searchers import SEARCHERS
+from experiments.simulated import simulate, simulate_until
 from hpo.space import sample
 from hpo.trial import n_threads
 
@@ -48,30 +45,27 @@ COLUMNS = KEY | dict.fromkeys([*BEST, *CHOSEN, "seconds"], float)
 PARTS = (0.1, 0.25, 0.5, 1.0)  # of the time of --curves, at which it looks
 TAKEN = [f"chosen_{100 * part:.0f}" for part in PARTS]
 CURVE_COLUMNS = KEY | dict.fromkeys([*TAKEN, "best_100", "seconds"], float)
-LEGEND = """
-mean normalised regret [95% bootstrap interval]: 0 the best known loss, 1 the median of random
-configurations; chosen: of the trial with the lowest noisy loss"""
 
 
 # ---- One run ----
+def is_peer(name):
+    return name.split(EACH)[0] in peers.PEERS
+
+
 def searcher_class(name):
     name = name.split(EACH)[0]
     return functools.partial(peers.Peer, name) if is_peer(name) else command.find_searcher(name)
 
 
-def is_peer(name):
-    return name.split(EACH)[0] in peers.PEERS
-
-
 def version_of(name):
-    """The peer's version, None if it is not installed; or a hash of our searcher's files."""
+    """The peer's version, None if it is not installed; or a hash of our files."""
     if is_peer(name):
         return peers.version(name.split(EACH)[0])
-    parts = [kind for kind in searcher_class(name).__mro__ if kind.__module__ != "builtins"]
-    if EACH in name and (rule := command.find_rule(name.split(EACH)[1])):
-        parts.append(rule.func)
-    files = dict.fromkeys(map(inspect.getsourcefile, parts))
-    contents = b"".join(pathlib.Path(path).read_bytes() for path in files)
+    for part, find_it in zip(name.split(EACH), (command.find_searcher, command.find_rule)):
+        find_it(part)  # or a ValueError
+    own = [part.rpartition(":")[0] for part in name.split(EACH) if ".py:" in part]
+    paths = [hpo.searchers.__file__, hpo.stopping.__file__, *own]
+    contents = b"".join(pathlib.Path(path).read_bytes() for path in paths)
     return hashlib.sha1(contents).hexdigest()[:10]
 
 
@@ -81,22 +75,18 @@ def thirds(n_trials):
 
 def run(name, version, problem_name, seed, n_workers, n_trials):
     """The row of a run."""
-    problem = find(problem_name)
-    with command.blaming(f"{name} on {problem_name}, seed {seed}"):
-        if version != version_of(name):
-            raise ValueError("its file has changed since the comparison began; run it again")
-        max_epochs = N_EPOCHS if EACH in name else None
-        searcher = searcher_class(name)(problem.space, seed, max_epochs)
-        settings = {"seed": zlib.crc32(problem_name.encode()) + seed, "max_epochs": max_epochs}
-        # Peers have first trials of their own; ours are served the middle of the space.
-        settings |= {"n_workers": n_workers, "start": () if is_peer(name) else None}
-        if EACH in name:
-            _, rule, first_rung = name.split(EACH)
-            settings["rule"] = command.find_rule(rule, int(first_rung))
-            seconds = n_trials * full_seconds(problem_name) / n_workers
-            losses, trials = run_curves(problem, searcher, seconds, **settings)
-        else:
-            losses, trials = run_trials(problem, searcher, n_trials, **settings)
+    problem, method = find(problem_name), name.split(EACH)[1:]
+    max_epochs = N_EPOCHS if method else None
+    searcher = searcher_class(name)(problem.space, seed, max_epochs)
+    # Peers have first trials of their own; ours are served the middle of the space.
+    settings = {"n_workers": n_workers, "start": () if is_peer(name) else None}
+    settings |= {"seed": zlib.crc32(problem_name.encode()) + seed, "max_epochs": max_epochs}
+    if method:
+        settings["rule"] = command.find_rule(method[0], int(method[1]))
+        seconds = n_trials * full_seconds(problem_name) / n_workers
+        losses, trials = run_curves(problem, searcher, seconds, **settings)
+    else:
+        losses, trials = run_trials(problem, searcher, n_trials, **settings)
     seconds = np.mean([trial.suggest_seconds for trial in trials if trial.origin != "start"])
     return [name, version, problem_name, seed, n_workers, n_trials, *losses, f"{seconds:.4g}"]
 
@@ -109,15 +99,13 @@ def run_trials(problem, searcher, n_trials, **settings):
         yield seconds, {"loss": problem.evaluate(config, rng)}
 
     trials = simulate(searcher, problem.space, objective, n_trials=n_trials, **settings)
-    best, chosen, lowest = [math.inf], [math.inf], math.inf  # after 0, 1, ... trials
-    for trial in sorted(trials, key=lambda trial: trial.ended):
-        true_loss = problem.true_loss(trial.config) if trial.status == "done" else math.inf
-        is_chosen = trial.status == "done" and trial.value < lowest
-        lowest = trial.value if is_chosen else lowest
-        best.append(min(best[-1], true_loss))
-        chosen.append(true_loss if is_chosen else chosen[-1])
-    ends = [min(n, len(trials)) for n in thirds(n_trials)]  # a searcher may end earlier
-    return [*(best[n] for n in ends), *(chosen[n] for n in ends)], trials
+    ended = sorted(trials, key=lambda trial: trial.ended)
+    done = [trial.status == "done" for trial in ended]
+    true = [problem.true_loss(t.config) if ok else math.inf for t, ok in zip(ended, done)]
+    seen = [trial.value if ok else math.inf for trial, ok in zip(ended, done)]
+    parts = [slice(n) for n in thirds(n_trials)]  # a searcher may end earlier
+    best = [min(true[part]) for part in parts]
+    return [*best, *(true[np.argmin(seen[part])] for part in parts)], trials
 
 
 @functools.cache
@@ -139,18 +127,16 @@ def run_curves(problem, searcher, seconds, **settings):
         loss = problem.true_loss(config)
         return loss if math.isfinite(loss) else math.inf
 
-    journal = Milestones(problem.space, [part * seconds for part in PARTS])
-    settings |= {"seconds": seconds, "journal": journal}
-    trials = simulate(searcher, problem.space, objective, **settings)
-    journal.note(math.inf)
-    chosen = [last_loss(best[1]) if best else math.inf for best in journal.best]
+    times = [part * seconds for part in PARTS]
+    found, trials = simulate_until(times, searcher, problem.space, objective, **settings)
+    chosen = [last_loss(best[1]) if best else math.inf for best in found]
     tried = [last_loss(trial.config) for trial in trials if trial.value is not None]
     return [*chosen, min(tried, default=math.inf)], trials
 
 
 # ---- Results on disk ----
 def results_file(folder, name):
-    return folder / f"{name.rpartition('/')[2].replace(':', '.').replace(EACH, '.')}.csv"
+    return folder / f"{label(name).replace(':', '.').replace(EACH, '.')}.csv"
 
 
 def read_runs(folder, versions, workers, trials):
@@ -208,38 +194,37 @@ def label(name):
     return name.rpartition("/")[2]
 
 
-def cell(values, sign=""):
-    mean, low, high = mean_and_interval(values)
-    return f"{mean:{sign}.4f} [{low:{sign}.4f} {high:{sign}.4f}]".rjust(26)
-
-
-def shown_columns(name, n_trials):
-    """({column: its title in a table}, the same of columns of which the mean alone is shown)."""
-    if EACH in name:
-        heads = {column: f"{part:.0%} of the time" for column, part in zip(TAKEN, PARTS)}
-        return heads, {"best_100": "best at the end", "seconds": "s/suggestion"}
-    heads = {column: f"{n} trials" for column, n in zip(BEST, thirds(n_trials))}
-    return heads, {CHOSEN[-1]: f"chosen at {n_trials}", "seconds": "s/suggestion"}
-
-
 def table(runs, heads, means):
-    """Lines: a searcher each, then the differences to the first. runs: {searcher: {key: row}}."""
+    """Lines: a searcher each, then the differences to the first. runs: {searcher: {key: row}}.
+
+    heads: {column: its title}; means: the same of columns of which the mean alone is shown.
+    """
+
+    def numbers(rows, column):
+        return mean_and_interval({key: row[column] for key, row in rows.items()})
+
+    def cells(rows, sign=""):
+        line = ""
+        for column in heads:
+            mean, low, high = numbers(rows, column)
+            line += f"{mean:{sign}.4f} [{low:{sign}.4f} {high:{sign}.4f}]".rjust(26)
+        return line
+
     width = max(24, *(len(label(name)) + 1 for name in runs))
     titles = [f"{head:>26}" for head in heads.values()] + [f"  {m}" for m in means.values()]
     lines = [" " * width + "".join(titles) + "  runs"]
     for name, mine in runs.items():
-        cells = "".join(cell({key: row[c] for key, row in mine.items()}) for c in heads)
+        line = f"{label(name):<{width}}{cells(mine)}"
         for column, title in means.items():
-            mean = mean_and_interval({key: row[column] for key, row in mine.items()})[0]
-            cells += f"{mean:>{len(title) + 2}.4g}"
-        lines.append(f"{label(name):<{width}}{cells}{len(mine):>6}")
+            line += f"{numbers(mine, column)[0]:>{len(title) + 2}.4g}"
+        lines.append(f"{line}{len(mine):>6}")
     (first, its_runs), *others = runs.items()
     if others:
         lines.append(f"difference to {label(first)}, paired (above 0: {label(first)} is better)")
     for name, mine in others:
         keys = mine.keys() & its_runs.keys()
-        pairs = [{key: mine[key][c] - its_runs[key][c] for key in keys} for c in heads if keys]
-        differences = "".join(cell(values, "+") for values in pairs)
+        pairs = {key: {c: mine[key][c] - its_runs[key][c] for c in heads} for key in keys}
+        differences = cells(pairs, "+") if keys else ""
         lines.append(f"{label(name):<{width}}{differences}{len(keys):>8} runs in common")
     return lines
 
@@ -257,6 +242,11 @@ def report(runs, n_workers, n_trials):
     for (problem, _), row in itertools.chain(*(mine.items() for mine in runs.values())):
         found = [loss for column, loss in row.items() if column.startswith("best_")]
         lowest[problem] = min([lowest.get(problem, math.inf), *found])
+    heads = {column: f"{n} trials" for column, n in zip(BEST, thirds(n_trials))}
+    means = {CHOSEN[-1]: f"chosen at {n_trials}", "seconds": "s/suggestion"}
+    if any(EACH in name for name in runs):
+        heads = {column: f"{part:.0%} of the time" for column, part in zip(TAKEN, PARTS)}
+        means = {"best_100": "best at the end", "seconds": "s/suggestion"}
     for group, members in groups.items():
         part = {
             name: {
@@ -265,8 +255,8 @@ def report(runs, n_workers, n_trials):
             for name, mine in runs.items()
         }
         print(f"\n{group}: {len(members)} problems, workers: {n_workers}")
-        print(*table(part, *shown_columns(next(iter(part)), n_trials)), sep="\n")
-    print(LEGEND)
+        print(*table(part, heads, means), sep="\n")
+    print("\nmean normalised regret [95% interval]; 0: the best known loss, 1: a median random one")
     for name in filter(is_peer, runs):
         print(name, *sorted({row["version"] for row in runs[name].values()}), sep=": ")
 
@@ -276,31 +266,24 @@ def parse(arguments, name, description):
     parser = command.parser(name, description)
     add, several = parser.add_argument, {"action": "append", "metavar": "NAME"}
     add("--searcher", **several, help="ours, a peer, or FILE.py:CLASS; again for more; default all")
-    half = "tune (default): three of each family, and four real ones; report: the last word"
+    half = "tune (default): three of each family; report: those with names"
     add("--half", choices=["tune", "report"], default="tune", help=half)
-    fresh = "these, whatever the half; smooth:0-9 are ten of a family (families.py)"
-    add("--problems", nargs="+", type=names, metavar="NAME", help=fresh)
+    add("--problems", nargs="+", type=names, metavar="NAME", help="smooth:0-9 are ten of a family")
     add("--curves", action="store_true", help="learning curves: searchers and rules together")
     add("--stopping", **several, help="with --curves: as in run.py; default halving and none")
     add("--first_rung", type=command.positive_int, default=1, metavar="EPOCH", help="as in run.py")
     add("--seeds", type=command.positive_int, default=10)
-    n_trials = "default 60; with --curves 20: the time of so many trainings to the last epoch"
-    add("--trials", type=command.positive_int, help=n_trials)
+    add("--trials", type=command.positive_int, help="default 60; with --curves the time of 20")
     add("--workers", type=command.positive_int, default=4, help="simulated; default 4")
-    add("--quick", action="store_true", help="3 seeds: a searcher of ours in under 2 minutes")
-    add("--processes", type=command.positive_int, default=n_threads(1), help="default: all cores")
     add("--results", type=pathlib.Path, default=pathlib.Path("results/compare"), metavar="DIR")
     add("--table", action="store_true", help="run nothing, print what there is")
     args = parser.parse_args(arguments)
-    args.seeds = min(args.seeds, 3) if args.quick else args.seeds
-    half = [name for name, problem in PROBLEMS.items() if args.half == problem.half]
-    of_families = [f"{f}:{i}" for f in FAMILIES for i in range(3) if args.curves == (f in CURVES)]
-    if args.half == "tune":
-        half = of_families if args.curves else of_families + half
+    tune = [f"{family}:{i}" for family in (CURVES if args.curves else ONCE) for i in range(3)]
+    half = PROBLEMS if args.half == "report" else tune
+    args.problems = list(itertools.chain(*args.problems or [half]))
+    args.trials = args.trials or (20 if args.curves else 60)
     if args.curves:
         args.results = args.results / "curves"
-    args.trials = args.trials or (20 if args.curves else 60)
-    args.problems = list(itertools.chain(*args.problems or [half]))
     return parser, args
 
 
@@ -313,10 +296,10 @@ def compare(parser, args, names):
                 raise ValueError(f"--curves: {others[0]} has none; {', '.join(CURVES)} have")
             rules = args.stopping or ["halving", "none"]
             names = map(EACH.join, itertools.product(names, rules, [str(args.first_rung)]))
-        command.check_results(args.results)
         versions = {name: version_of(name) for name in names}
         recorded = read_runs(COMPARED, versions, *settings)
         runs = read_runs(args.results, versions, *settings)
+        args.results.mkdir(parents=True, exist_ok=True)
     keys = list(itertools.product(range(args.seeds), args.problems))
     calls, absent = {}, {}
     for (seed, problem), name in itertools.product(keys, versions):
@@ -324,17 +307,14 @@ def compare(parser, args, names):
         if is_recorded or (problem, seed) in runs[name]:
             continue
         if versions[name] is None:
-            absent[name] = peers.missing(name.split(EACH)[0])
+            absent[name] = peers.PEERS[name.split(EACH)[0]][1]
         elif not args.table:
             calls[name, problem, seed] = name, versions[name], problem, seed, *settings
-    for text in absent.values():
-        print(text, file=sys.stderr)
-    if calls:
-        args.results.mkdir(parents=True, exist_ok=True)
-        with command.in_processes(run, calls, args.processes) as ended:
-            for (name, *_), future in ended:
-                command.append_rows(results_file(args.results, name), columns, [future.result()])
-        runs = read_runs(args.results, versions, *settings)
+    for name, packages in absent.items():
+        print(f"{name} cannot run: it needs {packages or 'an older commit'}", file=sys.stderr)
+    for (name, *_), row in command.in_processes(run, calls, n_threads(1)) if calls else ():
+        command.append_rows(results_file(args.results, name), columns, [row])
+    runs = read_runs(args.results, versions, *settings)
     for name in versions:
         both = recorded[name] | runs[name]
         runs[name] = {key: row for key, row in both.items() if key[::-1] in keys}
@@ -345,7 +325,7 @@ def compare(parser, args, names):
 
 def main(arguments=None, searchers=None, name="compare_searchers", description=__doc__):
     parser, args = parse(arguments, name, description)
-    searchers = args.searcher or searchers or [*reversed(SEARCHERS), *peers.PEERS]
+    searchers = args.searcher or searchers or ["gp", "random", *peers.PEERS]
     runs = compare(parser, args, list(dict.fromkeys(searchers)))
     report(runs, args.workers, args.trials)
 

@@ -1,7 +1,5 @@
 """Recorded learning curves, and a surrogate that draws new ones from them.
 
-    python -m experiments.curves results/DIR ... experiments/runs/NAME.jsonl    packs runs in a file
-
 The surrogate is a forest of extremely randomised trees (Geurts, Ernst and Wehenkel 2006), as a
 Gaussian process would favour a searcher that uses one. w (n,) is the share of the trees in which a
 recorded configuration has the same leaf as the new one. Then, in log loss,
@@ -13,6 +11,7 @@ most like the sum. level ~ N(0, s^2), where s comes from configurations that wer
 once. No drawn curve is much better than the best recorded one. A second forest draws the seconds.
 """
 
+import itertools
 import json
 import math
 import pathlib
@@ -20,9 +19,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from experiments import command
 from hpo.journal import SIGN, Journal, load_run, read_events
-from hpo.space import config_key, constants, domains, encode, space_from_json, space_to_json
+from hpo.space import config_key, constants, domains, encode, space_from_json
 
 SMOOTH = 0.12  # width of the smoothing in ln(epoch): at epoch 81 about 10 epochs either way
 N_ALIKE = 5  # curves whose jitter a new one may have
@@ -79,8 +77,11 @@ def read(paths):
             raise ValueError(f"{path}: no trial has reported {recording.metric}")
     put_on_one_clock(recordings)
     machines = dict.fromkeys(recording.machine for recording in recordings)
-    curves = distinct(curve for recording in recordings for curve in recording.curves)
-    return replace(recordings[0], machine="; ".join(machines), curves=curves)
+    distinct = {}  # each training once: a run may be given twice, or two runs may begin alike
+    for curve in itertools.chain(*(recording.curves for recording in recordings)):
+        key = config_key(curve.config), f"{curve.losses[0]:.4g}"
+        distinct[key] = max(distinct.get(key, curve), curve, key=lambda c: len(c.losses))
+    return replace(recordings[0], machine="; ".join(machines), curves=list(distinct.values()))
 
 
 def put_on_one_clock(recordings):
@@ -96,21 +97,6 @@ def put_on_one_clock(recordings):
         for curve in recording.curves:
             curve.seconds = factor * curve.seconds
         known = {key: factor * seconds for key, seconds in own.items()} | known
-
-
-def distinct(curves):
-    """Each training once: a run may be given twice, or two runs may begin alike."""
-    found = {}
-    for curve in curves:
-        alike = found.setdefault(config_key(curve.config), [])
-        for i, other in enumerate(alike):
-            n = min(len(curve.losses), len(other.losses))
-            if np.allclose(curve.losses[:n], other.losses[:n], rtol=1e-5, atol=0):
-                alike[i] = max(curve, other, key=lambda c: len(c.losses))
-                break
-        else:
-            alike.append(curve)
-    return [curve for alike in found.values() for curve in alike]
 
 
 def read_folder(folder):
@@ -138,7 +124,7 @@ def read_folder(folder):
 
 
 def read_packed(path):
-    """Recording of a file that `pack` wrote."""
+    """Recording of a file in runs/: a line about the problem, and one for each curve."""
     try:
         head, *lines = map(json.loads, path.read_text().splitlines())
         recording = Recording(**{**head, "space": space_from_json(head["space"]), "curves": []})
@@ -150,18 +136,6 @@ def read_packed(path):
         return recording
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ValueError(f"{path}: not a file of packed curves: {error!r}") from None
-
-
-def pack(recording, path):
-    """Writes a line about the problem, and one of about 1 kB for each curve."""
-    lines = [{**vars(recording), "space": space_to_json(recording.space)}]
-    del lines[0]["curves"]
-    for curve in recording.curves:
-        values = [float(f"{SIGN[recording.mode] * loss:.6g}") for loss in curve.losses]
-        seconds = [float(f"{seconds:.3g}") for seconds in curve.seconds]
-        line = {"config": curve.config, "values": values, "seconds": seconds}
-        lines.append({**line, "epochs": curve.epochs.tolist()})
-    path.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
 
 
 # ---- Forest ----
@@ -235,13 +209,12 @@ class Surrogate:
         self.loss_forest = Forest(X, self.smooth[:, at], rng, n_trees)
         self.seconds_forest = Forest(X, self.log_seconds[:, None], rng, n_trees)
         keys = [config_key(curve.config) for curve in curves]
-        self.level_sd, self.n_repetitions = repetition_spread(self.smooth, keys)
+        self.level_sd = repetition_spread(self.smooth, keys)
 
     def mean(self, config):
-        """Losses (E,) and the seconds of an epoch that are expected, without noise."""
-        x = encode(self.space, config)
-        seconds = np.exp(self.seconds_forest.weights(x) @ self.log_seconds)
-        return np.exp(self.loss_forest.weights(x) @ self.smooth) + self.bound, seconds
+        """Losses (E,) that are expected, without noise."""
+        w = self.loss_forest.weights(encode(self.space, config))
+        return np.exp(w @ self.smooth) + self.bound
 
     def sample(self, config, rng):
         """Losses (E,) and seconds (E,) of the reports of one training."""
@@ -270,56 +243,35 @@ def complete(Z, n_known):
 
 
 def repetition_spread(smooth, keys):
-    """(Standard deviation of the level between repetitions, number of the repeated curves)."""
+    """Standard deviation of the level between repetitions of a configuration."""
     rows = [[i for i, other in enumerate(keys) if other == key] for key in dict.fromkeys(keys)]
     levels = [smooth[i].mean(1) for i in rows if len(i) > 1]
     n, squares = sum(map(len, levels)), sum(len(level) * level.var() for level in levels)
-    return (np.sqrt(squares / (n - len(levels))) if n else 0.0), n
+    return np.sqrt(squares / (n - len(levels))) if n else 0.0
 
 
 def quality(recording, n_folds=5, n_trees=100):
-    """Lines: how well a surrogate predicts the last losses of configurations it has not seen."""
+    """A line: how well a surrogate predicts the last losses of configurations it has not seen."""
     keys = [config_key(curve.config) for curve in recording.curves]
     order = np.random.default_rng(0).permutation(len(set(keys))) % n_folds
     folds = dict(zip(dict.fromkeys(keys), order))
-    pairs = []  # (true, predicted)
+    true, guess = [], []
     for fold in range(n_folds):
         rest = [c for c, key in zip(recording.curves, keys) if folds[key] != fold]
-        try:
-            surrogate = Surrogate(replace(recording, curves=rest), 0, n_trees)
-        except ValueError as error:  # the whole is enough, but a part of it is not
-            return [f"not checked on held-out curves: {error}"]
+        surrogate = Surrogate(replace(recording, curves=rest), 0, n_trees)
         for curve, key in zip(recording.curves, keys):
             if folds[key] == fold and curve.epochs[-1] == recording.max_epochs:
-                pairs.append((curve.losses[-1], surrogate.mean(curve.config)[0][-1]))
-    true, guess = np.transpose(pairs)
+                true.append(curve.losses[-1])
+                guess.append(surrogate.mean(curve.config)[-1])
+    true, guess = np.array(true), np.array(guess)
     third = true <= np.quantile(true, 1 / 3)
     rank, best = rank_correlation(true, guess), rank_correlation(true[third], guess[third])
-    error, of_median = np.abs(guess - true).mean(), np.abs(np.median(true) - true).mean()
-    return [
-        f"{len(true)} curves held out: rank correlation {rank:.2f}, of the better third {best:.2f}",
-        f"mean error of the last loss {error:.4f}, of the median as prediction {of_median:.4f}",
-    ]
+    error = np.abs(guess - true).mean()
+    text = f"{len(true)} curves held out: rank correlation {rank:.2f}, of the better third"
+    return f"{text} {best:.2f}, mean error of the last loss {error:.4f}"
 
 
 def rank_correlation(a, b):
     """Spearman's: the correlation of the ranks, where ties share the mean of theirs."""
     ranks = [(v[:, None] > v).sum(1) + (v[:, None] >= v).sum(1) for v in (a, b)]
     return np.corrcoef(ranks)[0, 1] if np.ptp(ranks, axis=1).all() else np.nan
-
-
-def main(arguments=None):
-    parser = command.parser("curves", __doc__)
-    parser.add_argument("sources", nargs="+", metavar="DIR", help="runs' folders, or packed files")
-    parser.add_argument("target", type=pathlib.Path, metavar="NAME.jsonl", help="a new file")
-    args = parser.parse_args(arguments)
-    with command.checking(parser):
-        if args.target.exists():  # a recording may be hours of work
-            raise ValueError(f"{args.target}: exists; expected a new file to write, last")
-        recording = read(args.sources)
-    pack(recording, args.target)
-    print(f"{args.target}: {recording.about}")
-
-
-if __name__ == "__main__":
-    command.run("curves")

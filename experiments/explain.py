@@ -8,36 +8,30 @@ on the same machine, as long as the searcher's file is unchanged. That file is r
 folders that you trust.
 """
 
-import math
-import os
 from collections import Counter
-
-from experiments import command
-
-os.environ.update(dict.fromkeys(command.THREAD_VARIABLES, "1"))  # as run.py: threads change sums
 
 import numpy as np
 
+from experiments import command
 from hpo.journal import SIGN, load, load_run
 from hpo.searchers import GPSearch, add_epoch, cost_features
 from hpo.space import Choice, domains, encode, snap
 from hpo.tuner import last_epoch, suggest
 
 
-def recompute(run, searcher_class, trial, before):
-    """(searcher, (config, origin) that it suggests) where the trials before this one are known."""
-    options = run["arguments"]
-    with command.blaming(f"trial {trial.id}, {options['searcher']}"):
-        max_epochs = last_epoch(run["space"], options["epochs_name"])
-        searcher = searcher_class(run["space"], options["seed"], max_epochs)
-        return searcher, suggest(searcher, run["space"], before)
+def recompute(folder, run, trial_id):
+    """(searcher, trials before this one, (config, origin) that it suggests then)."""
+    options, before = run["arguments"], load(folder, before=trial_id)
+    max_epochs = last_epoch(run["space"], options["epochs_name"])
+    searcher = command.find_searcher(options["searcher"])(run["space"], options["seed"], max_epochs)
+    return searcher, before, suggest(searcher, run["space"], before)
 
 
-def check_all(folder, run, searcher_class):
+def check_all(folder, run):
     """Prints the suggestions that come out different; returns whether there are none."""
     trials, n_different = [trial for trial in load(folder) if trial.origin != "start"], 0
     for trial in trials:
-        found = recompute(run, searcher_class, trial, load(folder, before=trial.id))[1]
+        *_, found = recompute(folder, run, trial.id)
         if found != (trial.config, trial.origin):
             n_different += 1
             print(f"trial {trial.id}: {trial.config}, {trial.origin}; recomputed {found}")
@@ -45,9 +39,10 @@ def check_all(folder, run, searcher_class):
     return n_different == 0
 
 
-def explain(folder, run, searcher_class, trial_id):
+def explain(folder, run, trial_id):
     """Prints why a trial has its configuration; returns whether it is recomputed equal."""
-    before, trial = load(folder, before=trial_id), load(folder)[trial_id]
+    searcher, before, suggestion = recompute(folder, run, trial_id)
+    trial = load(folder)[trial_id]
     print(f"trial {trial.id}, origin {trial.origin}:")
     for name in domains(run["space"]):
         print(f"  {name:<24}{trial.config[name]}")
@@ -56,42 +51,39 @@ def explain(folder, run, searcher_class, trial_id):
     if trial.origin == "start":
         print("a start configuration: no searcher was asked")
         return True
-    searcher, suggestion = recompute(run, searcher_class, trial, before)
     is_equal = suggestion == (trial.config, trial.origin)
     print("recomputed:", "equal" if is_equal else "DIFFERENT: searcher or machine has changed")
     if isinstance(searcher, GPSearch) and trial.origin == "model":
         model = searcher.model(before, np.random.default_rng([searcher.seed, len(before)]))
         x = encode(run["space"], trial.config)[None]
-        show_model(run, searcher, model, before)
+        show_model(run, model)
         show_prediction(run, searcher, model, before, x)
         show_neighbours(run, searcher, model, before, x)
     return is_equal
 
 
-def show_model(run, searcher, model, before):
+def show_model(run, model):
     """Prints the settings that were fitted."""
     names, columns = [], []  # columns: of an encoded configuration
     for name, domain in domains(run["space"]).items():
         is_choice = isinstance(domain, Choice)
         columns += [f"{name}={value!r}" for value in domain.values] if is_choice else [name]
         names.append(name)
-    column = searcher.category_in_turn(before)
-    if column is not None:
-        print(f"the turn of {columns[column]}, tried least: to improve on its own best trial")
-    lengthscales, ridge, signal, noise = model.split(model.theta)
+    lengthscales, ridge, *variances = model.split(model.theta)
     print("\nlengthscales, the most influential first (a range has length 1):")
     for i in np.argsort(lengthscales, kind="stable"):
         print(f"  {[*names, '(epoch)'][i]:<24}{lengthscales[i]:.3g}")
     largest = np.argsort(-np.abs(ridge[: len(columns)]), kind="stable")[:6]
     print("combination:", "  ".join(f"{ridge[i]:+.2g} {columns[i]}" for i in largest))
-    deviations = [f"{model.unit * math.sqrt(variance):.3g}" for variance in (signal, noise)]
-    print(f"standard deviation {deviations[0]}, noise {deviations[1]}")
+    print("standard deviation {:.3g}, noise {:.3g}".format(*model.unit * np.sqrt(variances)))
 
 
 def show_prediction(run, searcher, model, before, x):
     """Prints what the model says of a point x (1, d), in the metric's own units."""
     to_metric = lambda y: SIGN[run["mode"]] * (model.centre + model.unit * y.mean())
     column = searcher.category_in_turn(before)
+    if column is not None:
+        print("the turn of a category that was tried least: to improve on its own best trial")
     (mu, sigma), best = model.predict(x), searcher.to_improve(model, column)[1].min(axis=0)
     deviation = model.unit * np.hypot(sigma[0, 0], mu.std())
     print(f"\nprediction there: {to_metric(mu):.5g} +- {deviation:.2g}")
@@ -114,10 +106,9 @@ def show_neighbours(run, searcher, model, before, x):
     print("\nthe nearest ended trials, and all pending ones:")
     for nearness, other in [*ended[:5], *(p for p in ranked if p[1].status == "running")]:
         value = "" if other.value is None else f"{SIGN[run['mode']] * other.value:.5g}"
-        values = [(name, other.config[name]) for name in domains(run["space"])]
-        values = [f"{n}={v:.3g}" if isinstance(v, float) else f"{n}={v}" for n, v in values]
+        config = ", ".join(f"{name}={other.config[name]}" for name in domains(run["space"]))
         about = f"correlation {nearness:.3f}  {other.status:<11} {value:<10}"
-        print(f"  trial {other.id:<4} {about} {', '.join(values)}")
+        print(f"  trial {other.id:<4} {about} {config}")
 
 
 def main(arguments=None):
@@ -127,10 +118,9 @@ def main(arguments=None):
     args = parser.parse_args(arguments)
     with command.checking(parser):
         run = load_run(args.folder)
-        searcher_class = command.find_searcher(run["arguments"]["searcher"])
         if args.trial is None:
-            return 0 if check_all(args.folder, run, searcher_class) else 1
-        return 0 if explain(args.folder, run, searcher_class, args.trial) else 1
+            return 0 if check_all(args.folder, run) else 1
+        return 0 if explain(args.folder, run, args.trial) else 1
 
 
 if __name__ == "__main__":

@@ -1,9 +1,5 @@
 """Families of problems: fresh ones by number, so that no decision depends on problems seen before.
 
-    python -m experiments.problems smooth:0-4 fail:7         prints instances of them
-    python -m experiments.compare_searchers --problems fail:20-29 choices:20-29 --searcher gp
-    python -m experiments.compare_searchers --curves --problems cross:0-4 agree:0-4
-
 `generated(family, number)` draws the space, the optimum, the widths and the noise of an instance.
 The loss is a function of the point x in [0, 1]^n of the numeric parameters. star is the point of
 the best configuration, and d = x - star. Every penalty is 0 at star, so optima are exact. Do not
@@ -32,7 +28,6 @@ DOMAINS = [
 @dataclass(frozen=True)
 class Problem:
     group: str  # analytic, hpo, real, or the family
-    half: str  # tune, report, fresh
     space: dict
     optimum: float
     loss: Callable  # loss(**config): without noise, NaN where the trial fails
@@ -55,8 +50,8 @@ def numeric(space, config):
     return np.concatenate(parts)
 
 
-def draw_space(rng, n, kinds=DOMAINS):
-    return {f"x{i}": kinds[rng.integers(len(kinds))] for i in range(1, n + 1)}
+def draw_space(rng, n):
+    return {f"x{i}": DOMAINS[rng.integers(len(DOMAINS))] for i in range(1, n + 1)}
 
 
 def draw_star(rng, space):
@@ -211,39 +206,8 @@ def choices(rng):
     return space, floor, loss, add_noise(lambda loss: deviation)
 
 
-SHAPES = [  # functions of Z (m, n), 0 at Z = 0, after BBOB (Hansen et al. 2009)
-    lambda Z: Z**2 @ 1000 ** np.linspace(0, 1, Z.shape[1]),  # ellipsoid
-    lambda Z: rosenbrock(Z / 2 + 1),
-    lambda Z: np.sum(np.where(Z > 0, 30 * Z, Z) ** 2, axis=1),  # attractive sector
-    lambda Z: np.sum(Z**2 + 5 * (1 - np.cos(2 * math.pi * Z / 2)), axis=1),  # Rastrigin
-    lambda Z: np.minimum(np.sum(Z**2, axis=1), poorer_basin(Z)),  # Lunacek et al. 2008
-]
-
-
-def rosenbrock(W):
-    return np.sum(100 * (W[:, 1:] - W[:, :-1] ** 2) ** 2 + (W[:, :-1] - 1) ** 2, axis=1)
-
-
-def poorer_basin(Z):
-    return 0.5 * Z.shape[1] + 0.3 * np.sum((Z - 4) ** 2, axis=1)
-
-
-def rugged(rng):
-    """Black-box functions in a rotated frame, without noise."""
-    n = rng.integers(2, 9)
-    space = draw_space(rng, n, [hpo.uniform(-5, 5)])
-    star = draw_star(rng, space)
-    rotation = np.linalg.qr(rng.standard_normal((n, n)))[0]
-    shape = SHAPES[rng.integers(len(SHAPES))]
-    f = lambda X: shape(10 * (X - star) @ rotation)
-    # The plain function leaves every searcher at a regret near 0, so its logarithm is taken.
-    unit = np.median(f(rng.random((300, n)))) * 10 ** rng.uniform(-3, 0)
-    loss = lambda **config: math.log1p(f(numeric(space, config)[None])[0] / unit)
-    return space, 0.0, loss, lambda config, loss, rng: loss
-
-
 # ---- Real trainings, in milliseconds ----
-N_TRAIN, N_VALID, N_REPETITIONS = 128, 256, 3
+N_TRAIN, N_VALID, N_REPETITIONS, N_EPOCHS = 128, 256, 3, 27
 MODEL = {
     "learning_rate": hpo.loguniform(1e-4, 30), "momentum": hpo.reverseloguniform(0, 0.999),
     "batch_size": hpo.lograndint(8, 128), "weight_decay": hpo.loguniform(1e-7, 1),
@@ -269,7 +233,7 @@ def draw_task(rng):
     return X, Y, metric
 
 
-def training(task, config, n_epochs):
+def training(task, config):
     """Yields the validation losses (N_REPETITIONS,) after each epoch: SGD of a network with one
     hidden layer, from as many seeds at once. They are huge, inf or NaN where it diverges."""
     X, Y, metric = task
@@ -291,7 +255,7 @@ def training(task, config, n_epochs):
             outputs /= outputs.sum(-1, keepdims=True)
         return H, outputs
 
-    for _ in range(n_epochs):
+    for _ in range(N_EPOCHS):
         order = rng.permuted(np.tile(np.arange(N_TRAIN), (s, 1)), axis=1)
         for i in range(0, N_TRAIN - b + 1, b):
             rows = order[:, i : i + b]
@@ -305,22 +269,22 @@ def training(task, config, n_epochs):
                 V, W = V - rate * dV, W - rate * dW
         with np.errstate(all="ignore"):
             _, outputs = forward(X[N_TRAIN:])
-            yield validation_loss(outputs, Y[N_TRAIN:], metric)
+            yield METRICS[metric](outputs, Y[N_TRAIN:])
 
 
-def validation_loss(outputs, Y, metric):
-    if metric == "squared":
-        return np.mean((outputs - Y) ** 2, axis=(1, 2))
-    if metric == "entropy":
-        return -np.mean(np.log(np.sum(outputs * Y, axis=2) + 1e-300), axis=1)
-    errors = np.mean(outputs.argmax(2) != Y.argmax(1), axis=1)
-    return np.where(np.isfinite(outputs).all((1, 2)), errors, math.nan)
+METRICS = {  # losses (s,) of outputs (s, n, q) for Y (n, q)
+    "squared": lambda outputs, Y: np.mean((outputs - Y) ** 2, axis=(1, 2)),
+    "entropy": lambda outputs, Y: -np.mean(np.log(np.sum(outputs * Y, axis=2) + 1e-300), axis=1),
+    "error": lambda outputs, Y: np.where(
+        np.isfinite(outputs).all((1, 2)), np.mean(outputs.argmax(2) != Y.argmax(1), axis=1), np.nan
+    ),
+}
 
 
-def train(rng, n_epochs=None):
+def sgd(rng):
     """The loss is the mean of the repetitions, NaN if any overflowed; a trial reports one of them.
     Each instance has its data, its loss and those of the parameters that are tuned."""
-    task, drawn = draw_task(rng), int(rng.choice([3, 9, 20]))
+    task, _ = draw_task(rng), rng.choice(3)  # unused, but what is drawn later depends on it
     tuned = rng.permutation(list(USUAL))[: rng.integers(1, 7)]
     space = {name: MODEL[name] for name in MODEL if name == "learning_rate" or name in tuned}
 
@@ -328,7 +292,7 @@ def train(rng, n_epochs=None):
     def repetitions(values):
         """Losses (n_epochs, N_REPETITIONS)."""
         config = USUAL | dict(zip(space, values))
-        return np.array(list(training(task, config, n_epochs or drawn)))
+        return np.array(list(training(task, config)))
 
     def loss(**config):
         with np.errstate(over="ignore"):
@@ -348,19 +312,11 @@ def train(rng, n_epochs=None):
 
 
 # ---- Learning curves: a problem's loss is that of the last epoch ----
-N_EPOCHS = 27
-
-
 def with_seconds(losses, seconds, rng):
     """Yields (seconds, loss) of each epoch; all epochs of a trial are fast or slow together."""
     seconds *= rng.lognormal(0, 0.2)
     for loss in losses:
         yield seconds * rng.lognormal(0, 0.05), float(loss)
-
-
-def sgd(rng):
-    """As train, but each epoch is reported."""
-    return train(rng, N_EPOCHS)
 
 
 def with_noise(rng, height, losses, seconds):
@@ -413,35 +369,9 @@ def cross(rng):
     return draw_curves(rng, draw_speed)
 
 
-def boosting(rng):
-    """High rates are good early and not last: the bias exp(-rate e) falls fast, but large steps are
-    coarse, and more effort than the data bear overfits. Other parameters have bowls."""
-    n = rng.integers(1, 6)
-    space = {"rate": hpo.loguniform(0.003, 3), **draw_space(rng, n)}
-    star, bowls = draw_star(rng, space)[1:], draw_bowls(rng, n)
-    (floor, height), coarse, bearable = draw_scale(rng), rng.uniform(0.1, 0.5), rng.uniform(3, 10)
-    cost = rng.uniform(-1, 1)
-
-    def share(rate, e):
-        step = coarse * rate**0.5 / (1 + rate**0.5)
-        over = 0.1 * np.maximum(np.log(rate * e / bearable), 0) ** 2
-        return 1 - (1 - np.exp(-rate * e)) * (1 - step) + over
-
-    def losses(config):
-        kept = bowls(numeric(space, config)[1:] - star)
-        kept = kept * (1 - share(config["rate"], np.arange(1, N_EPOCHS + 1)))
-        return floor + height * (1 - kept)
-
-    def seconds(config):
-        return 10 ** (cost * numeric(space, config)[1])
-
-    # the lowest over a fine grid of rates, as no formula gives it
-    optimum = floor + height * share(np.geomspace(0.003, 3, 10**6), N_EPOCHS).min()
-    return space, optimum, lambda **c: losses(c)[-1], *with_noise(rng, height, losses, seconds)
-
-
-CURVES = {f.__name__: f for f in (agree, cross, boosting, sgd)}
-FAMILIES = {f.__name__: f for f in (smooth, rugged, fail, diverge, choices, noisy, train)} | CURVES
+CURVES = {f.__name__: f for f in (agree, cross, sgd)}  # of --curves
+ONCE = {f.__name__: f for f in (smooth, fail, diverge, choices, noisy, sgd)}  # one report a trial
+FAMILIES = ONCE | CURVES
 
 
 @functools.cache
@@ -450,4 +380,4 @@ def generated(family, number):
     rng = np.random.default_rng([zlib.crc32(family.encode()), number])
     space, optimum, loss, observe, *curve = FAMILIES[family](rng)
     curve = curve[0] if family in CURVES else None
-    return Problem(family, "fresh", space, float(optimum), loss, observe, curve)
+    return Problem(family, space, float(optimum), loss, observe, curve)

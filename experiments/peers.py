@@ -1,12 +1,11 @@
 """Other people's optimisers behind our searchers' interface, each as its documentation recommends.
 
-optuna_tpe: TPESampler with its constant liar; failed trials are pruned. optuna_gp: GPSampler. ax:
-Client, method "fast". To the last two, failed trials are told as the worst finite loss so far, and
-not at all before the first one: they ignore failures otherwise, and go on suggesting beside them.
-Logarithmic ranges, integers, ordered grids and categories are declared as such to each. Each has
-its own initial design, where our searchers are served the middle of the space by the tuner.
+To optuna_gp and ax, failed trials are told as the worst finite loss so far, and not at all before
+the first one: they ignore failures otherwise, and go on suggesting beside them. Logarithmic ranges,
+integers, ordered grids and categories are declared as such to each. Each has its own initial
+design, where our searchers are served the middle of the space by the tuner.
 
-A peer is a function (parameters, seed) -> (ask, tell). Its key is what it knows a trial by.
+A peer is a function ({name: parameter}, seed) -> (ask, tell). Its key is what it knows a trial by.
     ask() -> (key, {name: number})                 the next trial
     tell([(key, loss, has failed)])                of ended trials; loss: None where there is none
 """
@@ -14,42 +13,30 @@ A peer is a function (parameters, seed) -> (ask, tell). Its key is what it knows
 import functools
 import logging
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import metadata
 
 from hpo.space import domains
 
 
 # ---- A domain as every peer knows it ----
-@dataclass(frozen=True)
-class Parameter:
-    """A number in [low, high]. kind: float; int; category, of which the number is the index."""
+def parameter(domain):
+    """(kind, low, high, log) of a number in [low, high]. kind: float; int; category, its index.
 
-    name: str
-    kind: str
-    low: float
-    high: float
-    log: bool
-    value: Callable  # from the peer's number to ours
-
-    def decode(self, number):
-        number = float(number) if self.kind == "float" else round(float(number))
-        return self.value(min(max(number, self.low), self.high))
-
-
-def parameter(name, domain):
-    """A grid is an integer, its index; 1 - value of reverseloguniform is loguniform."""
-    if domain.kind in ("choice", "ordinal", "logordinal", "finrange", "logfinrange"):
-        kind, values = "category" if domain.kind == "choice" else "int", list(domain.values)
-        return Parameter(name, kind, 0, len(values) - 1, False, values.__getitem__)
-    if "int" in domain.kind:
-        return Parameter(name, "int", *domain.arguments, domain.kind == "lograndint", int)
-    low, high = map(float, domain.arguments)
+    A grid is an integer, its index; 1 - value of reverseloguniform is loguniform.
+    """
+    if isinstance(domain.values, list):
+        return "category" if domain.kind == "choice" else "int", 0, domain.n_values - 1, False
+    low, high = domain.arguments
     if domain.kind == "reverseloguniform":
-        flip = lambda number: min(max(1 - number, low), high)
-        return Parameter(name, "float", 1 - high, 1 - low, True, flip)
-    return Parameter(name, "float", low, high, domain.kind == "loguniform", float)
+        return "float", 1 - high, 1 - low, True
+    return "int" if "int" in domain.kind else "float", low, high, domain.kind.startswith("log")
+
+
+def decode(domain, number):
+    """Our value of a peer's number."""
+    if isinstance(domain.values, list):
+        return domain.values[round(float(number))]
+    return domain.nearest(float(1 - number if domain.kind == "reverseloguniform" else number))
 
 
 # ---- The peers ----
@@ -57,15 +44,13 @@ def optuna(parameters, seed, sampler, failed, **settings):
     import optuna
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    def distribution(p):
-        if p.kind == "category":
-            return CategoricalDistribution(list(range(p.high + 1)))
-        kind = IntDistribution if p.kind == "int" else FloatDistribution
-        return kind(p.low, p.high, log=p.log)
+    def distribution(kind, low, high, log):
+        if kind == "category":
+            return CategoricalDistribution(list(range(high + 1)))
+        return {"int": IntDistribution, "float": FloatDistribution}[kind](low, high, log=log)
 
-    distributions = {p.name: distribution(p) for p in parameters}
-    sampler = getattr(optuna.samplers, sampler)(seed=seed, **settings)
-    study = optuna.create_study(sampler=sampler)
+    distributions = {name: distribution(*p) for name, p in parameters.items()}
+    study = optuna.create_study(sampler=getattr(optuna.samplers, sampler)(seed=seed, **settings))
 
     def ask():
         trial = study.ask(distributions)
@@ -81,24 +66,19 @@ def optuna(parameters, seed, sampler, failed, **settings):
     return ask, tell
 
 
-# what Optuna 5 does by default, given for versions before
-TPE = {"sampler": "TPESampler", "multivariate": True, "constant_liar": True}
-GP = {"sampler": "GPSampler"}
-
-
 def ax(parameters, seed):
     from ax.api.client import Client
     from ax.api.configs import ChoiceParameterConfig, RangeParameterConfig
 
-    def dimension(p):
-        if p.kind == "category":
-            names = [str(i) for i in range(p.high + 1)]
-            return ChoiceParameterConfig(p.name, names, parameter_type="str", is_ordered=False)
-        scaling = "log" if p.log else "linear"
-        return RangeParameterConfig(p.name, (p.low, p.high), p.kind, scaling=scaling)
+    def dimension(name, kind, low, high, log):
+        if kind == "category":
+            values = [str(i) for i in range(high + 1)]
+            return ChoiceParameterConfig(name, values, parameter_type="str", is_ordered=False)
+        scaling = "log" if log else "linear"
+        return RangeParameterConfig(name, (low, high), kind, scaling=scaling)
 
     client = Client(random_seed=seed)
-    client.configure_experiment(parameters=[dimension(p) for p in parameters])
+    client.configure_experiment(parameters=[dimension(n, *p) for n, p in parameters.items()])
     client.configure_optimization(objective="-loss")
     client.configure_generation_strategy("fast", initialization_random_seed=seed)
 
@@ -116,27 +96,26 @@ def ax(parameters, seed):
 
 
 # ---- As a searcher of ours ----
+# what Optuna 5 does by default, given for versions before
+TPE = {"sampler": "TPESampler", "failed": "PRUNED", "multivariate": True, "constant_liar": True}
 PEERS = {  # its function, the packages that it needs
-    "optuna_tpe": (functools.partial(optuna, failed="PRUNED", **TPE), "optuna"),
-    "optuna_gp": (functools.partial(optuna, failed="FAIL", **GP), "optuna torch scipy"),
+    "optuna_tpe": (functools.partial(optuna, **TPE), "optuna"),
+    "optuna_gp": (functools.partial(optuna, sampler="GPSampler", failed="FAIL"), "optuna scipy"),
     "ax": (ax, "ax-platform"),
-    # recorded by this file of commit 2ac5384, and not to be run by this one
-    "skopt": (None, "scikit-optimize"),
-    "smac": (None, "smac"),
-    "hebo": (None, "HEBO"),
-    "syne_tune": (None, "syne-tune botorch"),
 }
+PEERS |= dict.fromkeys(("skopt", "smac", "hebo", "syne_tune"), (None, ""))  # only recorded
 
 
 class Peer:
     """It is stateful, unlike our searchers: it is told each ended trial once, as they ended."""
 
     def __init__(self, name, space, seed=0, max_epochs=None):
-        self.name, self.parameters = name, [parameter(n, d) for n, d in domains(space).items()]
+        self.name, self.domains = name, domains(space)
         self.keys, self.told, self.worst = {}, set(), None  # keys: {trial id: the peer's key}
         logging.disable(logging.WARNING)  # peers tell much about their inner life
         with warnings.catch_warnings(action="ignore"):
-            self.ask, self.tell = PEERS[name][0](self.parameters, seed)
+            parameters = {name: parameter(domain) for name, domain in self.domains.items()}
+            self.ask, self.tell = PEERS[name][0](parameters, seed)
 
     def suggest(self, trials):
         with warnings.catch_warnings(action="ignore"):
@@ -145,7 +124,7 @@ class Peer:
             self.told.update(trial.id for trial in ended)
             self.tell([(self.keys[t.id], self.loss(t), t.value is None) for t in ended])
             self.keys[len(trials)], numbers = self.ask()
-        return {p.name: p.decode(numbers[p.name]) for p in self.parameters}, self.name
+        return {name: decode(d, numbers[name]) for name, d in self.domains.items()}, self.name
 
     def loss(self, trial):
         """Its value; of a failed trial the worst so far, None where there is none yet."""
@@ -157,16 +136,8 @@ class Peer:
 
 def version(name):
     """Package and version of a peer: optuna 5.0.0. None where it cannot be run."""
-    if not PEERS[name][0]:
-        return None
     try:
         found = [f"{package} {metadata.version(package)}" for package in PEERS[name][1].split()]
     except metadata.PackageNotFoundError:
         return None
-    return found[0]
-
-
-def missing(name):
-    """What to install for a peer, in a line; None when it is there."""
-    remedy = f"pip install {PEERS[name][1]}" if PEERS[name][0] else "only recorded runs are shown"
-    return None if version(name) else f"{name} is left out: {remedy}"
+    return found[0] if found else None

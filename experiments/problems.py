@@ -1,20 +1,17 @@
 """Problems to compare searchers on: what a configuration costs, with and without noise.
 
-    python -m experiments.problems                    prints them
-    python -m experiments.problems smooth:0-4         instances 0 to 4 of a family (families.py)
+Fresh ones by number are in families.py; smooth:0-4 are five of a family. The named ones are of
+three groups: analytic functions; "hpo", formulas with the features of real tuning (cliffs,
+plateaus, ridges, noise that grows with the loss, failures, conditions, parameters that never
+matter); and "real", trainings that were recorded or take milliseconds.
 
-The named problems are of three groups: analytic functions; "hpo", formulas with the features of
-real tuning (cliffs, plateaus, ridges, noise that grows with the loss, failures, conditions,
-parameters that never matter); and "real", trainings that were recorded or take milliseconds.
-
-Most are for reports: searchers are tuned on families and on four real problems, "tune", and judged
-on "report". An optimum is exact where a formula or a whole grid gives it. Those of fashion7 and the
-two kernel problems are the lowest losses that a long search found (`--search` of commit 61ef908).
+These are for reports: searchers are tuned on families. An optimum is exact where a formula or a
+whole grid gives it. Those of fashion7 and of kernel_cancer are the lowest losses that a long search
+found (`--search` of commit 61ef908).
 """
 
 import argparse
 import functools
-import itertools
 import json
 import math
 import pathlib
@@ -22,30 +19,24 @@ import re
 
 import numpy as np
 
-from experiments import command
-from experiments.families import FAMILIES, Problem, generated
+from experiments.families import FAMILIES, Problem, add_noise, generated
 from hpo import choice, logordinal, lograndint, loguniform, randint, reverseloguniform, uniform
-from hpo.space import encode, sample, space_from_json
+from hpo.space import encode, space_from_json
 
 TABLES = pathlib.Path(__file__).parent / "tables"
-
-
 PROBLEMS = {}
 
 
 def problem(group, optimum, noise=0.0, space=None, observe=None):
-    """Decorator that makes a loss the problem of its name, for reports.
+    """Decorator that makes a loss the problem of its name.
 
-    noise: the standard deviation, or a function (config, loss) that returns it.
+    noise: the standard deviation, or a function of the loss that returns it.
     space: by default the domains that annotate the parameters of the loss.
     """
-
-    def add_noise(config, loss, rng):
-        deviation = noise(config, loss) if callable(noise) else noise
-        return loss + deviation * rng.standard_normal()
+    observe = observe or add_noise(noise if callable(noise) else lambda loss: noise)
 
     def register(loss):
-        fields = group, "report", space or loss.__annotations__, optimum, loss, observe or add_noise
+        fields = group, space or loss.__annotations__, optimum, loss, observe
         PROBLEMS[loss.__name__] = Problem(*fields)
         return loss
 
@@ -143,7 +134,7 @@ def warmup5(
     return spoil(3.0, 8.0, *step, size, handicap, 0.1 * saturating(warm - 2.8, 1.0))
 
 
-@problem("hpo", 0.3, lambda config, loss: 0.002 + 0.03 * (loss - 0.3))
+@problem("hpo", 0.3, lambda loss: 0.002 + 0.03 * (loss - 0.3))
 def boosting8(
     learning_rate: loguniform(1e-3, 1), n_trees: lograndint(10, 2000),
     max_depth: randint(1, 12), subsample: uniform(0.2, 1), columns: uniform(0.1, 1),
@@ -163,7 +154,7 @@ def boosting8(
 SCALERS = {"none": 0.15, "standard": 0.0, "robust": 0.02}
 
 
-@problem("hpo", 0.05, lambda config, loss: 0.004 + 0.03 * (loss - 0.05))
+@problem("hpo", 0.05, lambda loss: 0.004 + 0.03 * (loss - 0.05))
 def kernels7(
     kernel: choice(["linear", "rbf", "poly"]), scaler: choice(list(SCALERS)),
     C: loguniform(1e-4, 1e4), gamma: loguniform(1e-5, 1e2), degree: randint(2, 6),
@@ -184,7 +175,7 @@ def kernels7(
     return spoil(0.05, 0.5, SCALERS[scaler], *penalties)
 
 
-@problem("hpo", 0.1, lambda config, loss: 0.02 + 0.1 * loss)
+@problem("hpo", 0.1, lambda loss: 0.02 + 0.1 * loss)
 def agent6(
     learning_rate: loguniform(1e-6, 0.1), discount: reverseloguniform(0.8, 0.9999),
     entropy: loguniform(1e-6, 0.3), clip: uniform(0.02, 0.6), n_steps: lograndint(16, 4096),
@@ -220,18 +211,16 @@ def repetitions(name, config):
     return load_table(name)["loss"][cell]
 
 
-def add_grid(name, half):
+def add_grid(name):
     """The loss is the mean of the repetitions, NaN if any diverged; a trial reports one of them."""
     optimum = float(np.nanmin(load_table(name)["loss"].mean(axis=-1)))
     loss = lambda **config: repetitions(name, config).mean()
     observe = lambda config, loss, rng: rng.choice(repetitions(name, config))
-    PROBLEMS[name] = Problem("real", half, SPACES[name], optimum, loss, observe)
+    PROBLEMS[name] = Problem("real", SPACES[name], optimum, loss, observe)
 
 
-for grid in ("svm_digits", "fashion4", "boosting_cancer"):
-    add_grid(grid, "tune")
-for grid in ("mlp_digits", "forest_wine"):
-    add_grid(grid, "report")
+add_grid("mlp_digits")
+add_grid("forest_wine")
 
 
 def fashion7_moments(config):
@@ -265,41 +254,35 @@ SHAPES = {
 
 
 @functools.cache
-def squared_distances(name, n_groups):
-    """[(n, n) of a group of columns of the data set, for each group]."""
-    groups = np.array_split(load_table(name)["X"], n_groups, axis=1)
+def squared_distances():
+    """[(n, n) of a third of the columns of the data set, for each third]."""
+    groups = np.array_split(load_table("kernel_cancer")["X"], 3, axis=1)
     squares = [np.sum(X**2, axis=1) for X in groups]
     return [np.maximum(s[:, None] + s - 2 * X @ X.T, 0) for s, X in zip(squares, groups)]
 
 
-def kernel_residuals(name, n_groups, config):
+def kernel_residuals(config):
     """Residuals (n,): each row is predicted from the others."""
-    X, y = load_table(name)["X"], load_table(name)["y"]
-    groups = enumerate(squared_distances(name, n_groups), 1)
-    r2 = sum(config[f"gamma_{i}"] * square for i, square in groups)
-    K = SHAPES[config["kernel"]](r2) + config.get("linear", 0.0) * X @ X.T
+    y = load_table("kernel_cancer")["y"]
+    r2 = sum(config[f"gamma_{i}"] * square for i, square in enumerate(squared_distances(), 1))
+    K = SHAPES[config["kernel"]](r2)
     inverse = np.linalg.inv(K + config["ridge"] * np.eye(len(y)))
     return (inverse @ y) / np.diag(inverse)
 
 
-def add_kernel(name, half, n_groups, optimum, **others):
-    """Root mean square error over all rows; a trial reports that over 150 random ones."""
-
-    def loss(**config):
-        return np.sqrt(np.mean(kernel_residuals(name, n_groups, config) ** 2))
-
-    def observe(config, loss, rng):
-        residuals = kernel_residuals(name, n_groups, config)
-        return np.sqrt(np.mean(rng.choice(residuals, 150, replace=False) ** 2))
-
-    gammas = {f"gamma_{i + 1}": loguniform(1e-6, 10) for i in range(n_groups)}
-    space = {"kernel": choice(list(SHAPES)), **gammas, **others}
-    PROBLEMS[name] = Problem("real", half, space, optimum, loss, observe)
+def kernel_observe(config, loss, rng):
+    """A trial reports the error over 150 random rows."""
+    return np.sqrt(np.mean(rng.choice(kernel_residuals(config), 150, replace=False) ** 2))
 
 
-RANGES = {"linear": loguniform(1e-6, 10), "ridge": loguniform(1e-6, 1e2)}
-add_kernel("kernel_diabetes", "tune", 2, 0.67942, **RANGES)
-add_kernel("kernel_cancer", "report", 3, 0.36906, ridge=loguniform(1e-5, 1e2))
+SPACE = {"kernel": choice(list(SHAPES))} | {f"gamma_{i}": loguniform(1e-6, 10) for i in (1, 2, 3)}
+SPACE["ridge"] = loguniform(1e-5, 1e2)
+
+
+@problem("real", 0.36906, space=SPACE, observe=kernel_observe)
+def kernel_cancer(**config):
+    """Root mean square error over all rows."""
+    return np.sqrt(np.mean(kernel_residuals(config) ** 2))
 
 
 # ---- Problems by name ----
@@ -319,32 +302,3 @@ def names(text):
         return [f"{family}:{number}" for number in range(first, last + 1)]
     known = f"{', '.join(PROBLEMS)}, or FAMILY:FIRST-LAST, of {', '.join(FAMILIES)}"
     raise argparse.ArgumentTypeError(f"no problem {text}; there are {known}")
-
-
-# ---- Command line ----
-def describe(name):
-    """A line of the table that `main` prints, from 300 random configurations."""
-    problem, rng = find(name), np.random.default_rng(0)
-    configs = [sample(problem.space, rng) for _ in range(300)]
-    losses = np.array([problem.true_loss(config) for config in configs])
-    with np.errstate(over="ignore"):
-        noise = np.nanstd([problem.evaluate(c, rng) - y for c, y in zip(configs, losses)])
-    return (
-        f"{name:<16}{problem.group:<9}{problem.half:<7}{len(problem.space):>3}  "
-        f"{problem.optimum:<9.4g}{np.nanmedian(losses):<9.4g}{noise:<9.2g}"
-        f"{np.isnan(losses).mean():>5.0%}"
-    )
-
-
-def main():
-    parser = command.parser("problems", __doc__)
-    some = {"type": names, "metavar": "NAME", "help": "default: all but families"}
-    parser.add_argument("names", nargs="*", **some)
-    args = parser.parse_args()
-    print(f"{'problem':<16}group    half   dim  optimum  median   noise    fail")
-    for name in itertools.chain(*args.names) if args.names else PROBLEMS:
-        print(describe(name), flush=True)
-
-
-if __name__ == "__main__":
-    command.run("problems")

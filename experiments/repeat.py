@@ -17,7 +17,7 @@ import numpy as np
 import run as command_line
 from experiments import command, compare_searchers, plot
 from hpo.journal import WriteError
-from hpo.tuner import DEFAULTS, RunFailed, tune
+from hpo.tuner import RunFailed, tune
 
 PARTS = (0.25, 0.5, 1.0)  # of the budget
 
@@ -47,25 +47,12 @@ def run_all(args, options):
     for seed, (name, (searcher, stopping)) in itertools.product(range(args.seeds), methods.items()):
         folder = args.results / name / str(seed)
         print(f"\n---- {name}, seed {seed}: {folder}", flush=True)
+        has_begun = (folder / "journal.jsonl").exists()  # one that is over ends at once
         own = {**options, "searcher": searcher, "stopping": stopping, "seed": seed}
-        if not (folder / "journal.jsonl").exists():
-            ended = tune(**own, results=folder)
-        elif not is_over(folder, own):
-            ended = tune(**own, resume=folder)
-        else:
-            ended = None
-        if ended and ended.signal:
+        if tune(**own, **{"resume" if has_begun else "results": folder}).signal:
             raise KeyboardInterrupt
         runs[name].append(plot.Run(folder))
     return runs
-
-
-def is_over(folder, options):
-    """Whether a run has spent the budget."""
-    run, budget = plot.Run(folder), DEFAULTS | options
-    seconds, n_trials = 3600 * budget["hours"], budget["trials"]
-    has_ended = all(trial.status not in ("running", "interrupted") for trial in run.trials)
-    return run.clock >= seconds or (has_ended and len(run.trials) >= (n_trials or np.inf))
 
 
 def report(runs, options):
@@ -78,10 +65,9 @@ def report(runs, options):
     heads, rows = {part: f"{part * budget:.0f} {unit}" for part in PARTS}, {}
     for name, own in runs.items():
         for seed, (x, losses) in enumerate(map(curve, own)):
-            row = {p: losses[x <= p * budget][-1:] for p in PARTS}
-            if all(np.isfinite(found).any() for found in row.values()):
-                row = {part: float(found[0]) for part, found in row.items()}
-                rows.setdefault(name, {})[0, seed] = row
+            found = [losses[x <= part * budget][-1:] for part in PARTS]
+            if all(np.isfinite(loss).any() for loss in found):
+                rows.setdefault(name, {})[0, seed] = dict(zip(PARTS, np.concatenate(found)))
             else:
                 print(f"{name}, seed {seed}: no result after {heads[PARTS[0]]}, left out")
     print(f"\nlowest loss of {own[0].metric} so far")

@@ -11,6 +11,7 @@ Deterministic: the same searcher, objective and seed give the same trials.
 
 import heapq
 import itertools
+import math
 
 import numpy as np
 
@@ -23,18 +24,17 @@ class SimulatedBackend:
     """A backend as hpo.trial.LocalBackend; objective(config, rng) yields (seconds, metrics)."""
 
     def __init__(self, objective, seed=0):
-        self.objective, self.seed = objective, seed
-        self.clock = 0.0
+        self.objective, self.seed, self.clock = objective, seed, 0.0
         self.queue = []  # heap of (time, order of arrival, trial id, Report or End)
         self.arrivals = itertools.count()
-        self.running = {}  # trial id -> [trial, iterator of its reports, how many it has made]
+        self.running = {}  # trial id -> iterator of its reports, counted from 1
 
     def now(self):
         return self.clock
 
     def start(self, trial):
         rng = np.random.default_rng([self.seed, trial.id])
-        self.running[trial.id] = [trial, iter(self.objective(trial.config, rng)), 0]
+        self.running[trial.id] = enumerate(self.objective(trial.config, rng), 1)
         self._advance(trial)
 
     def begun_at(self, trial):
@@ -42,9 +42,9 @@ class SimulatedBackend:
 
     def wait(self, timeout=None):
         """The events at the earliest time at which there are any, if it is within `timeout`."""
-        until = self.clock + (np.inf if timeout is None else timeout)
+        until = self.clock + (math.inf if timeout is None else timeout)
         if not self.queue or self.queue[0][0] > until:
-            self.clock = until if np.isfinite(until) else self.clock
+            self.clock = until if math.isfinite(until) else self.clock
             return []
         self.clock, events = self.queue[0][0], []
         while self.queue and self.queue[0][0] <= self.clock:
@@ -63,7 +63,7 @@ class SimulatedBackend:
         if trial.id in self.running:
             self.queue = [entry for entry in self.queue if entry[2] != trial.id]
             heapq.heapify(self.queue)
-            self._push(self.clock, trial, End, "failed", "killed")
+            self._push(trial, 0, End, "failed", "killed")
 
     def wake(self):
         """Nothing: a simulated wait takes no time."""
@@ -72,20 +72,17 @@ class SimulatedBackend:
         return ""
 
     def _advance(self, trial):
-        run = self.running[trial.id]
         try:
-            seconds, metrics = next(run[1])
-        except StopIteration:
-            self._push(self.clock, trial, End, "finished")
+            n, (seconds, metrics) = next(self.running[trial.id], (0, (0, None)))
         except Exception as error:  # whatever it is, it ends this trial alone, as in a process
-            self._push(self.clock, trial, End, "failed", f"{type(error).__name__}: {error}")
+            self._push(trial, 0, End, "failed", f"{type(error).__name__}: {error}")
         else:
-            run[2] += 1
-            self._push(self.clock + seconds, trial, Report, {"epoch": run[2], **metrics})
+            event = (Report, {"epoch": n, **metrics}) if n else (End, "finished")
+            self._push(trial, seconds, *event)
 
-    def _push(self, when, trial, kind, *fields):
+    def _push(self, trial, seconds, kind, *fields):
         event = kind(trial.id, trial.attempt, *fields)
-        heapq.heappush(self.queue, (when, next(self.arrivals), trial.id, event))
+        heapq.heappush(self.queue, (self.clock + seconds, next(self.arrivals), trial.id, event))
 
 
 class Milestones(Journal):
@@ -93,7 +90,7 @@ class Milestones(Journal):
 
     def __init__(self, space, times):
         super().__init__({"space": space, "metric": "loss", "mode": "min"})
-        self.times, self.best = list(times), []
+        self.times, self.best = times, []
 
     def append(self, event):
         self.note(event["at"])
@@ -117,3 +114,11 @@ def simulate(searcher, space, objective, seed=0, journal=None, **options):
     journal = journal or Journal({"space": space, "metric": "loss", "mode": "min"})
     SimulatedTuner(journal, searcher, SimulatedBackend(objective, seed), **options).run()
     return journal.trials
+
+
+def simulate_until(times, searcher, space, objective, seed=0, **options):
+    """([(loss, config) of the best trial at each of some times, or None], the trials)."""
+    journal = Milestones(space, times)
+    simulate(searcher, space, objective, seed, journal, seconds=times[-1], **options)
+    journal.note(math.inf)
+    return journal.best, journal.trials

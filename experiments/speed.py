@@ -2,12 +2,10 @@
 
     python -m experiments.speed --part loop        10,000 trials that report once; some minutes
     python -m experiments.speed --part reports     4 and 64 trials that report all the time
-    python -m experiments.speed --part training --workers 32     share of the time; a minute
-    python -m experiments.speed --part suggest     one thread; compare_searchers times peers
+    python -m experiments.speed --part suggest     one thread
 
-All but the last run on a cluster too, --dask ADDRESS. Rates compare only when taken in turn: run
-the command in another checkout, here, and again. "ms of the tuner" is processor time of its
-process, which other work on the machine changes little.
+Rates compare only when taken in turn: run the command in another checkout, here, and again. "ms of
+the tuner" is processor time of its process, which other work on the machine changes little.
 """
 
 import contextlib
@@ -17,15 +15,12 @@ import tempfile
 import time
 from itertools import pairwise
 
-from experiments import command
-
-os.environ.update(dict.fromkeys(command.THREAD_VARIABLES, "1"))  # as run.py does
-
 import numpy as np
 
+from experiments import command
 from experiments.problems import PROBLEMS
 from hpo.journal import read_events
-from hpo.searchers import SEARCHERS, RandomSearch
+from hpo.searchers import RandomSearch
 from hpo.space import sample
 from hpo.stopping import halving
 from hpo.trial import Trial
@@ -36,31 +31,36 @@ import time
 import torch  # most objectives need it: the fork server imports it once
 from hpo import Reporter, uniform
 
-config_space = {"x": uniform(0, 1), "epochs": 1, "sleep": 0.0}
+config_space = {"x": uniform(0, 1), "epochs": 1}
 metric, mode = "y", "min"
 
 def objective(config):
     report, wait = Reporter(), 0.0
     for epoch in range(1, config["epochs"] + 1):
         before = time.perf_counter()
-        time.sleep(config["sleep"])
         report(epoch=epoch, y=config["x"] / epoch, wait=wait)
         wait = time.perf_counter() - before
 """
 N_PENDING = 3  # trials that have no result yet when the next is suggested
+SIZES, N_TIMED = (20, 50, 100, 200, 1000, 5000), 20  # trials before a suggestion; suggestions timed
 
 
 # ---- Trials and reports ----
 @contextlib.contextmanager
-def tuned(**options):
+def tuned(path=None, **options):
     """Context with the Run that `tune` returned; what it prints as on a terminal goes nowhere."""
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as terminal:
         terminal.isatty = lambda: True  # the status line is part of the work
-        path = pathlib.Path(folder) / "report_once.py"
-        path.write_text(OBJECTIVE)
+        if path is None:
+            path = pathlib.Path(folder) / "report_once.py"
+            path.write_text(OBJECTIVE)
         with contextlib.redirect_stdout(terminal):
             run = tune(str(path), results=pathlib.Path(folder) / "run", **options)
         yield run
+
+
+def reports_of(run):
+    return [event for event in read_events(run.folder) if "report" in event]
 
 
 def loop(args):
@@ -73,7 +73,7 @@ def loop(args):
                 rows.append((len(trials), time.process_time(), time.perf_counter(), *resources()))
             return super().suggest(trials)
 
-    options = {"workers": args.workers, "trials": args.trials + 1, "dask": args.dask}
+    options = {"workers": args.workers, "trials": args.trials + 1}
     with tuned(searcher=Measuring, **options) as run:
         n_done = sum(trial.status == "done" for trial in run.trials)
         rate = n_done / (run.trials[-1].ended - run.trials[0].started)
@@ -94,7 +94,7 @@ def resources():
 def reports(args):
     """Prints what is served in the second half of some seconds, when all trials have started."""
     print("workers  reports/s  ms of the tuner each  wait of a trial: median ms, 99% ms")
-    for n_workers in [args.workers] if args.dask else [args.workers, 16 * args.workers]:
+    for n_workers in (args.workers, 16 * args.workers):
         used = []
 
         def rule(trial, trials, max_epochs, used=used):
@@ -102,44 +102,25 @@ def reports(args):
             halving(trial, trials, max_epochs)  # its time counts, but no trial ends
 
         options = {"workers": n_workers, "hours": args.seconds / 3600, "stopping": rule}
-        options["dask"] = args.dask
-        with tuned(searcher="random", assignments=["epochs=1000000"], **options) as run:
-            found = [event for event in read_events(run.folder) if "report" in event]
-        waits = [1000 * e["metrics"]["wait"] for e in found if e["at"] >= args.seconds / 2]
+        options |= {"searcher": "random", "assignments": ["epochs=1000000"]}
+        with tuned(**options) as run:
+            found = [event for event in reports_of(run) if event["at"] >= args.seconds / 2]
+        waits = [1000 * event["metrics"]["wait"] for event in found]
         rate, each = 2 * len(waits) / args.seconds, 1000 * (used[-1] - used[0]) / len(used)
         median, high = np.quantile(waits, (0.5, 0.99))
         print(f"{n_workers:7} {rate:10.0f} {each:21.3f} {median:31.2f} {high:7.1f}")
 
 
-def training(args):
-    """Prints the share of their time that workers sleep in epochs, when all have begun."""
-    options = {"workers": args.workers, "dask": args.dask, "trials": 8 * args.workers}
-    options |= {"searcher": "random", "stopping": "none", "assignments": ["epochs=10", "sleep=0.5"]}
-    with tuned(**options) as run:
-        found = [event for event in read_events(run.folder) if "report" in event]
-    at = sorted(event["at"] for event in found)
-    first, last = at[len(at) // 4], at[3 * len(at) // 4]
-    share = 0.5 * (len(at) // 2) / ((last - first) * args.workers)
-    print(f"{args.workers} workers train {100 * share:.1f}% of the time, {len(run.trials)} trials")
-
-
 # ---- Suggestions ----
 def suggest(args):
     """Prints a line for each number of trials."""
-    names = args.searcher or SEARCHERS
-    print("milliseconds of a suggestion: median / 95th percentile")
-    print("     n" + "".join(f"{name.rpartition('/')[2][-19:]:>20}" for name in names), flush=True)
-    for n in args.n:
-        print(f"{n:6}", end="", flush=True)
-        for name in names:
-            with command.blaming(name):
-                seconds = suggestion_seconds(name, n, args.suggestions)
-            cell = " / ".join(f"{1000 * q:.3g}" for q in np.quantile(seconds, (0.5, 0.95)))
-            print(f"{cell:>20}", end="", flush=True)
-        print(flush=True)
+    for n in SIZES:
+        seconds = suggestion_seconds(args.searcher, n)
+        median, high = 1000 * np.quantile(seconds, (0.5, 0.95))
+        print(f"{args.searcher} after {n} trials: median {median:.3g} ms, 95% {high:.3g}")
 
 
-def suggestion_seconds(name, n, n_suggestions):
+def suggestion_seconds(name, n):
     """Seconds of each suggestion after n random trials with results, and N_PENDING without.
 
     The problem is fashion7, of seven hyperparameters. A result comes after each suggestion, so that
@@ -147,7 +128,7 @@ def suggestion_seconds(name, n, n_suggestions):
     """
     problem, rng = PROBLEMS["fashion7"], np.random.default_rng(0)
     searcher, trials, seconds = command.find_searcher(name)(problem.space, 0, 1), [], []
-    for i in range(n + N_PENDING + 2 * n_suggestions):
+    for i in range(n + N_PENDING + 2 * N_TIMED):
         if i < n + N_PENDING:
             config = sample(problem.space, rng)
         else:
@@ -159,27 +140,23 @@ def suggestion_seconds(name, n, n_suggestions):
             trial = trials[i - N_PENDING]
             trial.status, trial.ended = "done", trial.started + 1
             trial.curve = [(1, problem.evaluate(trial.config, rng))]
-    return seconds[n_suggestions:]
+    return seconds[N_TIMED:]
 
 
 # ---- Command line ----
 def main(arguments=None):
-    parts = {"loop": loop, "reports": reports, "training": training, "suggest": suggest}
+    parts = {"loop": loop, "reports": reports, "suggest": suggest}
     parser = command.parser("speed", __doc__)
     add, positive_int = parser.add_argument, command.positive_int
     add("--part", required=True, choices=parts)
-    add("--workers", type=positive_int, default=4, help="loop, reports; default 4")
+    add("--workers", type=positive_int, default=4, help="all but suggest; default 4")
     add("--trials", type=positive_int, default=10_000, help="loop; default 10,000")
     add("--seconds", type=command.positive, default=8.0, help="reports: of each run; default 8")
-    add("--dask", metavar="ADDRESS", help="where; default this machine")
-    add("--searcher", action="append", metavar="NAME", help="suggest; again for more; default all")
-    add("--n", type=positive_int, nargs="+", default=(20, 100, 200, 1000, 5000), help="suggest")
-    add("--suggestions", type=positive_int, default=20, help="suggest: that are timed; default 20")
+    add("--searcher", default="gp", metavar="NAME", help="suggest; default gp")
     args = parser.parse_args(arguments)
     with command.checking(parser):
-        for name in args.searcher or ():
-            command.find_searcher(name)
-    parts[args.part](args)
+        command.find_searcher(args.searcher)
+        parts[args.part](args)
 
 
 if __name__ == "__main__":

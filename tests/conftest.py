@@ -1,13 +1,11 @@
 """Pytest's settings, and the fixtures that several files use."""
 
-import contextlib
 import os
 import pathlib
 import signal
 import subprocess
 import sys
 import warnings
-from concurrent.futures import Future
 
 import pytest
 
@@ -25,29 +23,19 @@ def pytest_configure(config):
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    """experiments.command.in_processes then calls here, one after the other: nothing to start."""
+    """experiments.command.in_processes then calls here, in turn, and prints the keys."""
     from experiments import command
 
-    @contextlib.contextmanager
-    def here(function, calls, n_processes, n_threads=1, initializer=None, initargs=()):
+    def here(function, calls, n_processes, initializer=None, initargs=()):
         if initializer:
             initializer(*initargs)
-
-        def results():
-            for key, arguments in calls.items():
-                future = Future()
-                try:
-                    future.set_result(function(*arguments))
-                except command.Failed as error:
-                    future.set_exception(error)
-                yield from command.as_they_end({future: key})
-
-        yield results()
+        for key, arguments in calls.items():
+            print("call", key, file=sys.stderr)
+            yield key, function(*arguments)
 
     monkeypatch.setattr(command, "in_processes", here)
 
 
-# ---- Commands ------------------------------------------------------------------------------------
 @pytest.fixture
 def start_py():
     """A function that starts Python in the root; what still runs when the test ends is killed."""

@@ -76,7 +76,7 @@ def test_problem_is_sound(name):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_generated_problem_is_sound(family):
     rng = np.random.default_rng(0)
-    is_training = family in ("train", "sgd")
+    is_training = family == "sgd"
     for number in [2] if is_training else range(12):
         problem = generated(family, number)
         configs = [sample(problem.space, rng) for _ in range(60 if is_training else 100)]
@@ -94,9 +94,9 @@ def test_generated_problem_is_sound(family):
 
 def test_numbers_mean_the_same_problems_for_ever():
     """Or the rows of earlier comparisons, and the log, are of other problems."""
-    expected = {"smooth": 4.27935, "rugged": 3.0171, "fail": 0.559315, "diverge": 1.54969}
+    expected = {"smooth": 4.27935, "fail": 0.559315, "diverge": 1.54969, "cross": 0.29616}
     expected |= {"choices": 5.29363, "noisy": 2.82583, "agree": 2.0873, "sgd": 0.712252}
-    for family, loss in (expected | {"cross": 0.29616, "boosting": 0.571728}).items():
+    for family, loss in expected.items():
         problem = generated.__wrapped__(family, 2)
         config = sample(problem.space, np.random.default_rng(0))
         assert problem.true_loss(config) == pytest.approx(loss, rel=1e-5)
@@ -115,25 +115,12 @@ def test_early_ranks_are_right_or_mislead(family, low, high):
 
 
 # ---- The comparison ----
-SEARCHERS = """
-from hpo.searchers import RandomSearch
-
-class Raises(RandomSearch):
-    def suggest(self, trials):
-        if len(trials) > 3:
-            raise ArithmeticError("my mistake")
-        return super().suggest(trials)
-"""
-
-
 @pytest.fixture
 def compare(tmp_path, capsys, in_this_process):
     """Function that compares by a command line, and returns (stdout, stderr)."""
-    (tmp_path / "mine.py").write_text(SEARCHERS)
 
     def run(arguments, module=compare_searchers):
-        arguments = arguments.replace("MINE", f"{tmp_path / 'mine.py'}").split()
-        module.main(["--results", str(tmp_path), "--trials", "12", *arguments])
+        module.main(["--results", str(tmp_path), "--trials", "12", *arguments.split()])
         return capsys.readouterr()
 
     return run
@@ -162,7 +149,7 @@ def test_row_has_the_losses_after_each_third_of_the_trials(compare, tmp_path):
 
 def test_regret_of_a_training_starts_at_the_lowest_loss_that_was_found(monkeypatch):
     monkeypatch.setattr(compare_searchers, "random_losses", lambda name: [3.0, math.nan, 5.0])
-    row = {"problem": "train:0", "best_1": 2.0, "chosen_1": 9.0}
+    row = {"problem": "sgd:0", "best_1": 2.0, "chosen_1": 9.0}
     for lowest, regret in ((1.0, 1 / 3), (2.0, 0.0)):
         assert compare_searchers.regrets(row, lowest) == {"best_1": regret, "chosen_1": 1.0}
 
@@ -178,7 +165,7 @@ def test_curves_are_judged_by_the_last_loss_of_the_best_so_far():
 
     space = {"x": choice(["a", "b"])}
     fields = space, 3.0, lambda x: last[x], None, lambda config, rng: curves[config["x"]]
-    problem = problems.Problem("cross", "fresh", *fields)
+    problem = problems.Problem("cross", *fields)
     # looks after 0.4, 1, 2 and 4 of 4 seconds: before the report at a time, not after
     found, trials = compare_searchers.run_curves(problem, InTurn(space), 4.0, n_workers=1)
     assert found == [math.inf, 3.0, 3.0, 4.0, 3.0] and len(trials) == 2
@@ -193,16 +180,16 @@ def test_comparison_of_curves(compare, tmp_path):
 def test_interrupted_comparison_continues(compare, tmp_path):
     arguments = "--searcher random --problems hartmann3 levy4 --seeds 3"
     out, err = compare(arguments)
-    assert err.count("done, about") == 6 and "pooled: 2 problems" in out
+    assert err.count("call") == 6 and "pooled: 2 problems" in out
     path = tmp_path / "random.csv"
     whole, before = path.read_text(), rows(path)
     path.write_text("".join(whole.splitlines(keepends=True)[:5]))
-    assert compare(arguments).err.count("done, about") == 2
+    assert compare(arguments).err.count("call") == 2
     for again, row in zip(rows(path), before, strict=True):
         assert again | {"seconds": 0} == row | {"seconds": 0}
     assert compare(arguments).err == ""  # nothing is left to run
     path.write_text(whole.replace(before[0]["version"], "another"))
-    assert compare(arguments).err.count("done, about") == 6
+    assert compare(arguments).err.count("call") == 6
 
 
 def test_recorded_runs_of_a_peer_are_shown_and_not_run_again(compare, monkeypatch):
@@ -214,21 +201,11 @@ def test_recorded_runs_of_a_peer_are_shown_and_not_run_again(compare, monkeypatc
     assert "hebo +0.0222 [-0.0099 +0.0530] +0.0304 [+0.0096 +0.0512] +0.0130 [-0.0050" in pooled
 
 
-def test_searcher_that_raises_ends_the_comparison_with_its_traceback(compare, tmp_path):
-    settings = "--problems hartmann3 --seeds 1 --searcher random --searcher MINE:"
-    with pytest.raises(command.Failed) as failed:
-        compare(settings + "Raises")
-    text = str(failed.value)
-    assert "mine.py:Raises on hartmann3, seed 0: " in text and "line 7, in suggest" in text
-    assert text.endswith("ArithmeticError: my mistake\n")
-    assert len(rows(tmp_path / "random.csv")) == 1  # what had ended is kept
-
-
 def test_bad_input_is_one_line(compare, capsys, tmp_path):
     (tmp_path / "random.csv").write_text(",".join(compare_searchers.COLUMNS) + "\nrandom,1,x,zero")
     for arguments, words in (
-        (f"--results {tmp_path / 'random.csv'}", "cannot write to"),
-        ("--searcher random", "random.csv, line 2: expected searcher, version, problem, seed"),
+        (f"--results {tmp_path / 'random.csv'}", "random.csv"),
+        ("--searcher random", "random.csv: expected columns searcher, version, problem, seed"),
         ("--searcher nobody", "nobody"),
         ("--problems smooth:1-", "no problem smooth:1-; there are hart"),
         ("--searcher random --curves --problems smooth:1", "--curves: smooth:1 has none; agree"),
@@ -259,22 +236,22 @@ def test_ablation_compares_with_gp_without_each_ingredient(compare, monkeypatch)
 # ---- Peers ----
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_parameter_maps_numbers_to_all_values(name):
-    for key, domain in domains(PROBLEMS[name].space).items():
-        parameter = peers.parameter(key, domain)
-        ends = [parameter.decode(number) for number in (parameter.low, parameter.high)]
+    for domain in domains(PROBLEMS[name].space).values():
+        _, low, high, _ = peers.parameter(domain)
+        ends = [peers.decode(domain, number) for number in (low, high)]
         if domain.values is None:
             assert sorted(ends) == pytest.approx(list(domain.arguments), rel=1e-12)
             assert all(domain.low <= end <= domain.high for end in ends)
         else:
-            numbers = np.arange(parameter.low, parameter.high + 1)
-            assert [parameter.decode(number + 0.3) for number in numbers] == list(domain.values)
+            numbers = np.arange(low, high + 1) + 0.3
+            assert [peers.decode(domain, n) for n in numbers] == list(domain.values)
 
 
 def test_peer_is_told_each_ended_trial_once_and_failures_as_the_worst(monkeypatch):
     told, keys, config = [], iter("abcde"), {"x": 0.5}
     recorder = lambda parameters, seed: (lambda: (next(keys), config), told.extend)
     monkeypatch.setitem(peers.PEERS, "recorder", (recorder, "numpy no-such-package"))
-    assert peers.missing("recorder").endswith(": pip install numpy no-such-package")
+    assert peers.version("recorder") is None and peers.version("hebo") is None
     peer, trials = peers.Peer("recorder", SPACE), []
     for i in range(3):
         assert peer.suggest(trials) == (config, "recorder")

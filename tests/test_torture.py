@@ -17,7 +17,7 @@ def test_torture_loses_nothing():
     assert done.returncode == 0 and done.stdout.endswith("\n0 problems\n"), (
         done.stdout + done.stderr
     )
-    rows = {line[:50].strip(): line[50:].split() for line in done.stdout.splitlines()[1:-1]}
+    rows = {line[:60].strip(): line[60:].split() for line in done.stdout.splitlines()[1:-1]}
     assert sum(int(cells[0]) for cells in rows.values()) == 1 + (13 + 1) + 1
     assert int(next(cells for name, cells in rows.items() if "SIGKILLed" in name)[1]) > 2
 

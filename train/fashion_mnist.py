@@ -5,7 +5,7 @@
 
 On disk are the four uncompressed files of the data set, where torchvision puts them:
 
-    DATASET_PATH/FashionMNIST/raw/train-images-idx3-ubyte ...   from one of `_sources`
+    DATASET_PATH/FashionMNIST/raw/train-images-idx3-ubyte ...   from a mirror, or one of SOURCES
     DATASET_PATH/synthetic/v1/train-images-idx3-ubyte ...       the same format, from `_generate`
 
 A file is right if its MD5 is. A folder whose files are all right may be read-only and shared.
@@ -24,7 +24,6 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-CHOICES = ("auto", "fashion_mnist", "synthetic")
 FOLDERS = {"fashion_mnist": Path("FashionMNIST", "raw"), "synthetic": Path("synthetic", "v1")}
 SHAPES = {
     "train-images-idx3-ubyte": (60000, 28, 28),
@@ -46,16 +45,15 @@ MD5 = {
         "t10k-labels-idx1-ubyte": "86569d826516fa318c775c9fac9c375b",
     },
 }
-REPOSITORY = "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion"
+SOURCES = (  # torchvision's, and the authors' own
+    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
+    "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion",
+)
 TIMEOUT_SECONDS = 10  # for each answer, and each part of a download
 
 
 class Unreachable(OSError):
-    """No source answers, or none has the file."""
-
-
-class Damaged(OSError):
-    """A source or the disk holds a wrong file, and no other source has the right one."""
+    """No source delivers the files."""
 
 
 # ---- What the rest of the program uses -----------------------------------------------------------
@@ -64,8 +62,6 @@ def load(dataset, dataset_path):
 
     dataset: what `prepare` returned, which has verified the files.
     """
-    if dataset not in FOLDERS:
-        raise ValueError(f"dataset: expected {' or '.join(FOLDERS)} from prepare, got {dataset!r}")
     folder = Path(dataset_path) / FOLDERS[dataset]
     arrays = []
     for name, shape in SHAPES.items():
@@ -77,12 +73,11 @@ def load(dataset, dataset_path):
 def prepare(dataset, dataset_path):
     """The data set to train on, "fashion_mnist" or "synthetic", its files complete and verified.
 
-    dataset: one of these, or "auto": the stand-in if no source of FashionMNIST can be reached.
-    Raises ValueError for another name, Unreachable or Damaged if FashionMNIST cannot be had, and
-    OSError with the path of a file that cannot be written.
+    dataset: one of these, or "auto": the stand-in if no source delivers FashionMNIST. Raises
+    ValueError for another name, and Unreachable if FashionMNIST is asked for and cannot be had.
     """
-    if dataset not in CHOICES:
-        raise ValueError(f"dataset: expected one of {', '.join(CHOICES)}, got {dataset!r}")
+    if dataset not in ("auto", *FOLDERS):
+        raise ValueError(f"dataset: expected one of auto, {', '.join(FOLDERS)}, got {dataset!r}")
     reason = "as dataset=synthetic asks for"
     if dataset != "synthetic":
         try:
@@ -124,65 +119,48 @@ def _md5(data):
 def _write(path, data):
     """Write a file that other processes see whole or not at all."""
     partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    except OSError as error:  # of a full disk: it does not name the path
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    partial.write_bytes(data)
+    partial.replace(path)
 
 
 # ---- Download ------------------------------------------------------------------------------------
 def _download(folder, names):
     """Fetch the files; each source has to deliver those that the sources before it did not."""
-    missing = list(names)
-    failures = [f"{folder / name}: wrong MD5" for name in names if (folder / name).exists()]
-    is_damaged = bool(failures)
-    for source in _sources(failures):
+    missing, failures = list(names), []
+    for source in (*_mirrors(), *SOURCES):
         try:
             while missing:
                 _write(folder / missing[0], _fetch(source, missing[0]))
                 missing.pop(0)
             return
-        except (Unreachable, Damaged) as error:
-            is_damaged |= isinstance(error, Damaged)
+        except Unreachable as error:
             failures.append(f"{source}/{missing[0]}.gz: {error}")
     text = "\n  ".join(["no source delivers FashionMNIST:", *failures])
     text += "\nput the four .gz files into a folder and name it in the environment variable "
     text += "FASHION_MNIST_MIRROR, or try the program without them: --set dataset=synthetic"
-    raise Damaged(text) if is_damaged else Unreachable(text)
+    raise Unreachable(text)
 
 
-def _sources(failures):
-    """Yields base URLs in the order in which they are tried."""
-    if mirror := os.environ.get("FASHION_MNIST_MIRROR"):
-        yield (mirror if "://" in mirror else Path(mirror).resolve().as_uri()).rstrip("/")
-    try:
-        from torchvision.datasets import FashionMNIST  # here, because it takes a second
-    except (ImportError, RuntimeError, OSError) as error:  # RuntimeError: made for another torch
-        failures.append(f"torchvision: cannot import it: {error}")
-    else:
-        yield from (url.rstrip("/") for url in FashionMNIST.mirrors)
-    yield REPOSITORY
+def _mirrors():
+    """The user's own base URL, if there is one."""
+    mirror = os.environ.get("FASHION_MNIST_MIRROR")
+    return [mirror if "://" in mirror else Path(mirror).resolve().as_uri()] if mirror else []
 
 
 def _fetch(source, name):
     """The bytes of a file, from the archive that a source has of it."""
-    url = f"{source}/{name}.gz"
+    url = f"{source.rstrip('/')}/{name}.gz"
     print(f"fetching {url}", file=sys.stderr)
     try:
-        response = urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS)
+        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
+            data = gzip.decompress(response.read())
     except urllib.error.HTTPError as error:
         error.close()
         raise Unreachable(str(error)) from None
-    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a malformed URL
-        raise Unreachable(str(error).strip("<>")) from error
-    try:
-        with response:
-            data = gzip.decompress(response.read())
-    except (OSError, EOFError, zlib.error, http.client.HTTPException) as error:
-        raise Damaged(f"broken off, or no archive: {error}") from error
+    except (OSError, EOFError, zlib.error, http.client.HTTPException, ValueError) as error:
+        raise Unreachable(str(error).strip("<>")) from None  # ValueError: a malformed URL
     if _md5(data) != MD5["fashion_mnist"][name]:
-        raise Damaged("wrong MD5")
+        raise Unreachable("wrong MD5")
     return data
 
 

@@ -36,14 +36,14 @@ def objective(config):
         nn.Linear(2, config["n_units"]), nn.ReLU(), nn.Linear(config["n_units"], 64), nn.ReLU(),
         nn.Linear(64, 2),
     )  # fmt: skip
-    options = {"lr": config["learning_rate"], "weight_decay": config["weight_decay"]}
-    optimizer, first = torch.optim.Adam(model.parameters(), **options), 1
-    report = Reporter()
-    state = report.checkpoint_path and report.checkpoint_path / "state.pt"
-    if state and state.exists():
-        first, parts = torch.load(state)
-        model.load_state_dict(parts[0])
-        optimizer.load_state_dict(parts[1])
+    decay = config["weight_decay"]
+    optimizer = torch.optim.Adam(model.parameters(), config["learning_rate"], weight_decay=decay)
+    report, first = Reporter(), 1
+    path = report.checkpoint_path and report.checkpoint_path / "state.pt"
+    if path and path.exists():
+        first, *states = torch.load(path)
+        model.load_state_dict(states[0])
+        optimizer.load_state_dict(states[1])
     for epoch in range(first, config["epochs"] + 1):
         for batch in torch.randperm(len(x)).split(64):
             optimizer.zero_grad()
@@ -52,5 +52,5 @@ def objective(config):
         with torch.no_grad():
             loss = nn.functional.cross_entropy(model(x_valid), y_valid)
         report(epoch=epoch, loss=loss)
-        if state:
-            torch.save((epoch + 1, [model.state_dict(), optimizer.state_dict()]), state)
+        if path:
+            torch.save((epoch + 1, model.state_dict(), optimizer.state_dict()), path)
