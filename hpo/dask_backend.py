@@ -15,6 +15,7 @@ and refuses, and the tuner starts the trial again.
 
 import atexit
 import contextlib
+import dataclasses
 import functools
 import json
 import math
@@ -53,6 +54,8 @@ class DaskBackend(LocalBackend):
         if callable(objective):
             raise ValueError("--dask: expected an objective in a file, got one of this program")
         super().__init__(objective, seed)
+        path = getattr(objective, "path", objective)  # of a Program, or of a file
+        self.source = pathlib.Path(path).read_bytes() if isinstance(path, str) else None
         self.n_threads = 1  # unless a worker has OMP_NUM_THREADS in its environment
         try:
             get_address_host_port(address)  # a ValueError, where a Client would try for long
@@ -71,7 +74,7 @@ class DaskBackend(LocalBackend):
         self.begun.pop(trial.id, None)
         job = {"run": self.run, "trial": trial, "metric": self.metric, "seed": self.seed}
         job |= {"objective": self.objective, "logs": os.path.abspath(self.log_folder)}
-        job["queue"] = f"{self.run}-{trial.id}-{trial.attempt}"
+        job |= {"source": self.source, "queue": f"{self.run}-{trial.id}-{trial.attempt}"}
         try:
             # Each time, as another scheduler may have taken the place of the first one.
             self.client.subscribe_topic(self.run, lambda event: self.arrived.put(tuple(event[1])))
@@ -134,6 +137,7 @@ class DaskBackend(LocalBackend):
         del self.running[i]
         if i in self.futures:
             self.futures.pop(i).release()
+            self.queues.pop(i).close()
         if log is not None:
             os.makedirs(self.log_folder, exist_ok=True)
             self._log(Trial(i, {}, "")).write_bytes(log)
@@ -202,8 +206,19 @@ def backend_of(job):
         if hasattr(own, "backend"):
             own.backend.close()
         current_process()._config["daemon"] = False  # a daemonic worker may not start processes
-        own.run, own.backend = job["run"], LocalBackend(job["objective"], job["seed"])
+        own.run, own.backend = job["run"], LocalBackend(objective_of(job), job["seed"])
         own.backend.n_threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
         atexit.register(own.backend.close)
     own.backend.metric = job["metric"]
     return own.backend
+
+
+def objective_of(job):
+    """The objective, whose file is here too or is made anew."""
+    objective, path = job["objective"], getattr(job["objective"], "path", job["objective"])
+    if job["source"] is None or os.path.exists(path):
+        return objective
+    copy = pathlib.Path(tempfile.mkdtemp(), os.path.basename(path))
+    copy.write_bytes(job["source"])
+    copy.chmod(0o755)
+    return str(copy) if path is objective else dataclasses.replace(objective, path=str(copy))

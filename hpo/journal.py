@@ -281,12 +281,13 @@ def write_tables(folder):
     columns = {}
     for table, (sample, *rows) in ("trials", trials), ("reports", map(report_row, reports)):
         columns[table] = list(dict.fromkeys(name for row in (sample, *rows) for name in row))
-        path = pathlib.Path(folder) / f"{table}.csv"
+        path = pathlib.Path(folder) / f"{table}.partial"
         path.unlink(missing_ok=True)  # it may be a link
         with open(path, "x", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns[table], lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
+        os.replace(path, path.with_suffix(".csv"))
     return columns
 
 

@@ -9,6 +9,7 @@ file, the pair (module, name) of an importable function, a function, or a Progra
 """
 
 import argparse
+import ast
 import decimal
 import importlib.util
 import json
@@ -72,13 +73,16 @@ def source_of(objective):
     """
     try:
         path = pathlib.Path(_spec(objective).origin)
-        source = path.read_bytes()
-    except (OSError, ValueError, TypeError, AttributeError, ImportError):
+        source, names = path.read_bytes(), []
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.Import):
+                names += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names.append(node.module)
+    except (OSError, SyntaxError, ValueError, TypeError, AttributeError, ImportError):
         return None, []  # a function has no file; of others `describe` says what is wrong
     if re.search(rb"environ|putenv|sys\.path", source):
         return source, []
-    imports = r"(?m)^(?:import|from) (\w[\w.]*)\b *(?:import|as|,|#|$)"
-    names = re.findall(imports, source.decode(errors="replace"))
     near = {file.stem for folder in (path.parent, ROOT) for file in folder.iterdir()}
     return source, [name for name in names if name.partition(".")[0] not in near]
 

@@ -257,9 +257,11 @@ def _serve(connection, objective, n_threads):
     path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     os.environ["PYTHONPATH"] = path.rstrip(os.pathsep)
     source, libraries = hpo.objective.source_of(objective)
+    prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: dies with the tuner, if an import hangs
     for name in ["hpo.space", *libraries]:
         with contextlib.suppress(Exception, SystemExit):  # `describe` will say what is wrong
             importlib.import_module(name)
+    prctl(1, 0)  # from now on it has trials to kill first
     children, word, ready = {}, "", set()  # (trial id, attempt) -> _Child; the tuner's last word
     with contextlib.suppress(EOFError, OSError):  # the tuner has died
         while word != "close" and not ready & set(tuner):
@@ -267,7 +269,7 @@ def _serve(connection, objective, n_threads):
             seconds = min([3600, *(c.kill_at - time.monotonic() for c in children.values())])
             ready = set(wait([connection, *tuner, *handles], seconds))
             for key, child in list(children.items()):
-                if report := child.read():
+                if ready & {child.socket, child.sentinel} and (report := child.read()):
                     connection.send(Report(*key, *report))
                 if child.sentinel in ready:
                     del children[key]

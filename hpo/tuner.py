@@ -6,6 +6,7 @@ poll: it waits for a report, the end of a trial, or the next deadline.
 """
 
 import contextlib
+import importlib
 import json
 import math
 import os
@@ -41,17 +42,19 @@ class Tuner:
 
     journal: the run so far. Its interrupted trials are started again first.
     seconds: the run's time. n_trials: at most so many are started. trial_timeout: seconds, each.
-    rule: of hpo/stopping.py, or None; it judges no report without an epoch. start: configurations
+    rule: of hpo/stopping.py, or None; it judges no report without an epoch. needs_epoch: whether
+    such a report fails its trial, as the user has asked for the rule. start: configurations
     to try before the searcher's; None: the middle of the space. show: None, or a Status.
     """
 
     def __init__(
         self, journal, searcher, backend, n_workers=1, seconds=math.inf, *, n_trials=math.inf,
-        trial_timeout=math.inf, rule=None, max_epochs=None, start=None, show=None
+        trial_timeout=math.inf, rule=None, needs_epoch=False, max_epochs=None, start=None, show=None
     ):  # fmt: skip
         self.journal, self.searcher, self.backend, self.show = journal, searcher, backend, show
         self.n_workers, self.seconds, self.n_trials = n_workers, seconds, n_trials
-        self.trial_timeout, self.rule, self.max_epochs = trial_timeout, rule, max_epochs
+        self.trial_timeout, self.max_epochs = trial_timeout, max_epochs
+        self.rule, self.needs_epoch = rule, needs_epoch
         self.start = [middle(journal.space)] if start is None else start
         self.trials = journal.trials  # the searcher and the rule may read it, but not change it
         # To be started again, with the same id and so the same seed.
@@ -165,6 +168,9 @@ class Tuner:
         elif self.rule and metric in metrics and not is_exempt:
             if call("the stopping rule", self.rule, trial, self.trials, self.max_epochs):
                 self.ending[trial.id] = "stopped", ""
+        elif self.rule and self.needs_epoch and report.counted:
+            error = "reports no epoch: the rule needs report(epoch=...); or use --stopping none"
+            self.ending.setdefault(trial.id, ("failed", error))
         elif self.rule and report.counted and trial.id == 0 and len(trial.curve) == 2:
             say("warning: reports give no epoch, so no trial is stopped early; report(epoch=...)")
         self.backend.answer(trial, trial.id not in self.ending)
@@ -212,7 +218,10 @@ def suggest(searcher, space, trials):
         return None
     try:
         config, origin = suggestion
-        return cast_config(space, config), str(origin)
+        complete = cast_config(space, config)
+        if missing := domains(space).keys() - config:
+            raise ValueError(f"{min(missing)} is missing")
+        return complete, str(origin)
     except (TypeError, ValueError) as error:
         raise RunFailed(f"{name}: expected (config, origin) or None: {error}") from None
 
@@ -248,6 +257,18 @@ class Run:
     best: Trial | None
     reason: str  # why the run ended
     signal: int | None  # that ended it
+
+    def to_frame(self):
+        """trials.csv as a DataFrame, the best trial first; this alone needs pandas."""
+        frame = importlib.import_module("pandas").read_csv(self.folder / "trials.csv")
+        order = {"ascending": load_run(self.folder)["mode"] == "min", "kind": "stable"}
+        return frame.sort_values("value", **order, ignore_index=True)
+
+    def _repr_html_(self):
+        """The ten best trials, as a notebook shows them; None, that is the repr, without pandas."""
+        with contextlib.suppress(ImportError):
+            columns = "^(trial|status|value|n_epochs|seconds)$|^config_"
+            return self.to_frame().head(10).filter(regex=columns).to_html()
 
 
 def tune(
@@ -343,7 +364,9 @@ def of_space(space, options):
     rule = with_options(max_epochs and rule, first_rung=options["first_rung"], eta=options["eta"])
     searcher = call("the searcher", searcher_class, space, options["seed"], max_epochs)
     start = first_configs(space, options["start"])
-    return {"searcher": searcher, "rule": rule, "max_epochs": max_epochs, "start": start}
+    needs_epoch = options["stopping"] != "auto"
+    return {"searcher": searcher, "rule": rule, "needs_epoch": needs_epoch, "start": start,
+            "max_epochs": max_epochs}  # fmt: skip
 
 
 # ---- Its arguments -------------------------------------------------------------------------------
@@ -454,10 +477,13 @@ def first_configs(space, start):
     try:
         if isinstance(start, str):
             trials = sorted((t for t in load(start) if t.value is not None), key=lambda t: t.value)
-            configs = [nearest_config(space, trial.config)[0] for trial in trials]
-            distinct = {json.dumps(config): config for config in configs}
-            start = [*distinct.values()][:5]
-            say(f"--start: the {len(start)} best configurations of the earlier run")
+            found, changes = {}, {}  # configurations by their JSON; changes as keys, each once
+            for config, changed in (nearest_config(space, trial.config) for trial in trials):
+                if len(found) < 5:
+                    found[json.dumps(config)] = config
+                    changes |= dict.fromkeys(changed)
+            say("; ".join([f"--start: the {len(found)} best of {start}", *changes])[:500])
+            start = [*found.values()]
         return [cast_config(space, config) for config in start]
     except (TypeError, ValueError) as error:
         raise ValueError(f"--start: {error}") from None

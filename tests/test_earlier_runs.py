@@ -1,4 +1,4 @@
-"""Earlier runs (--start DIR, --learn_from DIR), and --trials_per_gpu."""
+"""Earlier runs (--start DIR, --learn_from DIR), how a Run shows itself, and --trials_per_gpu."""
 
 import pytest
 
@@ -44,7 +44,10 @@ def test_start_takes_the_best_trials_of_another_space(train, earlier, tmp_path, 
     assert [trial.origin for trial in run.trials] == ["start", "start", "start", "initial"]
     for trial, x in zip(run.trials, [0.5, 0.35, 0.4]):
         assert trial.config == {"x": x, "kind": "b", "depth": 3, "epochs": 9}
-    assert "--start: the 3 best configurations" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    line = next(line for line in lines if line.startswith("--start: the 3 best of"))
+    for change in ("depth is new", "n is gone", "x=0.3", "kind=a becomes b"):
+        assert change in line
     again = tune(train, trials=5, resume=tmp_path / "run")  # what was taken is in the journal
     assert len(again.trials) == 5 and again.trials[:4] == run.trials
 
@@ -66,6 +69,19 @@ def test_searcher_knows_the_trials_of_earlier_runs(train, earlier, tmp_path, cap
     assert "3 of 6 trials of" in capsys.readouterr().out
     with pytest.raises(ValueError, match="minimises loss; this run maximises loss"):
         tune(train, SPACE, learn_from=earlier, **{**options, "mode": "max"})
+
+
+def test_run_shows_its_best_trials(train, tmp_path):
+    space = {"x": uniform(0, 1), "kind": choice(["<b>", "&"])}
+    options = {"metric": "loss", "mode": "min", "searcher": "random"}
+    run = tune(train, space, trials=12, results=tmp_path / "run", **options)
+    assert len(repr(run)) < 500
+    frame = pytest.importorskip("pandas") and run.to_frame()
+    shown = run._repr_html_()
+    assert shown.count("<tr") == 11 and "config_x" in shown and "suggest_seconds" not in shown
+    assert "&lt;b&gt;" in shown and "<b>" not in shown
+    assert frame["value"].is_monotonic_increasing and len(frame) == 12
+    assert frame.loc[0, "config_x"] == run.best.config["x"]
 
 
 def test_trials_per_gpu_limits_the_workers(train, tmp_path, monkeypatch, capsys):

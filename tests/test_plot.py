@@ -5,7 +5,7 @@ import xml.dom.minidom
 import numpy as np
 import pytest
 
-from experiments import plot
+from experiments import plot, report
 from hpo.journal import Journal
 from hpo.space import choice, encode, loguniform, randint, sample, space_to_json, uniform
 
@@ -129,3 +129,13 @@ def test_what_cannot_be_drawn_is_named(tmp_path, capsys):
         with pytest.raises(SystemExit) as leave:
             plot.main([str(tmp_path / name) for name in names])
         assert leave.value.code == 2 and text in capsys.readouterr().err
+
+
+def test_page_is_whole_and_escapes_what_users_write(tmp_path):
+    for name, trials in ("idle", []), ("run", MIXED):
+        write_run(tmp_path / name, trials)
+        report.main([str(tmp_path / name)])
+    assert "No trial has reported loss" in (tmp_path / "idle" / "report.html").read_text()
+    text = (tmp_path / "run" / "report.html").read_text()
+    assert "<script" not in text and "&lt;script&gt;" in text and "&lt;b&gt;bad&lt;/b&gt;" in text
+    assert text.count("<svg") == 6 and "src=" not in text

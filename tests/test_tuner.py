@@ -281,13 +281,14 @@ def test_interrupted_trials_come_first(tmp_path, n_workers):
 
 # ---- First trials that fail ----------------------------------------------------------------------
 @pytest.mark.parametrize("n_workers, n", [(1, 3), (2, 3), (4, 4)])
-@pytest.mark.parametrize("script, match", [
-    (CRASH, "--start.*Trial .: ValueError: bad\nlog of .$"),
-    (SILENT, "report of loss"),
-    (NAN, "loss=nan"),
+@pytest.mark.parametrize("script, options, match", [
+    (CRASH, {}, "--start.*Trial .: ValueError: bad\nlog of .$"),
+    (SILENT, {}, "report of loss"),
+    (NAN, {}, "loss=nan"),
+    (GOOD, {"counted": True, "needs_epoch": True, "rule": lambda *_: False}, "reports no epoch"),
 ])  # fmt: skip
-def test_first_trials_that_all_fail_end_the_run(n_workers, n, script, match):
-    tuner = make([script], n_workers=n_workers, n_trials=20)
+def test_first_trials_that_all_fail_end_the_run(n_workers, n, script, options, match):
+    tuner = make([script], n_workers=n_workers, n_trials=20, **options)
     fails(tuner, f"^all of the first {n} trials failed; mend.*{match}")
     assert letters(tuner)[:n] == "f" * n and len(tuner.trials) < n + n_workers
 
@@ -345,6 +346,7 @@ BROKEN = [  # part, a function or what it returns, the error
     ("suggest", (CONFIG, "a", 3), f"{NO_SUGGESTION}too many values.*"),
     ("suggest", ([0.5, 1], "a"), f"{NO_SUGGESTION}.*expected a dict.*"),
     ("suggest", ({**CONFIG, "lr": 7.0}, "a"), f"{NO_SUGGESTION}lr: .*loguniform.* 7.0"),
+    ("suggest", ({"lr": 0.5, "kind": "a"}, "a"), f"{NO_SUGGESTION}n is missing"),
     ("suggest", ({**CONFIG, "epochs": 4}, "a"), f"{NO_SUGGESTION}epochs: .* 3 .* 4"),
 ]
 
