@@ -376,6 +376,8 @@ def _do_job(connection, tuner, job, objective, source):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: its orphans are not those of another trial
     prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL: it dies with the fork server
+    if LINUX and os.getppid() != multiprocessing.parent_process().pid:
+        os._exit(1)  # the fork server has died before that
     multiprocessing.set_start_method(None, force=True)  # the user's code finds the default
     hpo.report.process_id = os.getpid()
     end, is_trial = ["finished", "", ""], job["origin"] != "describe"
