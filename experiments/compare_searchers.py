@@ -1,7 +1,7 @@
 """Compares searchers over problems and seeds, by the tuner's own loop on a simulated clock.
 
     python -m experiments.compare_searchers                  ours, and every peer that is installed
-    python -m experiments.compare_searchers --searcher gp --searcher my_gp.py:MySearcher --seeds 3
+    python -m experiments.compare_searchers --searcher gp --searcher my_gp.py:MySearcher --quick
     python -m experiments.compare_searchers --half report --searcher gp --searcher ax
 
 A run is a searcher, a problem and a seed, and becomes a row of RESULTS/<searcher>.csv. What has a
@@ -273,11 +273,13 @@ def parse(arguments, name, description):
     add("--stopping", **several, help="with --curves: as in run.py; default halving and none")
     add("--first_rung", type=command.positive_int, default=1, metavar="EPOCH", help="as in run.py")
     add("--seeds", type=command.positive_int, default=10)
+    add("--quick", action="store_true", help="3 seeds: a searcher of ours in under 2 minutes")
     add("--trials", type=command.positive_int, help="default 60; with --curves the time of 20")
     add("--workers", type=command.positive_int, default=4, help="simulated; default 4")
     add("--results", type=pathlib.Path, default=pathlib.Path("results/compare"), metavar="DIR")
     add("--table", action="store_true", help="run nothing, print what there is")
     args = parser.parse_args(arguments)
+    args.seeds = 3 if args.quick else args.seeds
     tune = [f"{family}:{i}" for family in (CURVES if args.curves else ONCE) for i in range(3)]
     half = PROBLEMS if args.half == "report" else tune
     args.problems = list(itertools.chain(*args.problems or [half]))

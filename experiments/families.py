@@ -369,7 +369,34 @@ def cross(rng):
     return draw_curves(rng, draw_speed)
 
 
-CURVES = {f.__name__: f for f in (agree, cross, sgd)}  # of --curves
+def boosting(rng):
+    """High rates are good early and not last: the bias exp(-rate e) falls fast, but large steps are
+    coarse, and more effort than the data bear overfits. Other parameters have bowls."""
+    n = rng.integers(1, 6)
+    space = {"rate": hpo.loguniform(0.003, 3), **draw_space(rng, n)}
+    star, bowls = draw_star(rng, space)[1:], draw_bowls(rng, n)
+    (floor, height), coarse, bearable = draw_scale(rng), rng.uniform(0.1, 0.5), rng.uniform(3, 10)
+    cost = rng.uniform(-1, 1)
+
+    def share(rate, e):
+        step = coarse * rate**0.5 / (1 + rate**0.5)
+        over = 0.1 * np.maximum(np.log(rate * e / bearable), 0) ** 2
+        return 1 - (1 - np.exp(-rate * e)) * (1 - step) + over
+
+    def losses(config):
+        kept = bowls(numeric(space, config)[1:] - star)
+        kept = kept * (1 - share(config["rate"], np.arange(1, N_EPOCHS + 1)))
+        return floor + height * (1 - kept)
+
+    def seconds(config):
+        return 10 ** (cost * numeric(space, config)[1])
+
+    # the lowest over a fine grid of rates, as no formula gives it
+    optimum = floor + height * share(np.geomspace(0.003, 3, 10**6), N_EPOCHS).min()
+    return space, optimum, lambda **c: losses(c)[-1], *with_noise(rng, height, losses, seconds)
+
+
+CURVES = {f.__name__: f for f in (agree, cross, boosting, sgd)}  # of --curves
 ONCE = {f.__name__: f for f in (smooth, fail, diverge, choices, noisy, sgd)}  # one report a trial
 FAMILIES = ONCE | CURVES
 

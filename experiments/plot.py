@@ -6,10 +6,12 @@
 parameters: the metric against each hyperparameter, on the searcher's scale. Above it, what a
 Gaussian process of the trials expects and how unsure it is, as means over random values of the
 other hyperparameters. importance: the share of that process's variance over the space that one
-hyperparameter explains alone. pairs: the most important ones, with the same mean as a map.
+hyperparameter explains alone. pairs: the most important ones, with the same mean as a map. Several
+runs: those that differ in the seed alone are one method, with its median and quartiles.
 """
 
 import itertools
+import json
 import math
 import pathlib
 from collections import Counter
@@ -28,11 +30,12 @@ STATUSES = {
     "running": ("#56B4E9", ">"), "interrupted": ("#999999", "P"), "failed": ("#D55E00", "x"),
 }  # fmt: skip
 COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"
-MINUTES = "minutes, downtime excluded"
 STYLE = {
     "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
     "svg.fonttype": "none", "svg.hashsalt": "hpo", "text.parse_math": False,
 }  # fmt: skip
+MANY = 500  # from so many marks on, an SVG holds them as an image
+N_BOOTSTRAPS = 10
 
 
 # ---- A run ----
@@ -45,6 +48,7 @@ class Run:
         self.space, self.metric, self.sign = journal.space, journal.metric, journal.sign
         self.trials, self.clock = journal.trials, journal.clock
         self.arguments = journal.run["arguments"]
+        self.max_epochs = last_epoch(self.space, self.arguments["epochs_name"])
         self.shown = [trial for trial in self.trials if trial.ended is not None or trial.curve]
         self.shown.sort(key=lambda trial: math.inf if trial.ended is None else trial.ended)
         self.losses = np.array([trial.value for trial in self.shown], float)  # NaN for None
@@ -66,16 +70,38 @@ class Run:
         """(number of trials, lowest loss so far) arrays, in the order in which they ended."""
         return np.arange(1, len(self.shown) + 1), np.fmin.accumulate(self.losses)
 
+    def spans(self):
+        """[(start, end, trial id, status)] in seconds of all attempts, by their starts."""
+        spans, running = [], {}
+        for event in self.events:
+            if "start" in event:
+                running[event["start"]] = event["at"]
+            elif "end" in event:
+                start = running.pop(event["end"])
+                spans.append((start, event["at"], event["end"], event["status"]))
+            elif "session" in event:  # the tuner was killed
+                at = event["session"]["at"]
+                spans += [(start, at, i, "interrupted") for i, start in running.items()]
+                running = {}
+        return sorted(spans + [(start, self.clock, i, "running") for i, start in running.items()])
+
+
+def unit_of(seconds):
+    """(name, its seconds) of the unit for an axis of time."""
+    units = ("hours", 3600), ("minutes", 60), ("seconds", 1)
+    return next((unit for unit in units if seconds >= 3 * unit[1]), units[-1])
+
 
 # ---- What a Gaussian process of the trials believes ----
 class Belief:
-    """The process of the ended trials of a run. model: None where they are too few."""
+    """The process of ended trials, by default all of a run. model: None where they are too few."""
 
-    def __init__(self, run):
-        seed, self.space = run.arguments["seed"], run.space
-        searcher = GPSearch(run.space, seed, last_epoch(run.space, run.arguments["epochs_name"]))
-        trials = [trial for trial in run.trials if trial.ended is not None]
-        self.model = searcher.model(trials, np.random.default_rng(seed))
+    def __init__(self, run, trials=None):
+        name, seed = run.arguments["searcher"], run.arguments["seed"]
+        searcher_class = command.find_searcher(name) if name.startswith("gp:") else GPSearch
+        self.space, self.searcher = run.space, searcher_class(run.space, seed, run.max_epochs)
+        self.trials = trials or [trial for trial in run.trials if trial.ended is not None]
+        self.model = self.searcher.model(self.trials, np.random.default_rng(seed))
 
     def predict(self, X):
         """Losses (m,) that X (m, d) should have at the last epoch, and standard deviations (m,)."""
@@ -101,13 +127,26 @@ class Belief:
         return loss.mean(axis=0), deviation.mean(axis=0)
 
     def shares(self):
-        """{name: its part of the loss's variance over the space}, the largest first; and the rest,
-        "combinations"."""
+        """(p + 1,) parts of the loss's variance over the space: main effects, and the rest."""
         X = np.random.default_rng(1).random((1000, n_dims(self.space)))
         total = self.predict(snap(self.space, X))[0].var() or 1.0
-        shares = {n: self.effect([n], 9, 50)[0].var() / total for n in domains(self.space)}
-        ranked = dict(sorted(shares.items(), key=lambda share: -share[1]))
-        return ranked | {"combinations": max(0.0, 1 - sum(shares.values()))}
+        shares = [self.effect([name], 9, 50)[0].var() / total for name in domains(self.space)]
+        return [*shares, max(0.0, 1 - sum(shares))]
+
+
+def importance(run, belief):
+    """{name: (10% quantile, median, 90% quantile of its share)} over bootstraps, largest first.
+
+    A bootstrap has a third of the trials less, and so sees less: the median is what it can see.
+    """
+    rng, n, table = np.random.default_rng(0), len(belief.trials), [belief.shares()]
+    for _ in range(N_BOOTSTRAPS):
+        rows = np.sort(rng.integers(n, size=n))  # in order: the first trials set the model's scale
+        again = Belief(run, [belief.trials[i] for i in rows])
+        table += [again.shares()] if again.model else []
+    rows = np.quantile(table, (0.1, 0.5, 0.9), axis=0).T.tolist()
+    ranked = sorted(zip(domains(run.space), rows), key=lambda row: -row[1][1])
+    return dict(ranked) | {"combinations": rows[-1]}
 
 
 # ---- Axes and marks ----
@@ -132,15 +171,30 @@ def shorten(text, n):
     return text if len(text) <= n else f"{text[: n - 2]}.."
 
 
+def ticks(domain):
+    """About five values to be shown of a hyperparameter."""
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
+    if isinstance(domain.values, list) or domain.n_values <= 6:
+        return domain.values[:: math.ceil(domain.n_values / 6)]
+    is_reverse, low, high = domain.kind.startswith("reverse"), domain.low, domain.high
+    if is_reverse:
+        low, high = 1 - high, 1 - low
+    locator = MaxNLocator(4, integer=domain.half > 0)
+    if (is_reverse or domain.kind.startswith("log")) and high > 10 * low:
+        locator = LogLocator(subs=[1] if high > 100 * low else [1, 2, 5], numticks=5)
+    values = [value for value in locator.tick_values(low, high) if low <= value <= high]
+    return [1 - value for value in values] if is_reverse else values
+
+
 def label_axis(axis, letter, name, domain):
-    """The x or y axis of a hyperparameter: the searcher's scale, with five of the user's values."""
-    X = grid(domain, 5)
-    values = [domain.decode(x) for x in X]
-    texts = [shorten(f"{v:.2g}" if isinstance(v, float) else f"{v}", 12) for v in values]
+    """The x or y axis of a hyperparameter: the searcher's scale, with the user's values."""
+    values = ticks(domain)
+    texts = [shorten(f"{v:.6g}" if isinstance(v, float) else f"{v}", 12) for v in values]
     turned = {"rotation": 25, "ha": "right"} if letter == "x" and sum(map(len, texts)) > 22 else {}
     axis.set(**{f"{letter}label": shorten(name, 30), f"{letter}lim": (-0.04, 1.04)})
     set_ticks = axis.set_xticks if letter == "x" else axis.set_yticks
-    set_ticks(places(domain, X), texts, **turned)
+    set_ticks(places_of(domain, values), texts, **turned)
 
 
 def style():
@@ -166,55 +220,73 @@ def add_legend(figure, axis, columns=6):
 
 
 def size_of(n):
-    """The size of n marks: smaller ones where there are many."""
-    return min(5, max(2, 100 / math.sqrt(n or 1)))
+    """Keyword arguments of n marks: smaller ones where there are many."""
+    return {"ms": min(5, max(2, 100 / math.sqrt(n or 1))), "rasterized": n > MANY}
 
 
-def set_view(axis, run, losses):
-    """Fits an axis to the better losses; returns the worst in view, and a place at the edge."""
+def set_view(axis, run, losses, include=-math.inf):
+    """Fits an axis to the better losses; returns the worst in view, and two places at the edge.
+
+    include: a loss that is to be in view, as long as the others keep a fourth of it.
+    """
     known = losses[np.isfinite(losses)]
     low, middle, high = np.quantile(known, (0, 0.4, 1)) if len(known) else (0, 0, 1)
     high = min(high, low + 3 * (middle - low)) if middle > low else high
     size = high - low or abs(low) / 10 or 1.0
-    axis.set_ylim(*sorted(run.sign * np.array([low - 0.05 * size, high + 0.2 * size])))
+    high = max(high, min(include, low + 4 * size))
+    size = max(size, high - low)
+    axis.set_ylim(*sorted(run.sign * np.array([low - 0.05 * size, high + 0.25 * size])))
     axis.set_ylabel(run.metric)
-    return high, run.sign * (high + 0.12 * size)
+    return high, run.sign * (high + 0.12 * size), run.sign * (high + 0.2 * size)
 
 
-def draw_trials(axis, run, x, losses, view=None):
-    """Marks of run.shown at x (n,). Poor ones, and those without a loss (NaN), are at the edge.
-
-    view: the losses to which the axis is fitted; by default the same.
-    """
-    worst, edge = set_view(axis, run, losses if view is None else view)
-    is_in_view = losses <= worst
-    y = np.where(is_in_view, run.sign * losses, edge)
-    look = {"ls": "", "alpha": 0.8, "ms": size_of(len(x))}
+def draw_trials(axis, run, x, losses, include=-math.inf):
+    """Marks of run.shown at x (n,). Poor ones, and those without a loss (NaN), are at the edge."""
+    worst, edge, last_edge = set_view(axis, run, losses, include)
+    is_poor, has_none = losses > worst, np.isnan(losses)
+    y = np.where(is_poor, edge, np.where(has_none, last_edge, run.sign * losses))
+    look = {"ls": "", "alpha": 0.8, **size_of(len(x))}
+    triangle = "v" if run.sign < 0 else "^"
     for status, (colour, marker) in STATUSES.items():
         own = np.array([trial.status == status for trial in run.shown])
         if own.any():
-            label = f"{own.sum()} {status}"
-            axis.plot(x[own], y[own], marker, color=colour, label=label, **look)
-    if n_others := np.sum(~is_in_view):
-        label = f"{n_others} worse than {run.sign * worst:.4g}, or without a value"
-        axis.axhline(edge, color="#e6e6e6", lw=9, zorder=0, label=label)
+            good, poor, label = own & ~is_poor, own & is_poor, f"{own.sum()} {status}"
+            axis.plot(x[good], y[good], marker, color=colour, label=label, **look)
+            axis.plot(x[poor], y[poor], triangle, color=colour, **look)
+    if is_poor.any() or has_none.any():
+        middle = run.sign * worst + (edge - run.sign * worst) / 2
+        axis.axhspan(middle, 2 * last_edge - edge, color="#eeeeee", zorder=0, lw=0)
+        low, high = sorted((middle, axis.get_ylim()[run.sign < 0]))
+        axis.set_yticks([tick for tick in axis.get_yticks() if low <= tick <= high])
+    if is_poor.any():
+        label = f"{is_poor.sum()} of them worse than {run.sign * worst:.4g}, at the edge"
+        axis.plot([], [], triangle, color="grey", label=label)
+
+
+def draw_lines(axis, places, label, **look):
+    for i, x in enumerate(places):
+        axis.axvline(x, color="grey", ls=":", label=None if i else label, **look)
 
 
 # ---- Pictures of a run ----
 def draw_history(run):
     figure, axes = new_figure(11, 4.4, 1, 2, sharey=True)
+    unit, seconds = unit_of(run.clock)
     ends = [run.clock if trial.ended is None else trial.ended for trial in run.shown]
     (times, best), bests = run.best_by_time(), run.best_by_trials()
-    draw_trials(axes[0], run, np.array(ends) / 60, run.losses)
+    draw_trials(axes[0], run, np.array(ends) / seconds, run.losses)
     draw_trials(axes[1], run, bests[0], run.losses)
-    for axis, (x, y) in zip(axes, [(times / 60, best), bests]):
+    for axis, (x, y) in zip(axes, [(times / seconds, best), bests]):
         axis.step(x, run.sign * y, where="post", color="black", label="best so far")
-    if resumed := [event["session"]["at"] / 60 for event in run.events if "session" in event]:
-        axes[0].vlines(resumed, *axes[0].get_ylim(), color="grey", ls=":", label="resumed")
-    axes[0].set(xlabel=MINUTES, xlim=(0, None))
+    resumed = [event["session"]["at"] / seconds for event in run.events if "session" in event]
+    draw_lines(axes[0], resumed, "resumed")
+    axes[0].set(xlabel=f"{unit}, downtime excluded", xlim=(0, None))
     axes[1].set(xlabel="trials, in the order of their ends", ylabel="")
-    best = run.best and f"{run.journal.to_metric(run.best.value):.6g}, trial {run.best.id}"
-    figure.suptitle(f"best {run.metric}: {best or 'none so far'}; {len(run.trials)} trials")
+    title = f"no {run.metric} so far"
+    if run.best:
+        value = run.journal.to_metric(run.best.value)
+        title = f"best {run.metric} {value:.6g}, trial {run.best.id}"
+    figure.suptitle(f"{title}; {len(run.trials)} trials")
     add_legend(figure, axes[0])
     return figure
 
@@ -229,16 +301,29 @@ def draw_curves(run):
         return None
     figure, (axis,) = new_figure(11, 5)
     ends = np.array([trial.curve[-1] if trial.curve else (1, math.nan) for trial in run.shown])
-    epochs, losses = np.concatenate([curve for curve, _ in curves]).T
-    draw_trials(axis, run, *ends.T, losses)
+    good = sorted((t for t in run.shown if t.value is not None), key=lambda t: t.value)[:5]
+    include = max((loss for trial in good for _, loss in trial.curve), default=0)
+    draw_trials(axis, run, *ends.T, include)
+    best = run.sign * min(loss for curve, _ in curves for _, loss in curve)  # no end may be as good
+    low, high = axis.get_ylim()
+    margin = 0.03 * (high - low)
+    axis.set_ylim(min(low, best - margin), max(high, best + margin))
     for status, (colour, _) in STATUSES.items():
         lines = [np.array(curve) * (1, run.sign) for curve, of in curves if of == status]
-        axis.add_collection(LineCollection(lines, colors=colour, lw=0.8, alpha=0.3))
-    powers = [3**k for k in range(34) if 3**k <= epochs.max()]
-    axis.set_xscale("log" if epochs.min() else "symlog")
+        look = {"lw": 0.8, "alpha": min(0.5, max(0.03, 50 / (len(lines) or 1)))}
+        look["rasterized"] = len(lines) > MANY / 5
+        axis.add_collection(LineCollection(lines, colors=colour, **look))
+    epochs = [epoch for curve, _ in curves for epoch, _ in curve]
+    powers = [3**k for k in range(34) if 3**k <= max(epochs)]
+    powers = powers[:: math.ceil(len(powers) / 9)]
+    axis.set_xscale("log" if min(epochs) else "symlog")
     axis.set_xticks(powers, powers)
     axis.set_xticks([], minor=True)
     axis.set(xlabel="epoch", title="learning curves, with a mark where each ended")
+    if run.arguments["stopping"] in ("auto", "halving", "asha"):
+        rungs = [run.arguments["first_rung"] * run.arguments["eta"] ** k for k in range(50)]
+        rungs = [rung for rung in rungs if rung < (run.max_epochs or 0)]
+        draw_lines(axis, rungs, "rungs", lw=1, zorder=0)
     add_legend(figure, axis)
     return figure
 
@@ -258,8 +343,12 @@ def draw_parameters(run, belief, names):
         axis.set(visible=True, ylabel="" if i % 4 else run.metric)
         if belief.model:
             x, (loss, deviation) = places(domain, grid(domain, 25)), belief.effect([name], 25, 200)
-            line = "ok" if width else "-k"
-            top.errorbar(x, run.sign * loss, deviation, fmt=line, ms=4, elinewidth=0.8)
+            y = run.sign * loss
+            if width:
+                top.errorbar(x, y, deviation, fmt="ok", ms=4, capsize=4)
+            else:
+                top.plot(x, y, "-k")
+                top.fill_between(x, y - deviation, y + deviation, color="black", alpha=0.15, lw=0)
             top.sharey(axes[0, 0, 0]) if i else None
             top.set(visible=True, xticks=[], xlim=axis.get_xlim())
             top.set_ylabel("" if i % 4 else "model: mean\nover the others")
@@ -271,10 +360,13 @@ def draw_parameters(run, belief, names):
 
 def draw_importance(shares):
     figure, (axis,) = new_figure(11, 1.2 + 0.3 * len(shares))
-    colours = [COLOURS[0]] * (len(shares) - 1) + ["#999999"]
-    axis.barh([shorten(name, 30) for name in shares], list(shares.values()), color=colours)
-    axis.invert_yaxis()
-    axis.set(xlabel="share of the model's variance over the space")
+    low, share, high = np.transpose(list(shares.values()))
+    y = -np.arange(len(shares))
+    axis.barh(y, share, color=[COLOURS[0]] * (len(shares) - 1) + ["#999999"])
+    axis.hlines(y, low, high, color="black")
+    axis.set_yticks(y, [shorten(name, 30) for name in shares])
+    axis.set(xlabel="share of the model's variance over the space", xlim=(0, None))
+    axis.set_title(f"median, and 10% to 90%, of {N_BOOTSTRAPS} bootstraps of the trials")
     return figure
 
 
@@ -283,10 +375,13 @@ def draw_pairs(run, belief, pairs):
     maps = [run.sign * belief.effect(pair, 20, 50)[0] for pair in pairs]
     scale = {"vmin": np.min([m.min() for m in maps]), "vmax": np.max([m.max() for m in maps])}
     scale["cmap"] = "cividis" if run.sign < 0 else "cividis_r"  # bright is good
-    small = size_of(len(run.shown))
-    marks = [  # the last one is on top
-        (run.shown, "o", {"color": "white", "mec": "black", "label": "trials", "ms": small}),
-        ([run.best], "*", {"color": "#D55E00", "mec": "white", "label": "best", "ms": 15}),
+    failed = [trial for trial in run.shown if trial.status == "failed"]
+    others = [trial for trial in run.shown if trial.status != "failed"]
+    size = size_of(len(run.shown))
+    marks = [  # the last ones are on top
+        (others, "o", {**size, "color": "white", "mec": "black", "label": "trials"}),
+        (failed, "x", {**size, "color": "#D55E00", "label": "failed" if failed else None}),
+        ([run.best], "*", {**size, "color": "#D55E00", "mec": "white", "label": "best", "ms": 15}),
     ]
     for axis, pair, values in zip(axes, pairs, maps):
         parts = [run.space[name] for name in pair]
@@ -296,31 +391,35 @@ def draw_pairs(run, belief, pairs):
             label_axis(axis, letter, name, domain)
         for trials, marker, look in marks:
             x, y = (places_of(d, [t.config[n] for t in trials]) for n, d in zip(pair, parts))
-            axis.plot(x, y, marker, ls="", **look)
+            axis.plot(x, y, marker, **look)
     figure.colorbar(mesh, ax=axes, label=f"{run.metric}, model's mean")
     add_legend(figure, axes[0])
     return figure
 
 
 def draw_workers(run):
-    free, rows = [], []
-    spans = sorted((t.started, t.ended or run.clock, t.id, t.status) for t in run.trials)
+    spans, free, rows = run.spans(), [], []
     for start, end, *_ in spans:
         row = next((row for row, at in enumerate(free) if at <= start), len(free))
         free[row : row + 1] = [end]
         rows.append(row)
     figure, (axis,) = new_figure(11, 1.6 + 0.35 * len(free))
+    unit, seconds = unit_of(run.clock)
     starts, ends, ids, statuses = zip(*spans)
-    starts, lengths = np.array(starts) / 60, np.subtract(ends, starts) / 60
-    colours = [STATUSES[status][0] for status in statuses]
-    axis.barh(rows, lengths, left=starts, color=colours, alpha=0.75, ec="white", lw=0.2)
+    starts, lengths = np.array(starts) / seconds, np.subtract(ends, starts) / seconds
+    look = {"color": [STATUSES[status][0] for status in statuses], "alpha": 0.75}
+    look |= {"rasterized": True} if len(spans) > MANY else {"ec": "white", "lw": 0.5}
+    axis.barh(rows, lengths, left=starts, **look)
     for status, n in Counter(statuses).items():
         axis.plot([], [], "s", ms=9, color=STATUSES[status][0], label=f"{n} {status}")
     for row, start, length, i in zip(rows, starts, lengths, ids):
-        if length > 0.025 * run.clock / 60:
+        if length > 0.025 * run.clock / seconds:
             axis.text(start + length / 2, row, i, ha="center", va="center", size=8)
+    busy = lengths.sum() * seconds / (len(free) * run.clock or 1)
     axis.set_yticks(range(len(free)), range(1, len(free) + 1))
-    axis.set(xlim=(0, run.clock / 60 or 1), ylabel="worker", xlabel=f"{MINUTES}; with trials")
+    axis.set(xlim=(0, run.clock / seconds or 1), ylabel="worker")
+    axis.set_xlabel(f"{unit}, downtime excluded; the numbers are trials")
+    axis.set_title(f"the workers trained {busy:.0%} of the time")
     add_legend(figure, axis)
     return figure
 
@@ -330,31 +429,83 @@ def draw_run(run, belief):
     figures = {"history": draw_history(run), "curves": draw_curves(run)}
     names = [name for name, domain in domains(run.space).items() if domain.n_values > 1]
     if belief.model:
-        shares = belief.shares()
+        shares = importance(run, belief)
         names = [name for name in shares if name in names]
-        figures["importance"] = draw_importance({n: shares[n] for n in [*names, "combinations"]})
-        if pairs := list(itertools.combinations(names[:3], 2)):
-            figures["pairs"] = draw_pairs(run, belief, pairs)
     figures["parameters"] = draw_parameters(run, belief, names[:8]) if names else None
+    if belief.model:
+        shown = [*names[:20], "combinations"]
+        figures["importance"] = draw_importance({name: shares[name] for name in shown})
+        pairs = list(itertools.combinations(names[:3], 2))
+        figures["pairs"] = draw_pairs(run, belief, pairs) if pairs else None
     figures["workers"] = draw_workers(run)
     return {name: figure for name, figure in figures.items() if figure}
 
 
 # ---- Comparison of runs ----
+def by_method(runs):
+    """{name: [Run]}: the arguments in which the runs differ, but for the seed."""
+    names = dict.fromkeys(name for run in runs for name in run.arguments if name != "seed")
+    texts = [{name: json.dumps(run.arguments.get(name)) for name in names} for run in runs]
+    names = [name for name in names if len({text[name] for text in texts}) > 1] or ["searcher"]
+    methods = {}
+    for run, text in zip(runs, texts):
+        method = ", ".join(f"{name}={text[name]}" for name in names).replace('"', "")
+        methods.setdefault(method, []).append(run)
+    return methods
+
+
+def on_one_axis(curves):
+    """x (n,) and table (runs, n) of step curves (x, y), from where all have begun to the first end.
+
+    Those without a finite y are left out.
+    """
+    curves = [(x[np.isfinite(y)], y[np.isfinite(y)]) for x, y in curves if np.isfinite(y).any()]
+    x = np.unique(np.concatenate([x for x, _ in curves] or [[]]))
+    for own, _ in curves:
+        x = x[(own[0] <= x) & (x <= own[-1])]
+    rows = [y[np.searchsorted(own, x, side="right") - 1] for own, y in curves]
+    return x, np.array(rows).reshape(-1, len(x))
+
+
+def draw_bands(axis, curves):
+    """For each {name: (x (n,), table (runs, n))} the median, and the quartiles of several runs."""
+    for colour, (name, (x, table)) in zip(itertools.cycle(COLOURS), curves.items()):
+        if len(x):
+            low, middle, high = np.quantile(table, (0.25, 0.5, 0.75), axis=0)
+            several = f"{name}: median and quartiles of {len(table)} runs"
+            label = name if len(table) == 1 else several
+            axis.step(x, middle, where="post", color=colour, label=label)
+            axis.fill_between(x, low, high, step="post", color=colour, alpha=0.2, lw=0)
+
+
 def draw_comparison(methods):
-    """methods: {name: [Run]}; each has a colour."""
     runs = [run for own in methods.values() for run in own]
     figure, axes = new_figure(11, 4.8, 1, 2, sharey=True)
-    for axis, curve, scale in zip(axes, (Run.best_by_time, Run.best_by_trials), (60, 1)):
-        for colour, (name, own) in zip(itertools.cycle(COLOURS), methods.items()):
-            for i, (x, losses) in enumerate(map(curve, own)):
-                look = {"color": colour, "label": None if i else name}
-                axis.step(x / scale, runs[0].sign * losses, where="post", lw=1, **look)
-        set_view(axis, runs[0], np.concatenate([curve(run)[1] for run in runs]))
-    axes[0].set(xlabel=MINUTES, ylabel=f"best {runs[0].metric} so far")
+    unit, seconds = unit_of(max(run.clock for run in runs))
+    for axis, curve, scale in zip(axes, (Run.best_by_time, Run.best_by_trials), (seconds, 1)):
+        curves = {name: on_one_axis([curve(run) for run in own]) for name, own in methods.items()}
+        losses = np.concatenate([table.ravel() for _, table in curves.values()])
+        signed = {name: (x / scale, runs[0].sign * y) for name, (x, y) in curves.items()}
+        draw_bands(axis, signed)
+        set_view(axis, runs[0], losses)
+    axes[0].set(xlabel=f"{unit}, downtime excluded", ylabel=f"best {runs[0].metric} so far")
     axes[1].set(xlabel="trials that have ended", ylabel="")
     add_legend(figure, axes[0], 1)
     return figure
+
+
+def print_table(methods):
+    """best: median [lowest, highest] of the runs; trials, failed and hours: their means."""
+    print("runs           best [lowest, highest]  trials  failed   hours  method")
+    for name, runs in methods.items():
+        values = [run.journal.to_metric(run.best.value) for run in runs if run.best] or [math.nan]
+        best = f"{np.median(values):.6g} [{min(values):.6g}, {max(values):.6g}]"
+        counts = [
+            (len(run.shown), sum(t.status == "failed" for t in run.shown), run.clock / 3600)
+            for run in runs
+        ]
+        numbers = " ".join(f"{mean:7.4g}" for mean in np.mean(counts, axis=0))
+        print(f"{len(runs):4} {best:>32} {numbers}  {name}")
 
 
 # ---- Command line ----
@@ -372,8 +523,9 @@ def main(arguments=None):
             if (run.metric, run.sign) != (first.metric, first.sign):
                 raise ValueError(f"{run.folder}: expected {first.metric}, got {run.metric}")
         if others:
-            folder = pathlib.Path("results/compared")
-            figures = {"compared": draw_comparison({str(run.folder): [run] for run in runs})}
+            methods, folder = by_method(runs), pathlib.Path("results/compared")
+            print_table(methods)
+            figures = {"compared": draw_comparison(methods)}
         else:
             folder, figures = first.folder / "pictures", draw_run(first, Belief(first))
         folder = args.results or folder

@@ -20,17 +20,17 @@ import re
 import shlex
 import signal
 import subprocess
+import symtable
 import sys
-import threading
 import traceback
 import types
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 
 import hpo.report
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TAG = "[tune-metric]:"  # begins a report on a program's output
-END = "\0the program has ended\n"  # follows its output
 is_loading = False  # a file of the user's is being loaded
 
 
@@ -244,44 +244,40 @@ class Program:
         the backend's deadline gets SIGKILL from the fork server.
         """
         signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
-        os.environ["PYTHONUNBUFFERED"] = "1"
-        report, last = hpo.report.Reporter(), ""
-        reader, writer = os.pipe()
-        pipes = {"stdin": subprocess.DEVNULL, "stdout": writer, "stderr": writer}
+        report, wrong, last_error, tail = hpo.report.Reporter(), [], "", []
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         try:
-            process = subprocess.Popen(self.words(config), **pipes)
+            process = subprocess.Popen(self.words(config), env=environment, **pipes)
         except OSError as error:
             sys.exit(f"{self.path}: {error.strerror}; is its first line such as #!/bin/sh?")
-
-        def note_end():  # the pipe has no end: children of the program may keep it open
-            process.wait()
-            os.write(writer, f"\n{END}".encode())
-
-        threading.Thread(target=note_end, daemon=True).start()
-        output = os.fdopen(reader, encoding="utf-8", errors="replace")
-        lines = iter(lambda: output.readline(2**17), END)  # no report is as long
         try:
-            for line in lines:
-                print(line, end="")
-                last = line.strip() or last
-                for text in line.split(TAG)[1:]:
+            for is_error, line in _lines(process):
+                tail = [*tail, line[:300]][-3:]
+                last_error = line if is_error else last_error
+                for text in [] if is_error else line.split(TAG)[1:]:
                     try:
-                        metrics, _ = json.JSONDecoder().raw_decode(text.lstrip())
-                        # Syne Tune's Reporter adds entries st_... of its own.
-                        report(**{n: v for n, v in metrics.items() if not n.startswith("st_")})
-                    except Exception as error:  # the program may print anything
-                        print(f"warning: not a report: {error}")
+                        report(**reported(text))
+                    except (ValueError, TypeError, AttributeError, RecursionError):
+                        wrong.append(line[:300])
+            code = process.wait()
         except BaseException:  # StopTrial, or the end by SIGTERM
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             os.killpg(os.getpid(), signal.SIGTERM)  # this process leads its group
-            for line in lines:  # the last that it prints
-                print(line, end="")
+            for _ in _lines(process):  # logs the last that it prints
+                pass
+            process.wait()
             raise
-        if process.wait():
-            sys.exit(": ".join(filter(None, [exit_reason(process.returncode), last])))
+        finally:
+            if wrong:
+                print(f"warning: {len(wrong)} lines with {TAG} are no reports, first {wrong[0]!r}")
+        if code:
+            reason = "" if code > 0 and last_error else exit_reason(code)
+            sys.exit(": ".join(filter(None, [reason, last_error])))
         if self.metric not in hpo.report.names:
-            got = sorted(hpo.report.names - {"epoch"}) or "nothing"
-            sys.exit(f'expected printed lines {TAG} {{"{self.metric}": 0.9}}, got {got}')
+            names = ", ".join(sorted(hpo.report.names - {"epoch"})) or "no report"
+            expected = f'expected printed lines {TAG} {{"{self.metric}": 0.9}}, got {names}'
+            sys.exit(f"{expected}; the last it printed: {' | '.join(tail) or 'nothing'}")
 
 
 def argument(name, value):
@@ -292,6 +288,35 @@ def argument(name, value):
     if isinstance(value, float) and value < 0:
         text = f"{decimal.Decimal(text):f}"
     return [name, json.dumps(value) if isinstance(value, (list, dict)) else text]
+
+
+def reported(text):
+    """The metrics of a printed report, without lists, dicts and Syne Tune's own st_... entries."""
+    metrics, _ = json.JSONDecoder().raw_decode(text.lstrip())  # ignores what follows the JSON
+    scalars = {n: value for n, value in metrics.items() if not isinstance(value, (list, dict))}
+    return {name: value for name, value in scalars.items() if not name.startswith("st_")}
+
+
+def _lines(process):
+    """Yields (is_error, line) of what a process prints, and copies it to the log.
+
+    On Linux it ends when the process does: children of the process may keep its output open.
+    """
+    streams = {process.stdout: b"", process.stderr: b""}  # stream -> the part of a line so far
+    exits = [os.pidfd_open(process.pid)] if sys.platform == "linux" else []
+    while streams:
+        ready = wait([*streams, *exits])
+        if ready == exits and not (ready := wait([*streams], 0)):
+            break  # it has exited, and all that it printed has been read
+        for stream in [s for s in (process.stdout, process.stderr) if s in ready]:
+            data = os.read(stream.fileno(), 2**16)
+            os.write(1, data)
+            text = streams.pop(stream) + (data or b"\n")
+            *lines, rest = text.replace(b"\r", b"\n").split(b"\n")
+            if data:
+                streams[stream] = rest[-(2**17) :]  # no report is as long
+            for line in filter(bytes.strip, lines):
+                yield stream is process.stderr, line.decode(errors="replace").strip()
 
 
 def exit_reason(code):
@@ -309,10 +334,14 @@ def is_program(path):
     """
     if not path.endswith(".py"):
         return True
-    source = pathlib.Path(path).read_text(errors="replace")
-    defines = r"^(def|class) objective\b|^objective *=|^ *(from|import) .*\bobjective\b"
-    is_syne_tunes = re.search(r"^\s*(from|import) syne_tune\b", source, re.MULTILINE)
-    return bool(is_syne_tunes) or not re.search(defines, source, re.MULTILINE)
+    source = pathlib.Path(path).read_bytes()
+    try:
+        names = symtable.symtable(source, path, "exec").get_symbols()
+    except (SyntaxError, ValueError):
+        return False  # `describe` says what is wrong
+    defined = [n.get_name() for n in names if n.is_assigned() or n.is_imported()]
+    prints = re.search(rb"^\s*(from|import) syne_tune\b", source, re.MULTILINE)
+    return bool(prints) or "objective" not in defined
 
 
 if __name__ == "__main__":

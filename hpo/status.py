@@ -3,39 +3,50 @@
 import collections
 import contextlib
 import json
+import math
 import os
+import shlex
 import shutil
 import sys
 
 from hpo.journal import STATUSES, printable
-from hpo.objective import command_line
+from hpo.objective import ROOT, command_line, one_line
 from hpo.searchers import GPSearch
 from hpo.space import domains
 from hpo.trial import trial_seed
 
+LIVE_SECONDS = 0.5  # between two status lines on a terminal
+PLAIN_SECONDS = 60.0  # elsewhere
+
 
 class Status:
-    """On a terminal a line that rewrites itself; elsewhere a line each minute."""
+    """On a terminal a line that rewrites itself; elsewhere a line each minute.
+
+    The objective's `prepare` may return a `note`. It is shown before and after the run.
+    """
 
     def __init__(self, journal, backend):
-        self.journal, self.backend, self.arguments = journal, backend, journal.run["arguments"]
+        self.journal, self.backend = journal, backend
+        self.arguments, self.note = journal.run["arguments"], journal.run["note"]
         self.is_live = getattr(sys.stdout, "isatty", bool)()
-        self.seconds = 0.5 if self.is_live else 60.0  # between two status lines
-        self.last_tick = backend.now()
-        note = journal.run["note"]  # of the objective's `prepare`; shown before and after the run
-        self.note = f"**** {note}\n" if note else ""
+        self.seconds = LIVE_SECONDS if self.is_live else PLAIN_SECONDS
+        self.last_tick = self.began = backend.now()
+        self.best = best_of(journal.trials)  # of the ended trials: there may be 10,000
 
     def begin(self, tuner):
+        self._say_note()
         journal, stopping = self.journal, self.arguments["stopping"]
         rule = ("halving" if stopping == "auto" else stopping) if tuner.rule else "none"
         say(
-            f"{self.note}{journal.mode}imise {journal.metric} over {len(domains(journal.space))} "
+            f"{journal.mode}imise {journal.metric} over {len(domains(journal.space))} "
             f"hyperparameters, searcher {self.arguments['searcher']}, stopping {rule}, "
             f"{tuner.n_workers} workers with {self.backend.n_threads} thread(s) each, "
             f"{self.arguments['hours']:g} hours\nresults: {journal.folder}"
         )
         if tuner.trials:
             say(f"resumed after {clock(journal.clock)}: {counts(tuner.trials)}")
+            if journal.clock >= tuner.seconds:
+                say("the time of the run is over; --hours with a larger number gives it more")
 
     def tick(self, tuner):
         now = self.backend.now()
@@ -46,54 +57,81 @@ class Status:
 
     def line(self, tuner, now):
         """The status line, the most important first: a narrow terminal cuts the end off."""
-        best, n_ended = best_of(tuner.trials), len(tuner.trials) - len(tuner.running)
-        parts = [
+        best = best_of(tuner.running.values(), self.best)
+        parts = ["NOTE ABOVE"] if self.note else []
+        parts += [
             f"{clock(now)} elapsed, {clock(tuner.seconds - now)} left",
             f"best {self._value(best[0])} (trial {best[2].id})" if best else "no result yet",
-            f"{counts(tuner.trials)} | {3600 * n_ended / max(now, 1):.0f} trials/h",
-            f"at epoch {' '.join(str(trial.n_epochs) for trial in tuner.running.values())}",
+            counts(tuner.trials),
+            f"{3600 * (len(tuner.trials) - len(tuner.running)) / max(now, 1):.0f} trials/h",
         ]
+        if tuner.max_epochs:
+            epochs = [str(trial.n_epochs) for trial in tuner.running.values()]
+            parts.append(f"now at epoch {' '.join(epochs)} of {tuner.max_epochs}")
         return " | ".join(parts)
 
     def ended(self, trial):
-        parts = [f"trial {trial.id:4d} {trial.status:8}", f"{trial.ended - trial.started:.0f} s"]
+        self.best = best_of([trial], self.best)
+        result = f"{trial.ended - trial.started:.0f} s"
         if trial.value is not None:
             of = f" at epoch {trial.best_epoch} of {trial.n_epochs}" if trial.n_epochs > 1 else ""
-            parts[1] = f"{self._value(trial.value)}{of}, {parts[1]}"
-        tuned = [(name, trial.config[name]) for name in domains(self.journal.space)]
-        texts = [f"{n}={v:.3g}" if isinstance(v, float) else f"{n}={v}" for n, v in tuned]
-        parts += [" ".join(texts)[:160]] + [trial.error[:200]] * bool(trial.error)
-        say(" | ".join(parts))
+            result = f"{self._value(trial.value)}{of}, {result}"
+        tuned = {name: trial.config[name] for name in domains(self.journal.space)}
+        texts = {n: f"{v:.3g}" if isinstance(v, float) else str(v)[:12] for n, v in tuned.items()}
+        config = " ".join(f"{name}={text}" for name, text in texts.items())[:160]
+        parts = [f"trial {trial.id:4d} {trial.status:8}", result, config, trial.error[:200]]
+        say(" | ".join(filter(None, parts)))
+        if trial.id == 0 and trial.curve and trial.curve[0][0] == 0:
+            say("warning: epochs are counted from 0; count from 1, as the last one is `epochs`")
 
     def summary(self, tuner):
-        trials, folder = tuner.trials, self.journal.folder
-        ended = f"ended ({tuner.reason}) after {clock(self.backend.now())}"
-        say(f"\n{self.note}{ended}: {len(trials)} trials, {counts(trials)}")
+        now, trials, folder = self.backend.now(), tuner.trials, self.journal.folder
+        say(f"\nended ({tuner.reason}) after {clock(now)}: {len(trials)} trials, {counts(trials)}")
         if best := best_of(trials):
             say(f"best {self._value(best[0])} ({place(best[2], best[1])})")
             self._say_choice(best[2], tuner)
         else:
             say(f"no trial has reported {self.journal.metric}")
+        spans = [(trial.ended or now) - max(trial.started, self.began) for trial in trials]
+        busy = sum(max(0, span) for span in spans)
+        share = busy / (tuner.n_workers * max(now - self.began, 1e-9))
+        say(f"the workers were busy {100 * share:.1f}% of the time")
         say(f"{folder / 'trials.csv'}\n{folder / 'reports.csv'}")
         if tuner.reason not in ("trials", "exhausted", "deadline"):
-            say(f"the run goes on with --resume {folder}")
+            command = shlex.join(["python", str(ROOT / "run.py"), "--resume", str(folder)])
+            if not os.path.isfile(self.arguments["objective"]):
+                command = f"hpo.tune(FUNCTION, resume={str(folder)!r})"
+            cut_off = [t.ended - t.started for t in trials if t.status == "interrupted"]
+            again = f", and {len(cut_off)} trials that took {sum(cut_off):.0f} s start again"
+            say(f"the run goes on{again * bool(cut_off)} with\n  {command}")
+        self._say_note()
 
     def _say_choice(self, best, tuner):
         """Says which configuration to take home, and how to train it again."""
-        expected, path, seed = None, self.arguments["objective"], self.arguments["seed"]
-        if isinstance(tuner.searcher, GPSearch):
-            with contextlib.suppress(Exception):  # of the user's own version; the run ended well
-                expected = tuner.searcher.recommend(tuner.trials)
-        if expected:
+        model, seed = tuner.searcher, self.arguments["seed"]
+        if not isinstance(model, GPSearch):
+            model = GPSearch(self.journal.space, seed, tuner.max_epochs)
+        try:
+            expected = model.recommend(tuner.trials)
+        except Exception as error:  # of the user's own searcher; the run has ended well
+            expected = None
+            say(f"warning: {type(model).__name__}.recommend raised {one_line(error)}")
+        if expected and math.isfinite(expected[2]):
             best, epoch, mu, sigma = expected
             say(
                 f"expected if trained again: {self._value(mu)} +- {sigma:.2g} "
                 f"({place(best, epoch)}), as the best of many noisy values is partly luck"
             )
         say(f"take home trial {best.id}: {json.dumps(best.config)}")
+        path = self.arguments["objective"]
         if path.endswith(".py") and self.arguments["config_space"] is None:
-            seed, n_threads = trial_seed(seed, best.id), self.backend.n_threads
-            say(f"train it again with\n  {command_line(path, best.config, seed, n_threads)}")
+            seed = trial_seed(seed, best.id)
+            command = command_line(path, best.config, seed, self.backend.n_threads)
+            say(f"train it again with\n  {command}")
+
+    def _say_note(self):
+        if self.note:
+            say(f"**** {self.note}")
 
     def _value(self, loss):
         return f"{self.journal.metric}={self.journal.to_metric(loss):.6g}"
@@ -109,11 +147,14 @@ def counts(trials):
     return ", ".join(f"{n[s]} {s}" for s in ("running", *STATUSES) if n[s]) or "none"
 
 
-def best_of(trials):
-    """The lowest (loss, epoch, trial) of all attempts of the trials, or None."""
-    valid = [trial for trial in trials if trial.status != "failed"]
-    points = ((loss, epoch, t) for t in valid for c in (*t.earlier, t.curve) for epoch, loss in c)
-    return min(points, key=lambda point: point[0], default=None)
+def best_of(trials, best=None):
+    """The lowest (loss, epoch, trial) of `best` and of all attempts of the trials, or None."""
+    for trial in trials:
+        for curve in [] if trial.status == "failed" else [*trial.earlier, trial.curve]:
+            for epoch, loss in curve:
+                if best is None or loss < best[0]:
+                    best = loss, epoch, trial
+    return best
 
 
 def clock(seconds):

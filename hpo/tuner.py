@@ -300,6 +300,7 @@ def tune(
         arguments = resumed(journal, given) if journal else DEFAULTS | given
         check_numbers(arguments)
         options = arguments | functions
+        parts = {name: find(name, options[name]) for name in ("searcher", "stopping")}
         backend = make_backend(options)
         stack.callback(backend.close)
         say(f"loading {arguments['objective']}")
@@ -308,11 +309,12 @@ def tune(
             assignments=arguments["assignments"], prepared=journal and journal.run["prepared"],
         )  # fmt: skip
         space = space_from_json(found["space"])
-        parts = of_space(space, options)
+        parts = of_space(space, arguments, **parts)
         arguments |= {"metric": found["metric"], "mode": found["mode"], "start": parts["start"]}
         if journal:
             journal.begin_session({name: arguments[name] for name in (*BUDGET, "objective")})
         else:
+            warn(space, arguments)
             folder = arguments.pop("results") or f"results/{datetime.now():%Y-%m-%d_%H-%M-%S_%f}"
             run = {**found, "arguments": arguments, "learned": learn(space, arguments)}
             journal = Journal.create(folder, run)
@@ -354,19 +356,31 @@ def ending_signals(stack):
     return signals
 
 
-def of_space(space, options):
-    """The arguments of a Tuner that depend on the space, as a dict. Raises ValueError."""
-    searcher_class, rule = (find(name, options[name]) for name in ("searcher", "stopping"))
-    max_epochs = last_epoch(space, options["epochs_name"])
-    if rule and not max_epochs and options["stopping"] != "auto":
+def of_space(space, arguments, searcher, stopping):
+    """The arguments of a Tuner that depend on the space, as a dict. Raises ValueError.
+
+    searcher: its class. stopping: the rule, or None.
+    """
+    max_epochs = last_epoch(space, arguments["epochs_name"])
+    is_asked_for = arguments["stopping"] != "auto"
+    if stopping and not max_epochs and is_asked_for:
         what = "needs the last epoch, a constant `epochs` in the space; or give --epochs_name"
-        raise ValueError(f"--stopping {options['stopping']}: {what}")
-    rule = with_options(max_epochs and rule, first_rung=options["first_rung"], eta=options["eta"])
-    searcher = call("the searcher", searcher_class, space, options["seed"], max_epochs)
-    start = first_configs(space, options["start"])
-    needs_epoch = options["stopping"] != "auto"
-    return {"searcher": searcher, "rule": rule, "needs_epoch": needs_epoch, "start": start,
-            "max_epochs": max_epochs}  # fmt: skip
+        raise ValueError(f"--stopping {arguments['stopping']}: {what}")
+    options = {name: arguments[name] for name in ("first_rung", "eta")}
+    return {
+        "searcher": call("the searcher", searcher, space, arguments["seed"], max_epochs),
+        "rule": with_options(max_epochs and stopping, **options), "needs_epoch": is_asked_for,
+        "max_epochs": max_epochs, "start": first_configs(space, arguments["start"]),
+    }  # fmt: skip
+
+
+def warn(space, arguments):
+    """Prints what a user may have meant otherwise."""
+    if arguments["workers"] > 4 * (os.cpu_count() or 1) and not arguments["dask"]:
+        say(f"warning: {arguments['workers']} workers share the {os.cpu_count()} cores")
+    for name, value in space.items():
+        if isinstance(value, list):
+            say(f"warning: {name} is the constant {value!r:.60}; to tune it, use choice(...)")
 
 
 # ---- Its arguments -------------------------------------------------------------------------------

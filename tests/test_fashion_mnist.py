@@ -91,14 +91,18 @@ def test_each_source_completes_the_folder(source, tmp_path, monkeypatch, server)
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_source_that_fails(fault, tmp_path, monkeypatch, server, capsys):
-    """The next source is asked. The stand-in is taken if there is none."""
+    """The next source is asked. The stand-in is taken if there is none, unless data is damaged."""
     server.answers[f"{NAMES[1]}.gz"], words = FAULTS[fault]
     monkeypatch.setenv("FASHION_MNIST_MIRROR", server.url)
     found = rf"(?s){NAMES[1]}.gz: .*{words}.*{REFUSED}/1.*{REFUSED}/2.*put"
     with pytest.raises(fashion_mnist.Unreachable, match=found):
         fashion_mnist.prepare("fashion_mnist", tmp_path)
-    assert fashion_mnist.prepare("auto", tmp_path) == "synthetic"
-    assert "GENERATED stand-in images, because no source delivers" in capsys.readouterr().err
+    if fault in ("missing", "silent"):
+        assert fashion_mnist.prepare("auto", tmp_path) == "synthetic"
+        assert "GENERATED stand-in images, because no source delivers" in capsys.readouterr().err
+    else:
+        with pytest.raises(fashion_mnist.Damaged):
+            fashion_mnist.prepare("auto", tmp_path)
     others = write(tmp_path / "mirror", ARCHIVES).as_uri(), REFUSED
     monkeypatch.setattr(fashion_mnist, "SOURCES", others)
     check_prepare(tmp_path)
@@ -109,6 +113,8 @@ def test_source_that_fails(fault, tmp_path, monkeypatch, server, capsys):
 def test_files_that_are_missing_or_wrong_are_fetched(tmp_path, monkeypatch, server):
     write(tmp_path / RAW, FILES | {NAMES[2]: b"half"})
     (tmp_path / RAW / NAMES[0]).unlink()
+    with pytest.raises(fashion_mnist.Damaged, match=f"{NAMES[2]}: wrong MD5"):
+        fashion_mnist.prepare("auto", tmp_path)
     monkeypatch.setenv("FASHION_MNIST_MIRROR", server.url)
     check_prepare(tmp_path)
     assert server.asked == [f"{NAMES[0]}.gz", f"{NAMES[2]}.gz"]

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
+from torchvision.datasets import FashionMNIST
 
-from experiments.train_speed import plain_epoch
+from experiments.train_speed import Images, plain_epoch
 from hpo.report import Reporter, StopTrial
 from train import fashion_mnist, mlp_fashion_mnist
 from train.mlp_fashion_mnist import Adam, mask, objective, prepare, train, validate
 
 CONFIG = dict(zip(mlp_fashion_mnist.config_space, (64, 32, 32, 0.1, 0.1, 1e-3, 0.01)))
-CONFIG |= {"epochs": 2, "dataset": "synthetic", "dataset_path": "nowhere"}
+CONFIG |= {"epochs": 2, "dataset": "synthetic", "dataset_path": "nowhere", "report": "epoch"}
 
 
 def random_images(n):
@@ -44,16 +45,16 @@ def largest_difference(a, b):
     ("seed", "weight_decay", "agrees"), [(1, 0.01, True), (2, 0.01, False), (1, 0.009, False)]
 )
 def test_train_gives_the_weights_of_the_plain_pipeline(seed, weight_decay, agrees):
-    images, labels = as_tensors(*random_images(330))  # ten batches and a part, which is left out
+    images, labels = random_images(330)  # ten batches and a part of one, which is left out
     torch.manual_seed(seed)
     batches = [batch.tolist() for batch in torch.randperm(330).split(32)[:10]]
-    loader = DataLoader(TensorDataset(images / 255, labels), batch_sampler=batches)
+    loader = DataLoader(Images(images, labels), batch_sampler=batches)
     model, optimizer = make(dropout_1=0.0, dropout_2=0.0)
     start, other = copy.deepcopy(model), copy.deepcopy(model)
     other_optimizer = torch.optim.Adam(other.parameters(), 1e-3, weight_decay=weight_decay)
     for _ in range(2):
         torch.manual_seed(1)
-        train(model, optimizer, images, labels, 32)
+        train(model, optimizer, *as_tensors(images, labels), 32)
         plain_epoch(other, other_optimizer, loader)
     assert largest_difference(model, start) > 5e-3
     assert (largest_difference(model, other) < 1e-5) == agrees
@@ -122,7 +123,7 @@ def curve(small, capsys):
 def test_objective_repeats_itself_with_the_same_seed(curve):
     first = curve(0)
     assert [epoch for epoch, _ in first] == [1, 2]
-    assert curve(0) == first != curve(1)
+    assert curve(0) == first != curve(1) and curve(0, report="end") == first[1:]
 
 
 def test_objective_goes_on_where_it_was_killed(curve, tmp_path, monkeypatch):
@@ -149,6 +150,14 @@ def test_prepare_tells_of_the_stand_in_in_a_note(monkeypatch):
         assert prepare(CONFIG) == {"dataset": dataset, **note}
 
 
-def test_prepare_refuses_another_dataset():
-    with pytest.raises(ValueError, match="^dataset: expected one of auto, .*, got 'mnist'$"):
-        prepare({**CONFIG, "dataset": "mnist"})
+def test_prepare_refuses_bad_constants():
+    for bad in ({"epochs": 0}, {"epochs": 1.5}, {"report": "never"}, {"dataset": "mnist"}):
+        ((name, value),) = bad.items()
+        with pytest.raises(ValueError, match=f"^{name}: expected .*, got {value!r}$"):
+            prepare({**CONFIG, **bad})
+
+
+def test_data_comes_from_the_mirror_then_as_torchvision_says_then_github(monkeypatch):
+    monkeypatch.setenv("FASHION_MNIST_MIRROR", "http://mirror/")
+    urls = ["http://mirror/", *FashionMNIST.mirrors, fashion_mnist.REPOSITORY]
+    assert list(fashion_mnist._sources([])) == [url.rstrip("/") for url in urls]

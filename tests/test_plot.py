@@ -1,5 +1,9 @@
-"""Pictures of runs: what is drawn, from journals written here event by event."""
+"""Pictures of runs, and the page: what is drawn, from journals written here event by event."""
 
+import math
+import pathlib
+import re
+import runpy
 import xml.dom.minidom
 
 import numpy as np
@@ -62,27 +66,34 @@ def test_pictures_of_each_state_of_a_run(tmp_path, trials, names, mode):
         assert "<script" not in xml.dom.minidom.parse(str(path)).toxml()
     assert "$b$" in (tmp_path / "run" / "pictures" / "parameters.svg").read_text()  # no formula
     for axis in plot.draw_history(run).axes:  # a mark in view for each trial, failed ones too
-        low, high = axis.get_ylim()
-        marks = [line.get_ydata() for line in axis.lines if line.get_ls() == "None"]
-        y = np.concatenate([[], *marks])
+        (low, high), marks = (
+            axis.get_ylim(),
+            [line for line in axis.lines if line.get_ls() == "None"],
+        )
+        y = np.concatenate([[], *(mark.get_ydata() for mark in marks)])
         assert len(y) == len(run.shown) and ((low < y) & (y < high)).all()
 
 
-@pytest.mark.parametrize("mode, best", [("min", 0.2), ("max", 9.0)])
-def test_poor_trials_are_counted_and_the_best_of_a_curve_is_in_view(tmp_path, mode, best):
-    """Though it ends worse."""
-    reports = [
-        {"report": 11, "attempt": 1, "epoch": epoch, "metrics": {"loss": loss}, "at": 1200.0}
-        for epoch, loss in ((10, best), (11, 1.2))
-    ]
-    trials = [*[("done", 1.0, 9)] * 9, ("stopped", 50.0 if mode == "min" else -50.0, 1)]
-    trials += [("failed", 1.0, 0), ("running", 1.0, 9)]
-    axis = plot.draw_curves(write_run(tmp_path / "run", trials, reports, mode=mode)).axes[0]
-    low, high = axis.get_ylim()
-    assert low < best < high
+def test_poor_trials_are_counted_and_epochs_are_powers_of_three(tmp_path):
+    trials = [("done", 0.1 * i, 9) for i in range(9)]
+    run = write_run(tmp_path / "run", [*trials, ("stopped", 50.0, 1), ("stopped", 90.0, 3)])
+    axis = plot.draw_curves(run).axes[0]
     assert [tick.get_text() for tick in axis.get_xticklabels()] == ["1", "3", "9"]
     labels = " ".join(axis.get_legend_handles_labels()[1])
-    assert "9 done" in labels and "2 worse than" in labels
+    assert "2 stopped" in labels and "2 of them worse" in labels
+    assert [line.get_xdata()[0] for line in axis.lines if line.get_ls() == ":"] == [1, 3]  # rungs
+
+
+@pytest.mark.parametrize("mode, best", [("min", 0.2), ("max", 9.0)])
+def test_the_best_of_a_curve_is_in_view_though_it_ends_worse(tmp_path, mode, best):
+    reports = [
+        {"report": 3, "attempt": 1, "epoch": epoch, "metrics": {"loss": loss}, "at": 400.0}
+        for epoch, loss in ((10, best), (11, 1.2))
+    ]
+    trials = [*[("done", 1.0, 9)] * 3, ("running", 1.0, 9)]
+    run = write_run(tmp_path / "run", trials, reports, mode=mode)
+    low, high = plot.draw_curves(run).axes[0].get_ylim()
+    assert low < best < high
 
 
 def test_attempts_that_were_killed_resumed_and_are_running(tmp_path):
@@ -90,9 +101,8 @@ def test_attempts_that_were_killed_resumed_and_are_running(tmp_path):
     news = {"report": 1, "attempt": 2, "epoch": 1, "metrics": {"loss": 0.5}, "at": 200.0}
     extra = [{"session": {"arguments": {}, "at": 150.0}}, again, news]
     run = write_run(tmp_path / "run", [("done", 1.0, 1), ("running", 0.0, 1)], extra)
-    bars = plot.draw_workers(run).axes[0].patches  # of the last attempts
-    found = [60 * x for bar in bars for x in (bar.get_x(), bar.get_width())]
-    assert found == pytest.approx([0, 99, 160, 40])
+    assert [status for *_, status in run.spans()] == ["done", "interrupted", "running"]
+    assert [span[:3] for span in run.spans()] == [(0, 99, 0), (100, 150, 1), (160, 200, 1)]
     assert "resumed" in plot.draw_history(run).axes[0].get_legend_handles_labels()[1]
     times, losses = run.best_by_time()  # what the killed attempt had reported was real
     assert times.tolist() == [0, 100, 200, 200] and losses.tolist() == [2, 1, 0.5, 0.5]
@@ -101,21 +111,26 @@ def test_attempts_that_were_killed_resumed_and_are_running(tmp_path):
 def test_importance_and_effects_find_what_matters(tmp_path):
     run = write_run(tmp_path / "run", [("done", bowl, 1)] * 30)
     belief = plot.Belief(run)
-    (first, share), *others, (last, _) = belief.shares().items()
-    assert (first, last) == ("x", "combinations")
-    assert share > 0.7 and max(other for _, other in others) < 0.2
+    (first, share), *others, (last, _) = plot.importance(run, belief).items()
+    assert (first, last) == ("x", "combinations") and share == sorted(share)
+    assert share[1] > 0.7 and max(other[1] for _, other in others) < 0.2
     loss, deviation = belief.effect(["x", "kind"], 11, 50)
     assert loss.shape == (11, 2) and loss[:, 0].argmin() in (3, 4, 5) and (deviation > 0).all()
 
 
-def test_runs_are_compared(tmp_path):
-    for name, loss in {"random": 1.0, "gp": 0.5}.items():
-        write_run(tmp_path / name, [("done", loss, 1)] * 3, searcher=name)
-    folders = [str(tmp_path / name) for name in ("random", "gp")]
+def test_runs_that_differ_in_the_seed_are_one_method(tmp_path, capsys):
+    losses = {("random", 0): 1.0, ("random", 1): 3.0, ("random", 2): 2.0, ("gp", 0): 0.5}
+    for (name, seed), loss in losses.items():
+        write_run(tmp_path / f"{name}{seed}", [("done", loss, 1)] * 3, searcher=name, seed=seed)
+    folders = [str(tmp_path / f"{name}{seed}") for name, seed in losses]
     plot.main([*folders, "--results", str(tmp_path / "out")])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:3]]
+    assert rows[0] == ["3", "3", "[2,", "4]", "3", "0", "0.08306", "searcher=random"]
+    assert rows[1] == ["1", "1.5", "[1.5,", "1.5]", "3", "0", "0.08306", "searcher=gp"]
     assert (tmp_path / "out" / "compared.png").stat().st_size > 5000
-    axis = plot.draw_comparison({"a": [*map(plot.Run, folders)]}).axes[1]
-    assert [line.get_ydata().tolist() for line in axis.lines] == [[2, 2, 2], [1.5, 1.5, 1.5]]
+    curves = ([1, 3, 5], [9.0, 4, 4]), ([2, 4], [math.nan, 7]), ([1], [math.nan])
+    x, table = plot.on_one_axis([tuple(map(np.array, curve)) for curve in curves])
+    assert x.tolist() == [4] and table.tolist() == [[4], [7]]
 
 
 def test_what_cannot_be_drawn_is_named(tmp_path, capsys):
@@ -139,3 +154,16 @@ def test_page_is_whole_and_escapes_what_users_write(tmp_path):
     text = (tmp_path / "run" / "report.html").read_text()
     assert "<script" not in text and "&lt;script&gt;" in text and "&lt;b&gt;bad&lt;/b&gt;" in text
     assert text.count("<svg") == 6 and "src=" not in text
+
+
+def test_readme_with_pandas(tmp_path, monkeypatch):
+    pytest.importorskip("pandas")
+    write_run(tmp_path / "results" / "DIR", MIXED)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    text = pathlib.Path(plot.__file__).with_name("README.md").read_text(encoding="utf-8")
+    text = text[text.index("    import pandas") :]
+    lines = re.findall(r"^    (import pandas|trials.*\))$", text, re.MULTILINE)[:3]
+    (tmp_path / "example.py").write_text("\n".join(lines))
+    runpy.run_path("example.py")
+    assert (tmp_path / "rate.png").stat().st_size > 1000

@@ -4,17 +4,18 @@ import contextlib
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
 import pytest
-from test_trial import until_end, wait_for
 
 import hpo.trial
 from hpo import load
 from hpo.objective import Program, argument, is_program
-from hpo.trial import LocalBackend, Trial
+from hpo.trial import End, LocalBackend, Trial
 
+PROGRAMS = Path(__file__).resolve().parent / "programs"
 TRIAL = Trial(3, {}, "test")
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Linux and macOS")
 
@@ -50,11 +51,24 @@ def write(tmp_path):
     return write
 
 
+def until_end(backend, *trials, n_reports=99):
+    """(metrics of each report, End) of each trial, which is stopped at the last report."""
+    found, until = {trial.id: [] for trial in trials}, time.monotonic() + 60
+    while not all(events and isinstance(events[-1], End) for events in found.values()):
+        assert time.monotonic() < until, "the trials have not ended"
+        for event in backend.wait(1.0):
+            found[event.trial_id].append(event)
+            if not isinstance(event, End):
+                go_on = len(found[event.trial_id]) < n_reports
+                backend.answer(Trial(event.trial_id, {}, "test"), go_on)
+    return [([report.metrics for report in events[:-1]], events[-1]) for events in found.values()]
+
+
 def test_python_file_with_objective_is_called_and_others_are_run(write):
     for text, expected in {
         "def objective(config): pass": False,
         "if True:\n    from mine import f as objective": False,
-        "objective = 1\na syntax error": False,
+        "a syntax error": False,
         "import argparse\nprint(argparse.objective)": True,
         "def f():\n    objective = 1": True,
         "from syne_tune import Reporter\ndef objective(config): pass": True,
@@ -76,65 +90,76 @@ def test_value_becomes_words_that_argparse_and_a_shell_script_read():
 
 
 SEEN = """import json, os, sys
-seen = json.dumps([sys.argv[1:], dict(os.environ), sys.stdin.read()])
+seen = json.dumps([sys.argv[1:], dict(os.environ, python=sys.executable)])
 print('[tune-metric]:', json.dumps({'y': 1, 'seen': seen}))"""
 
 
-def test_program_gets_words_and_an_environment_or_a_file_and_a_folder(
-    start, write, monkeypatch, tmp_path
-):
+def test_program_gets_each_value_as_a_word_and_an_environment(start, write, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
-    path = write(SEEN, "a program.py")
-    config = {"num-epochs": 3, "text": " a  'b\" $(c) * é", "empty": "", "yes": True, "none": None}
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    config = {"num-epochs": 3, "text": " a  'b\" $(c) * ", "empty": "", "yes": True, "none": None}
     words = [word for name, value in config.items() for word in (f"--{name}", str(value))]
-    (((metrics,), end),) = until_end(start(path, {**config, "list": [1, "a b"]}), TRIAL)
-    arguments, environment, stdin = json.loads(metrics["seen"])
-    assert (end.error, stdin) == ("", "") and arguments == [*words, "--list", '[1, "a b"]']
-    expected = {"PYTHONUNBUFFERED": "1", "CUDA_VISIBLE_DEVICES": "5"}
+    backend = start(write(SEEN, "a program.py"), {**config, "list": [1, "a b"]})
+    (((metrics,), end),) = until_end(backend, TRIAL)
+    arguments, environment = json.loads(metrics["seen"])
+    assert end.error == "" and arguments == [*words, "--list", '[1, "a b"]']
+    expected = {"PYTHONUNBUFFERED": "1", "python": sys.executable, "CUDA_VISIBLE_DEVICES": "5"}
     expected["TRIAL_SEED"] = str(hpo.trial.trial_seed(0, 3))
     expected["OMP_NUM_THREADS"] = str(hpo.trial.n_threads(2))
     assert expected.items() <= environment.items()
 
+
+def test_program_gets_one_file_and_a_folder(start, write, tmp_path):
+    config = {"list": [1, {"a": None}], "yes": True, "text": "é"}
     flags = {"pass_json": "--config", "checkpoint_flag": "st_checkpoint_dir"}
-    config["list"] = [1, {"a": None}]
-    (((metrics,), _),) = until_end(start(path, config, **flags), TRIAL)
+    backend = start(write(SEEN, "a program.py"), config, **flags)
+    (((metrics,), _),) = until_end(backend, TRIAL)
     file, folder = tmp_path / "run/logs/0003.json", tmp_path / "run/checkpoints/0003"
     words = ["--config", str(file), "--st_checkpoint_dir", str(folder)]
-    assert json.loads(metrics["seen"])[0] == words and json.loads(file.read_text()) == config
-    assert folder.parent.exists() and not folder.exists()  # it would be taken for a checkpoint
+    assert json.loads(metrics["seen"])[0] == words
+    assert json.loads(file.read_text()) == config and folder.parent.exists()
+    assert not folder.exists()  # programs take it for a checkpoint when it is there
 
 
-# ---- What it prints, and how it ends -------------------------------------------------------------
-def test_reports_are_found_anywhere_and_all_is_logged_as_it_comes(start, write, tmp_path):
+# ---- What it prints ------------------------------------------------------------------------------
+def test_reports_are_found_anywhere_in_a_line(start, write, tmp_path):
     lines = [
-        'x [tune-metric]: {"y": 0.5, "epoch": 1, "st_worker_iter": 0} and } more',
+        'x [tune-metric]: {"y": 0.5, "epoch": 1, "st_worker_iter": 0, "list": [1]} and } more',
         '50%\r[tune-metric]: {"y": NaN}[tune-metric]: {"loss": 1, "epoch": 3}',
         '[tune-metric]: {"y": 0.5', "[tune-metric]: [1]", '[tune-metric]: {"y": 1, "epoch": 0.5}',
         '[tune-metric]: {"st_worker_iter": 0}', "[tune-metric]: " + '{"a":' * 9999, "é",
     ]  # fmt: skip
-    text = "\n".join(f"printf '%s\\n' '{line}'" for line in lines)
-    backend = start(write(f"{text}\necho end >&2; printf half; sleep 0.5; echo"), {"n": 1})
-    (((first, second, third), end),) = until_end(backend, TRIAL)
+    path = write("\n".join(f"printf '%s\\n' '{line}'" for line in lines) + "\nprintf end >&2")
+    (((first, second, third), end),) = until_end(start(path, {"n": 1}), TRIAL)
     assert first == {"y": 0.5, "epoch": 1} and third == {"loss": 1, "epoch": 3}
     assert second["epoch"] == 2 and second["y"] != second["y"]
     log = (tmp_path / "run/logs/0003.log").read_text()
-    assert end.outcome == "finished" and log.rstrip().endswith("é\nend\nhalf")
-    assert log.count("warning: not a report: ") == 5 and "epoch: expected an integer >= 0" in log
-    backend = start(write("echo a line; sleep 99"), {"n": 1})
-    wait_for(lambda: backend.log(TRIAL).endswith("a line"))
+    assert end.outcome == "finished" and "é\n" in log and "end" in log
+    assert (
+        "warning: 5 lines with [tune-metric]: are no reports" in log and log.count("warning") == 1
+    )
 
 
+def test_output_goes_to_the_log_as_it_comes(start, write):
+    backend, until = start(write("printf 'half a line'; sleep 99"), {"n": 1}), time.monotonic() + 20
+    while backend.log(TRIAL) != "half a line":
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+# ---- How it ends ---------------------------------------------------------------------------------
 REPORT = """echo '[tune-metric]: {"y": 1}'\n"""
 LOSS = """echo '[tune-metric]: {"loss": 1}'"""
 EXPECTED = 'expected printed lines [tune-metric]: {"y": 0.9}, got'
 ENDS = [  # what a program does, how many reports come, and its error
-    (REPORT, 1, ""),
-    (f"exec 1>&2; {REPORT}", 1, ""),
+    (f"{REPORT}{REPORT.strip()} >&2", 1, ""),  # as `set -x` prints what it does
+    (f"exec 2>&1; {REPORT}", 1, ""),
     (f"sleep 99 &\n{REPORT}", 1, ""),  # it leaves a process that holds its output open
-    (f"(setsid sleep 99 &)\n{REPORT}printf end", 1, ""),
-    (f"exec &> /dev/null; {REPORT}", 0, f"{EXPECTED} nothing"),
-    (LOSS, 1, f"{EXPECTED} ['loss']"),
-    (f"{REPORT}echo o; echo 'no  disk' >&2; exit 3", 1, "the process exited with code 3: no disk"),
+    (f"(setsid sleep 99 &)\n{REPORT}", 1, ""),
+    (f"exec &> /dev/null; {REPORT}", 0, f"{EXPECTED} no report; the last it printed: nothing"),
+    ("echo a; echo b; echo c; echo d", 0, f"{EXPECTED} no report; the last it printed: b | c | d"),
+    (LOSS, 1, f'{EXPECTED} loss; the last it printed: [tune-metric]: {{"loss": 1}}'),
+    (f"{REPORT}echo first >&2; echo 'no  disk' >&2; sleep 0.1; echo out; exit 3", 1, "no disk"),
     ("exit 3", 0, "the process exited with code 3"),
     ("echo why >&2; kill -SEGV $$", 0, "the process was killed by SIGSEGV: why"),
     ("kill -9 $$", 0, "the process was killed by SIGKILL (out of memory?)"),
@@ -203,13 +228,14 @@ def test_bad_input_of_a_program_is_told_in_a_line_with_the_remedy(write, tmp_pat
 
 def test_program_goes_on_from_its_checkpoint_when_the_run_is_resumed(tmp_path, start_py, main):
     space, folder = tmp_path / "space.json", tmp_path / "run"
-    entries = '"epochs": 40, "sleep": {"constant": {"seconds": 0.02}}'
-    space.write_text(f'{{"step": {{"uniform": [0.5, 0.9]}}, {entries}}}')
-    program = Path(__file__).resolve().parent / "programs/checkpoints.py"
-    words = ["run.py", program, "--space", space, *METRIC, "--trials", 1, "--results", folder]
-    words += ["--pass_json", "config", "--checkpoint_flag", "st_checkpoint_dir"]
-    first, journal = start_py(*words), folder / "journal.jsonl"
-    wait_for(lambda: journal.exists() and journal.read_text().count('"report"') >= 3)
+    space.write_text('{"step": {"uniform": [0.5, 0.9]}, "epochs": 40, "seconds": 0.02}')
+    words = ["run.py", PROGRAMS / "checkpoints.py", "--space", space, *METRIC, "--trials", 1]
+    words += ["--checkpoint_flag", "st_checkpoint_dir", "--results", folder]
+    first, until = start_py(*words), time.monotonic() + 60
+    journal = folder / "journal.jsonl"
+    while not journal.exists() or journal.read_text().count('"report"') < 3:
+        assert time.monotonic() < until
+        time.sleep(0.01)
     first.send_signal(signal.SIGINT)
     assert first.wait(60) == 130
     assert main("--resume", folder)[0] == 0
@@ -221,3 +247,14 @@ def test_program_goes_on_from_its_checkpoint_when_the_run_is_resumed(tmp_path, s
     assert trial.curve[-1] == (40, pytest.approx(trial.config["step"] ** 40))
     epochs = [row.split(",")[1] for row in (folder / "reports.csv").read_text().splitlines()]
     assert epochs == ["epoch", *map(str, range(1, 41))]  # each once, of two attempts
+
+
+def test_program_that_reads_a_json_file_is_tuned(tmp_path, main):
+    space, flag = tmp_path / "space.json", "st_config_json_filename"
+    space.write_text(
+        '{"x": {"uniform": [0, 1]}, "weights": [1, 2], "scale": {"constant": {"by": 4}}}'
+    )
+    words = [PROGRAMS / "json_file.py", "--space", space, "--metric", "accuracy", "--mode", "max"]
+    code, _, err = main(*words, "--pass_json", flag, "--trials", 1, "--results", tmp_path / "run")
+    (trial,) = load(tmp_path / "run")
+    assert (code, err) == (0, "") and trial.value == pytest.approx(-trial.config["x"] * 3 / 4)

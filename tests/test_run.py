@@ -103,8 +103,9 @@ def test_run_writes_its_folder_and_a_summary(quick, tmp_path, run_py):
     assert config["x"] == float(best["config_x"]) and config["list"] == [1, None]
     assert f"best loss={float(best['value']):.6g} (trial {best['trial']}, epoch 3)" in out
     assert re.search(r"^expected if trained again: loss=\S+ \+- \S+ \(trial \d", out, re.MULTILINE)
+    assert "warning: list is the constant [1, None]; to tune it, use choice(...)" in out
     assert "6 trials, 6 done" in out and "minimise loss over 4 hyperparameters" in out
-    assert f"{folder / 'trials.csv'}\n{folder / 'reports.csv'}\n" in out
+    assert f"{folder / 'trials.csv'}\n{folder / 'reports.csv'}\n" in out and "% of the time" in out
 
     command = next(line for line in out.splitlines() if "-m hpo.objective" in line)
     code, out, err = run_py(*shlex.split(command)[3:])  # trains the best one again
@@ -303,7 +304,9 @@ def test_deadline_is_that_of_all_sessions_and_may_be_put_off(quick, tmp_path, en
     assert "ended (deadline) after 0:00:0" in ends_well(quick, *LONG, *flags)
     errors = ["--trial_timeout 1.2"] * 2 + ["deadline"] * 2
     assert endings(folder) == [("timeout", error, True) for error in errors]
-    assert "ended (deadline)" in ends_well("--resume", folder) and len(load(folder)) == 4
+    out = ends_well("--resume", folder)
+    assert "--hours with a larger number gives it more" in out and "ended (deadline)" in out
+    assert len(load(folder)) == 4
     assert "ended (trials)" in ends_well("--resume", folder, "--hours", 1, "--trials", 6)
     trials = load(folder)
     assert [trial.attempt for trial in trials] == [1] * 6

@@ -56,6 +56,10 @@ class Unreachable(OSError):
     """No source delivers the files."""
 
 
+class Damaged(Unreachable):
+    """The same, and what is there is wrong: a mistake that the stand-in would hide."""
+
+
 # ---- What the rest of the program uses -----------------------------------------------------------
 def load(dataset, dataset_path):
     """Arrays of uint8: training images (60000, 28, 28) and labels (60000,), then 10000 for testing.
@@ -73,8 +77,8 @@ def load(dataset, dataset_path):
 def prepare(dataset, dataset_path):
     """The data set to train on, "fashion_mnist" or "synthetic", its files complete and verified.
 
-    dataset: one of these, or "auto": the stand-in if no source delivers FashionMNIST. Raises
-    ValueError for another name, and Unreachable if FashionMNIST is asked for and cannot be had.
+    dataset: one of these, or "auto": the stand-in if no source of FashionMNIST can be reached.
+    Raises ValueError for another name; Unreachable or Damaged if FashionMNIST cannot be had.
     """
     if dataset not in ("auto", *FOLDERS):
         raise ValueError(f"dataset: expected one of auto, {', '.join(FOLDERS)}, got {dataset!r}")
@@ -84,7 +88,7 @@ def prepare(dataset, dataset_path):
             _complete("fashion_mnist", dataset_path, _download)
             return "fashion_mnist"
         except Unreachable as error:
-            if dataset == "fashion_mnist":
+            if dataset == "fashion_mnist" or isinstance(error, Damaged):
                 raise
             reason = f"because {error}"
     _complete("synthetic", dataset_path, _generate)
@@ -126,7 +130,9 @@ def _write(path, data):
 # ---- Download ------------------------------------------------------------------------------------
 def _download(folder, names):
     """Fetch the files; each source has to deliver those that the sources before it did not."""
-    missing, failures = list(names), []
+    missing, failures, kind = list(names), [], Unreachable
+    if damaged := [name for name in names if (folder / name).exists()]:
+        failures, kind = [f"{folder / damaged[0]}: wrong MD5"], Damaged
     for source in (*_mirrors(), *SOURCES):
         try:
             while missing:
@@ -134,11 +140,12 @@ def _download(folder, names):
                 missing.pop(0)
             return
         except Unreachable as error:
+            kind = Damaged if isinstance(error, Damaged) else kind
             failures.append(f"{source}/{missing[0]}.gz: {error}")
     text = "\n  ".join(["no source delivers FashionMNIST:", *failures])
     text += "\nput the four .gz files into a folder and name it in the environment variable "
     text += "FASHION_MNIST_MIRROR, or try the program without them: --set dataset=synthetic"
-    raise Unreachable(text)
+    raise kind(text)
 
 
 def _mirrors():
@@ -157,10 +164,12 @@ def _fetch(source, name):
     except urllib.error.HTTPError as error:
         error.close()
         raise Unreachable(str(error)) from None
-    except (OSError, EOFError, zlib.error, http.client.HTTPException, ValueError) as error:
-        raise Unreachable(str(error).strip("<>")) from None  # ValueError: a malformed URL
+    except (gzip.BadGzipFile, EOFError, zlib.error, http.client.IncompleteRead) as error:
+        raise Damaged(f"broken off, or no archive: {error}") from None
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a malformed URL
+        raise Unreachable(str(error).strip("<>")) from None
     if _md5(data) != MD5["fashion_mnist"][name]:
-        raise Unreachable("wrong MD5")
+        raise Damaged("wrong MD5")
     return data
 
 

@@ -31,6 +31,7 @@ config_space = {
     "epochs": 81,
     "dataset": "auto",  # or fashion_mnist, or synthetic: see train/fashion_mnist.py
     "dataset_path": "data",
+    "report": "epoch",  # or end: once, after the last epoch
 }
 metric = "accuracy"
 mode = "max"
@@ -41,6 +42,11 @@ STAND_IN = "STAND-IN DATA: generated images, NOT FashionMNIST, and so is every n
 
 def prepare(constants):
     """The constants that are known once the data is on disk, and a note if it is the stand-in."""
+    epochs, report = constants["epochs"], constants["report"]
+    if type(epochs) is not int or epochs < 1:
+        raise ValueError(f"epochs: expected an integer >= 1, got {epochs!r}")
+    if report not in ("epoch", "end"):
+        raise ValueError(f"report: expected epoch or end, got {report!r}")
     dataset = fashion_mnist.prepare(constants["dataset"], constants["dataset_path"])
     return {"dataset": dataset} | ({"note": STAND_IN} if dataset == "synthetic" else {})
 
@@ -56,13 +62,13 @@ def objective(config):
     optimizer = Adam(model.parameters(), config["learning_rate"], config["weight_decay"])
     report = Reporter()
     checkpoint = Checkpoint(report.checkpoint_path, model, optimizer)
-    try:
+    with checkpoint:
         for epoch in range(checkpoint.load() + 1, config["epochs"] + 1):
             train(model, optimizer, images[:N_TRAIN], labels[:N_TRAIN], config["batch_size"])
-            report(epoch=epoch, accuracy=validate(model, images[N_TRAIN:], labels[N_TRAIN:]))
+            if config["report"] == "epoch" or epoch == config["epochs"]:
+                accuracy = validate(model, images[N_TRAIN:], labels[N_TRAIN:])
+                report(epoch=epoch, accuracy=accuracy)
             checkpoint.save(epoch)
-    finally:  # a process that is killed does not come here, and so leaves its state
-        checkpoint.remove()
 
 
 def build(config):
@@ -93,7 +99,7 @@ def train(model, optimizer, images, labels, batch_size):
     batch = order[:batch_size].clone()  # (B,): the numbers of the images of this step
 
     def step():
-        x = images.index_select(0, batch) / 255  # (B, 784), in [0, 1] as ToTensor makes them
+        x = scale(images.index_select(0, batch))  # (B, 784)
         keep_1, keep_2 = mask(batch_size, b1, dropout_1), mask(batch_size, b2, dropout_2)
         h1 = torch.addmm(b1, x, W1.T).relu_().mul_(keep_1)  # (B, n_units_1)
         h2 = torch.addmm(b2, h1, W2.T).relu_().mul_(keep_2)  # (B, n_units_2)
@@ -111,12 +117,17 @@ def train(model, optimizer, images, labels, batch_size):
 
     for i, start in enumerate(range(0, len(order) - batch_size + 1, batch_size)):
         if i == N_WARM_UP and images.is_cuda:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                step()
-            step = graph.replay  # launching the 50 kernels of a step takes longer than they do
+            step = as_graph(step)
         batch.copy_(order[start : start + batch_size])
         step()
+
+
+def as_graph(step):
+    """The step as one CUDA graph: launching its 50 kernels takes longer than they do."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
 
 
 def mask(n_rows, bias, dropout):
@@ -147,7 +158,10 @@ class Adam:
 
 
 class Checkpoint:
-    """The state of a training in a folder; None: nowhere."""
+    """The state of a training in a folder; None: nowhere. As a context, it removes it at the end.
+
+    A process that is killed does not come to the end of the context, and so leaves its state.
+    """
 
     def __init__(self, folder, model, optimizer):
         self.folder, self.path = folder, folder and folder / "state.pt"
@@ -175,7 +189,10 @@ class Checkpoint:
             torch.save((epoch, self.tensors, generators), partial)
             partial.replace(self.path)
 
-    def remove(self):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
         if self.folder:
             shutil.rmtree(self.folder, ignore_errors=True)  # it may be gone, with the run
 
@@ -185,8 +202,13 @@ def validate(model, images, labels):
     """Share of the images that the model classifies correctly."""
     model.eval()
     batches = zip(images.split(500), labels.split(500), strict=True)
-    n_correct = sum((model(x / 255).argmax(1) == y).sum() for x, y in batches)
+    n_correct = sum((model(scale(x)).argmax(1) == y).sum() for x, y in batches)
     return n_correct.item() / len(images)  # the one wait for the GPU
+
+
+def scale(images):
+    """Pixels in [0, 1], as ToTensor makes them."""
+    return images / 255
 
 
 if __name__ == "__main__":

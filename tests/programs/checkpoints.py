@@ -1,4 +1,4 @@
-"""A training script that reads a JSON file of values, and saves its state to go on from it."""
+"""A training script that saves its state each epoch, and goes on from there."""
 
 import argparse
 import json
@@ -13,17 +13,23 @@ except ImportError:
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--config", type=pathlib.Path, required=True)
-    parser.add_argument("--st_checkpoint_dir", type=pathlib.Path, required=True)
+    parser.add_argument("--step", type=float, required=True)
+    parser.add_argument("--epochs", type=int, required=True)
+    parser.add_argument("--seconds", type=float, default=0.0)  # of an epoch
+    parser.add_argument("--st_checkpoint_dir", type=pathlib.Path)
     args, _ = parser.parse_known_args()
-    config, file = json.loads(args.config.read_text()), args.st_checkpoint_dir / "state.json"
-    args.st_checkpoint_dir.mkdir(parents=True, exist_ok=True)
-    state = json.loads(file.read_text()) if file.exists() else {"epoch": 0, "loss": 1.0}
+    state = {"epoch": 0, "loss": 1.0}
+    if args.st_checkpoint_dir:
+        args.st_checkpoint_dir.mkdir(parents=True, exist_ok=True)
+        file = args.st_checkpoint_dir / "state.json"
+        if file.exists():
+            state = json.loads(file.read_text())
     report = Reporter()
-    while state["epoch"] < config["epochs"]:
-        time.sleep(config["sleep"]["seconds"])
-        state = {"epoch": state["epoch"] + 1, "loss": state["loss"] * config["step"]}
-        file.write_text(json.dumps(state))
+    while state["epoch"] < args.epochs:
+        time.sleep(args.seconds)
+        state = {"epoch": state["epoch"] + 1, "loss": state["loss"] * args.step}
+        if args.st_checkpoint_dir:
+            file.write_text(json.dumps(state))
         report(**state)
 
 
