@@ -26,19 +26,18 @@ class Status:
     """
 
     def __init__(self, journal, backend):
-        self.journal, self.backend = journal, backend
-        self.arguments, self.note = journal.run["arguments"], journal.run["note"]
+        self.journal, self.backend, self.arguments = journal, backend, journal.run["arguments"]
+        self.note = f"**** {note}\n" if (note := journal.run["note"]) else ""
         self.is_live = getattr(sys.stdout, "isatty", bool)()
         self.seconds = LIVE_SECONDS if self.is_live else PLAIN_SECONDS
         self.last_tick = self.began = backend.now()
         self.best = best_of(journal.trials)  # of the ended trials: there may be 10,000
 
     def begin(self, tuner):
-        self._say_note()
         journal, stopping = self.journal, self.arguments["stopping"]
         rule = ("halving" if stopping == "auto" else stopping) if tuner.rule else "none"
         say(
-            f"{journal.mode}imise {journal.metric} over {len(domains(journal.space))} "
+            f"{self.note}{journal.mode}imise {journal.metric} over {len(domains(journal.space))} "
             f"hyperparameters, searcher {self.arguments['searcher']}, stopping {rule}, "
             f"{tuner.n_workers} workers with {self.backend.n_threads} thread(s) each, "
             f"{self.arguments['hours']:g} hours\nresults: {journal.folder}"
@@ -79,8 +78,8 @@ class Status:
         tuned = {name: trial.config[name] for name in domains(self.journal.space)}
         texts = {n: f"{v:.3g}" if isinstance(v, float) else str(v)[:12] for n, v in tuned.items()}
         config = " ".join(f"{name}={text}" for name, text in texts.items())[:160]
-        parts = [f"trial {trial.id:4d} {trial.status:8}", result, config, trial.error[:200]]
-        say(" | ".join(filter(None, parts)))
+        error = [trial.error[:200]] if trial.error else []
+        say(" | ".join([f"trial {trial.id:4d} {trial.status:8}", result, config, *error]))
         if trial.id == 0 and trial.curve and trial.curve[0][0] == 0:
             say("warning: epochs are counted from 0; count from 1, as the last one is `epochs`")
 
@@ -104,7 +103,7 @@ class Status:
             cut_off = [t.ended - t.started for t in trials if t.status == "interrupted"]
             again = f", and {len(cut_off)} trials that took {sum(cut_off):.0f} s start again"
             say(f"the run goes on{again * bool(cut_off)} with\n  {command}")
-        self._say_note()
+        say(self.note, end="")
 
     def _say_choice(self, best, tuner):
         """Says which configuration to take home, and how to train it again."""
@@ -128,10 +127,6 @@ class Status:
             seed = trial_seed(seed, best.id)
             command = command_line(path, best.config, seed, self.backend.n_threads)
             say(f"train it again with\n  {command}")
-
-    def _say_note(self):
-        if self.note:
-            say(f"**** {self.note}")
 
     def _value(self, loss):
         return f"{self.journal.metric}={self.journal.to_metric(loss):.6g}"

@@ -44,7 +44,7 @@ def test_module_is_loaded_from_its_folder_and_as_it_was(write):
 def test_only_installed_libraries_are_imported_once_for_all_trials(write):
     write("", "near.py")
     for source, libraries in {
-        "import numpy as np, re\nimport os.path\nfrom filelock import X": "numpy re os.path filelock",
+        "import numpy as np, re\nimport os.path\nfrom a.b import X": "numpy re os.path a.b",
         "import json  # it\nimport mine\nfrom near import x\nfrom . import y": "json",
         "import json\nimport hpo\nfrom train.mlp_fashion_mnist import mask": "json",
         "def f():\n    import json": "",
