@@ -380,7 +380,7 @@ def _do_job(connection, tuner, job, objective, source):
         os._exit(1)  # the fork server has died before that
     multiprocessing.set_start_method(None, force=True)  # the user's code finds the default
     hpo.report.process_id = os.getpid()
-    end, is_trial = ["finished", "", ""], job["origin"] != "describe"
+    end, failure, is_trial = ["finished", "", ""], None, job["origin"] != "describe"
     try:
         if is_trial:
             _train(tuner, job, objective, source)
@@ -388,15 +388,15 @@ def _do_job(connection, tuner, job, objective, source):
             end[2] = json.dumps(hpo.objective.describe(objective, source, **job["config"]))
     except BaseException as error:  # it ends only this process
         if not isinstance(error, SystemExit) or error.code not in (None, 0):
-            end = ["failed", one_line(error), ""]
-        if is_trial and isinstance(error, Exception):
-            own = error.with_traceback(error.__traceback__.tb_next.tb_next)  # without this file
-            with contextlib.suppress(OSError, ValueError):  # the log is closed, or its disk full
-                traceback.print_exception(own)
+            end, failure = ["failed", one_line(error), ""], error
     if os.getpid() == hpo.report.process_id:  # else a fork by the user's code has returned here
         with hpo.report.lock:
             tuner.sendall(json.dumps({"end": end}).encode() + b"\n")
             hpo.report.stopped = True  # its threads report no more
+    if is_trial and isinstance(failure, Exception):
+        own = failure.with_traceback(failure.__traceback__.tb_next.tb_next)  # without this file
+        with contextlib.suppress(OSError, ValueError):  # the log is closed, or its disk full
+            traceback.print_exception(own)
 
 
 def _train(tuner, job, objective, source):
