@@ -103,7 +103,8 @@ class Status:
             cut_off = [t.ended - t.started for t in trials if t.status == "interrupted"]
             again = f", and {len(cut_off)} trials that took {sum(cut_off):.0f} s start again"
             say(f"the run goes on{again * bool(cut_off)} with\n  {command}")
-        say(self.note, end="")
+        if self.note:
+            say(self.note, end="")
 
     def _say_choice(self, best, tuner):
         """Says which configuration to take home, and how to train it again."""

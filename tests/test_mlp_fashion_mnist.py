@@ -157,7 +157,6 @@ def test_prepare_refuses_bad_constants():
             prepare({**CONFIG, **bad})
 
 
-def test_data_comes_from_the_mirror_then_as_torchvision_says_then_github(monkeypatch):
-    monkeypatch.setenv("FASHION_MNIST_MIRROR", "http://mirror/")
-    urls = ["http://mirror/", *FashionMNIST.mirrors, fashion_mnist.REPOSITORY]
-    assert list(fashion_mnist._sources([])) == [url.rstrip("/") for url in urls]
+def test_data_comes_from_where_torchvision_says_then_from_github():
+    first, _ = fashion_mnist.SOURCES
+    assert [url.rstrip("/") for url in FashionMNIST.mirrors] == [first]

@@ -50,7 +50,6 @@ def test_only_installed_libraries_are_imported_once_for_all_trials(write):
         "def f():\n    import json": "",
         "import os\nos.environ['A'] = '1'\nimport json": "",  # which may read it
         "import json, sys\nsys.path.insert(0, 'there')": "",
-        '"Read it\nfrom this: it\nimport has it"': "",
     }.items():
         assert source_of(write(source)) == (source.encode(), libraries.split())
     for objective in ("nowhere.py", ("no_such_module", "f"), ("no.such", "f"), lambda config: 0):
