@@ -123,10 +123,13 @@ class LocalBackend:
 
     def describe(self, **options):
         """What hpo.objective.describe(objective, **options) returns in a process of its own."""
-        self.start(Trial(-1, options, "describe"))
-        while not (ends := self.wait()):
-            pass  # on a cluster it may have to wait for a worker
-        if (end := ends[0]).outcome == "lost":
+        for attempt in (1, 2, 3):  # its process may be lost, on a cluster with its machine
+            self.start(Trial(-1, options, "describe", attempt))
+            while not (ends := self.wait()):
+                pass  # on a cluster it may have to wait for a worker
+            if (end := ends[0]).outcome != "lost":
+                break
+        else:
             raise OSError(end.error)
         if not end.found:
             raise ValueError(end.error.removeprefix("ValueError: ") or "loading it ends Python")
