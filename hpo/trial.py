@@ -254,17 +254,17 @@ def _serve(connection, objective, n_threads):
     if POSIX:
         os.setsid()  # so that a signal to the tuner's group does not reach it
     prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: the orphans of ended trials become its children
+    _die_with_parent()  # where the import of a library hangs
     # Ready when the tuner dies. `connection` may not be, as a fork of the tuner may hold it open.
     tuner = [os.pidfd_open(os.getppid())] if LINUX else []
     os.environ.update(dict.fromkeys(THREADS, str(n_threads)))  # before numpy is imported
     path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     os.environ["PYTHONPATH"] = path.rstrip(os.pathsep)
     source, libraries = hpo.objective.source_of(objective)
-    prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: dies with the tuner, if an import hangs
     for name in ["hpo.space", *libraries]:
         with contextlib.suppress(Exception, SystemExit):  # `describe` will say what is wrong
             importlib.import_module(name)
-    prctl(1, 0)  # from now on it has trials to kill first
+    prctl(1, 0)  # from now on it survives the tuner, and kills the trials first
     children, word, ready = {}, "", set()  # (trial id, attempt) -> _Child; the tuner's last word
     with contextlib.suppress(EOFError, OSError):  # the tuner has died
         while word != "close" and not ready & set(tuner):
@@ -291,6 +291,13 @@ def _serve(connection, objective, n_threads):
                     children[key].obey(word, value)
     for child in children.values():
         child.end(children.values())
+
+
+def _die_with_parent():
+    """From now on the kernel kills this process when its parent dies."""
+    prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL (which Windows does not have by name)
+    if LINUX and os.getppid() != multiprocessing.parent_process().pid:
+        os._exit(1)  # the parent has died before that
 
 
 class _Child:
@@ -378,9 +385,7 @@ def _do_job(connection, tuner, job, objective, source):
         os.setsid()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: its orphans are not those of another trial
-    prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL: it dies with the fork server
-    if LINUX and os.getppid() != multiprocessing.parent_process().pid:
-        os._exit(1)  # the fork server has died before that
+    _die_with_parent()  # the fork server
     multiprocessing.set_start_method(None, force=True)  # the user's code finds the default
     hpo.report.process_id = os.getpid()
     end, failure, is_trial = ["finished", "", ""], None, job["origin"] != "describe"
