@@ -20,6 +20,7 @@ import json
 import math
 import multiprocessing
 import multiprocessing.resource_tracker
+import multiprocessing.util
 import os
 import pathlib
 import signal
@@ -153,7 +154,8 @@ class LocalBackend:
         job |= {"seed": trial_seed(self.seed, trial.id), "metric": self.metric, "gpu": gpu}
         job["stop_seconds"] = STOP_SECONDS
         try:
-            self.server = self.server or self._begin_server()
+            if self.server is None:
+                self._begin_server()
         except (OSError, EOFError) as error:
             self.writer.send(End(trial.id, trial.attempt, "lost", one_line(error)))
         self._tell("start", trial, job)
@@ -213,8 +215,10 @@ class LocalBackend:
                 self.server.send((word, trial and (trial.id, trial.attempt), value))
 
     def _begin_server(self):
-        """The connection to a new fork server. It ignores signals, and not our main module."""
+        """Begins a fork server. It ignores signals, and does not import our main module."""
         ours, theirs = multiprocessing.Pipe()
+        # A forked server that held our end could wait for us to read when we are dead.
+        multiprocessing.util.register_after_fork(ours, type(ours).close)
         is_forked, main = callable(self.objective), sys.modules["__main__"]
         context = multiprocessing.get_context("fork" if is_forked else "spawn")
         self.process = context.Process(target=_serve, args=(theirs, self.objective, self.n_threads))
@@ -227,11 +231,11 @@ class LocalBackend:
         try:
             with theirs:
                 self.process.start()
-        finally:
+            self.server = ours
+        finally:  # a signal that has waited may raise KeyboardInterrupt here
             sys.modules["__main__"] = main
             if POSIX:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        return ours
 
 
 def n_threads(n_workers):
