@@ -339,7 +339,8 @@ class _Child:
         except OSError:  # nothing has arrived
             return None
         self.unread += data
-        if not data:  # it ends, or it has closed the connection and cannot report any more
+        if not data and not wait([self.sentinel], 1):  # else it has just ended
+            self.end_told = self.end_told or ["failed", "closed its connection to the tuner"]
             self.kill_at = time.monotonic()
         if not self.unread.endswith(b"\n") and len(self.unread) <= MAX_LINE:
             return None
