@@ -133,7 +133,9 @@ class LocalBackend:
         else:
             raise OSError(end.error)
         if not end.found:
-            raise ValueError(end.error.removeprefix("ValueError: ") or "loading it ends Python")
+            ended = f"{self.objective}: loading it failed: {end.error or 'it ended Python'}"
+            is_told = end.error.startswith("ValueError: ")  # by hpo.objective.describe
+            raise ValueError(end.error.removeprefix("ValueError: ") if is_told else ended)
         found = json.loads(end.found)
         self.metric, self.gpus = found["metric"], found["gpus"]
         return found
