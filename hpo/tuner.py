@@ -204,8 +204,9 @@ class Tuner:
         """Raises RunFailed if the first trials have all failed: the objective may be broken."""
         n_least = 1 if self.reason in ("trials", "exhausted") else max(N_FAILED, self.n_workers)
         is_failing = {i for i, (status, _) in self.ending.items() if status == "failed"}
-        works = [trial for trial in self.trials if trial.value is not None]
-        if len(self.failures) >= n_least and {trial.id for trial in works} <= is_failing:
+        if len(self.failures) < n_least:
+            return
+        if all(trial.value is None or trial.id in is_failing for trial in self.trials):
             n, last = len(self.failures), self.failures[-1]
             what = f"all of the first {n} trials failed; mend the objective, or try another --start"
             raise RunFailed(f"{what}. Trial {last.id}: {last.error}\n{self.backend.log(last)}")
