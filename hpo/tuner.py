@@ -29,7 +29,7 @@ from hpo.trial import ENDING, LINUX, SERVER_DIED, LocalBackend, Report, Trial
 
 N_FAILED = 3  # the run ends when its first max(N_FAILED, n_workers) trials have all failed
 N_ATTEMPTS = 3  # a trial whose fork server dies in this attempt has failed
-N_LOST = 5  # the run ends when each worker has lost so many trials without a report between them
+N_LOST = 5  # after so many pauses without a report, the next lost trial ends the run
 
 
 class RunFailed(Exception):
@@ -62,8 +62,8 @@ class Tuner:
         self.running = {}  # trial id -> Trial
         self.ending = {}  # trial id -> (status, error) of a trial that has been told to end
         self.failures = []  # the failed trials of this session
-        self.n_lost = 0.0  # trials that each worker has lost since the last report
-        self.not_before = 0.0  # no trial starts before it, because some were lost
+        self.n_lost = 0  # pauses since the last report, because trials were lost
+        self.not_before = 0.0  # end of the last pause: no trial starts before it
         self.exhausted = False  # the searcher has no new configuration
         self.reason = None  # why the run ends
 
@@ -195,8 +195,9 @@ class Tuner:
             self._fail_unless_it_works()
         elif status == "interrupted" and not self.reason:  # it starts again after a pause
             self.again.append(trial)
-            self.n_lost += 1 / self.n_workers
-            self.not_before = self.backend.now() + 2.0**self.n_lost
+            if self.backend.now() >= self.not_before:  # else it was lost with others
+                self.n_lost += 1
+                self.not_before = self.backend.now() + 2.0**self.n_lost
             if self.n_lost > N_LOST:
                 raise RunFailed(f"no trial can be trained: {error}")
 

@@ -392,6 +392,9 @@ def test_trial_without_a_process_is_started_again_after_ever_longer_pauses():
     tuner = make([GOOD, ([(0.0, "lost")],) * 99], n_workers=1)
     fails(tuner, "^no trial can be trained")
     assert letters(tuner) == "di" and tuner.trials[1].attempt == N_LOST + 1
+    tuner = make([[(0.0, "lost")]], n_workers=32)  # many workers do not wait longer
+    fails(tuner, "^no trial can be trained")
+    assert tuner.backend.time == sum(2.0**i for i in range(1, N_LOST + 1))
 
 
 # ---- tune ----------------------------------------------------------------------------------------
