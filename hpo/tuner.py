@@ -465,8 +465,8 @@ def make_backend(options):
             raise ValueError(f"{objective}: is a program, without objective(config); {needs}")
         flags = options["pass_json"], options["checkpoint_flag"]
         objective = Program(objective, options["metric"], *flags)
-    elif options["pass_json"] or options["checkpoint_flag"]:
-        raise ValueError("--pass_json: for a program, but this objective is a function")
+    elif not_used := [name for name in ("pass_json", "checkpoint_flag") if options[name]]:
+        raise ValueError(f"--{not_used[0]}: is for programs; this objective is a function")
     if not options["dask"]:
         return LocalBackend(objective, options["seed"], options["workers"])
     try:
