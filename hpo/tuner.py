@@ -166,7 +166,8 @@ class Tuner:
             error = f"reported {metric}={metrics[metric]!r}; expected a finite number"
             self.ending.setdefault(trial.id, ("failed", error))
         elif self.rule and metric in metrics and not is_exempt:
-            if call("the stopping rule", self.rule, trial, self.trials, self.max_epochs):
+            verdict = lambda *known: bool(self.rule(*known))  # an array may raise an error here
+            if call("the stopping rule", verdict, trial, self.trials, self.max_epochs):
                 self.ending[trial.id] = "stopped", ""
         elif self.rule and self.needs_epoch and report.counted:
             error = "reports no epoch: the rule needs report(epoch=...); or use --stopping none"
@@ -406,7 +407,7 @@ def as_json(given):
 
 def resumed(journal, given):
     """The arguments of a run that goes on; ValueError for one that is not what it was."""
-    own = DEFAULTS | journal.run["arguments"]
+    own = DEFAULTS | journal.run["arguments"] | {"results": str(journal.folder)}
     if "start" in given:  # the run has it in this form
         given["start"] = first_configs(journal.space, given["start"])
     for name, value in given.items():
@@ -499,6 +500,8 @@ def first_configs(space, start):
                 if len(found) < 5:
                     found[json.dumps(config)] = config
                     changes |= dict.fromkeys(changed)
+            if not found:
+                return None  # no trial has worked there
             say("; ".join([f"--start: the {len(found)} best of {start}", *changes])[:500])
             start = [*found.values()]
         return [cast_config(space, config) for config in start]

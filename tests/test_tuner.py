@@ -342,6 +342,7 @@ NO_SUGGESTION = r"RandomSearch\.suggest: expected \(config, origin\) or None: "
 BROKEN = [  # part, a function or what it returns, the error
     ("suggest", broken, "RandomSearch.suggest raised KeyError: 'lengthscale'"),
     ("rule", broken, "the stopping rule raised KeyError: 'lengthscale'"),
+    ("rule", np.array([True, False]), "the stopping rule raised ValueError: The truth .*"),
     ("suggest", 5, f"{NO_SUGGESTION}cannot unpack.*"),
     ("suggest", (CONFIG, "a", 3), f"{NO_SUGGESTION}too many values.*"),
     ("suggest", ([0.5, 1], "a"), f"{NO_SUGGESTION}.*expected a dict.*"),
@@ -355,7 +356,7 @@ BROKEN = [  # part, a function or what it returns, the error
 def test_user_code_that_raises_or_returns_rubbish_ends_the_run(part, function, match):
     tuner = make([LONG], **{part: function if callable(function) else lambda *_: function})
     cause = fails(tuner, f"^{match}$").__cause__
-    assert isinstance(cause, KeyError if function is broken else type(None))
+    assert isinstance(cause, KeyError if function is broken else (ValueError, type(None)))
     assert set(letters(tuner)) == {"i"} and tuner.trials[0].error == "the run failed"
 
 
