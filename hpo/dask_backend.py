@@ -140,7 +140,9 @@ class DaskBackend(LocalBackend):
             self.queues.pop(i).close()
         if log is not None:
             os.makedirs(self.log_folder, exist_ok=True)
-            self._log(Trial(i, {}, "")).write_bytes(log)
+            file = self._log(Trial(i, {}, ""))
+            file.unlink(missing_ok=True)  # it may be a link
+            file.write_bytes(log)
         return end
 
     def _lose(self, key, error):

@@ -229,6 +229,7 @@ class Program:
         folder = pathlib.Path(os.environ["TRIAL_CHECKPOINTS"])  # DIR/checkpoints/0000
         if self.pass_json:
             file = folder.parents[1] / "logs" / f"{folder.name}.json"
+            file.unlink(missing_ok=True)  # it may be a link
             file.write_text(json.dumps(config))
             config = {self.pass_json: str(file)}
         if self.checkpoint_flag:

@@ -20,6 +20,7 @@ import json
 import math
 import multiprocessing
 import multiprocessing.resource_tracker
+import multiprocessing.util
 import os
 import pathlib
 import signal
@@ -132,7 +133,9 @@ class LocalBackend:
         else:
             raise OSError(end.error)
         if not end.found:
-            raise ValueError(end.error.removeprefix("ValueError: ") or "loading it ends Python")
+            ended = f"{self.objective}: loading it failed: {end.error or 'it ended Python'}"
+            is_told = end.error.startswith("ValueError: ")  # by hpo.objective.describe
+            raise ValueError(end.error.removeprefix("ValueError: ") if is_told else ended)
         found = json.loads(end.found)
         self.metric, self.gpus = found["metric"], found["gpus"]
         return found
@@ -153,7 +156,8 @@ class LocalBackend:
         job |= {"seed": trial_seed(self.seed, trial.id), "metric": self.metric, "gpu": gpu}
         job["stop_seconds"] = STOP_SECONDS
         try:
-            self.server = self.server or self._begin_server()
+            if self.server is None:
+                self._begin_server()
         except (OSError, EOFError) as error:
             self.writer.send(End(trial.id, trial.attempt, "lost", one_line(error)))
         self._tell("start", trial, job)
@@ -213,8 +217,10 @@ class LocalBackend:
                 self.server.send((word, trial and (trial.id, trial.attempt), value))
 
     def _begin_server(self):
-        """The connection to a new fork server. It ignores signals, and not our main module."""
+        """Begins a fork server. It ignores signals, and does not import our main module."""
         ours, theirs = multiprocessing.Pipe()
+        # A forked server that held our end could wait for us to read when we are dead.
+        multiprocessing.util.register_after_fork(ours, type(ours).close)
         is_forked, main = callable(self.objective), sys.modules["__main__"]
         context = multiprocessing.get_context("fork" if is_forked else "spawn")
         self.process = context.Process(target=_serve, args=(theirs, self.objective, self.n_threads))
@@ -227,11 +233,11 @@ class LocalBackend:
         try:
             with theirs:
                 self.process.start()
-        finally:
+            self.server = ours
+        finally:  # a signal that has waited may raise KeyboardInterrupt here
             sys.modules["__main__"] = main
             if POSIX:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        return ours
 
 
 def n_threads(n_workers):
@@ -254,17 +260,17 @@ def _serve(connection, objective, n_threads):
     if POSIX:
         os.setsid()  # so that a signal to the tuner's group does not reach it
     prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: the orphans of ended trials become its children
+    _die_with_parent()  # where the import of a library hangs
     # Ready when the tuner dies. `connection` may not be, as a fork of the tuner may hold it open.
     tuner = [os.pidfd_open(os.getppid())] if LINUX else []
     os.environ.update(dict.fromkeys(THREADS, str(n_threads)))  # before numpy is imported
     path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     os.environ["PYTHONPATH"] = path.rstrip(os.pathsep)
     source, libraries = hpo.objective.source_of(objective)
-    prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: dies with the tuner, if an import hangs
     for name in ["hpo.space", *libraries]:
         with contextlib.suppress(Exception, SystemExit):  # `describe` will say what is wrong
             importlib.import_module(name)
-    prctl(1, 0)  # from now on it has trials to kill first
+    prctl(1, 0)  # from now on it survives the tuner, and kills the trials first
     children, word, ready = {}, "", set()  # (trial id, attempt) -> _Child; the tuner's last word
     with contextlib.suppress(EOFError, OSError):  # the tuner has died
         while word != "close" and not ready & set(tuner):
@@ -291,6 +297,13 @@ def _serve(connection, objective, n_threads):
                     children[key].obey(word, value)
     for child in children.values():
         child.end(children.values())
+
+
+def _die_with_parent():
+    """From now on the kernel kills this process when its parent dies."""
+    prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL (which Windows does not have by name)
+    if LINUX and os.getppid() != multiprocessing.parent_process().pid:
+        os._exit(1)  # the parent has died before that
 
 
 class _Child:
@@ -328,7 +341,8 @@ class _Child:
         except OSError:  # nothing has arrived
             return None
         self.unread += data
-        if not data:  # it ends, or it has closed the connection and cannot report any more
+        if not data and not wait([self.sentinel], 1):  # else it has just ended
+            self.end_told = self.end_told or ["failed", "closed its connection to the tuner"]
             self.kill_at = time.monotonic()
         if not self.unread.endswith(b"\n") and len(self.unread) <= MAX_LINE:
             return None
@@ -378,9 +392,7 @@ def _do_job(connection, tuner, job, objective, source):
         os.setsid()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: its orphans are not those of another trial
-    prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL: it dies with the fork server
-    if LINUX and os.getppid() != multiprocessing.parent_process().pid:
-        os._exit(1)  # the fork server has died before that
+    _die_with_parent()  # the fork server
     multiprocessing.set_start_method(None, force=True)  # the user's code finds the default
     hpo.report.process_id = os.getpid()
     end, failure, is_trial = ["finished", "", ""], None, job["origin"] != "describe"

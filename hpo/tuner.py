@@ -29,7 +29,7 @@ from hpo.trial import ENDING, LINUX, SERVER_DIED, LocalBackend, Report, Trial
 
 N_FAILED = 3  # the run ends when its first max(N_FAILED, n_workers) trials have all failed
 N_ATTEMPTS = 3  # a trial whose fork server dies in this attempt has failed
-N_LOST = 5  # the run ends when each worker has lost so many trials without a report between them
+N_LOST = 5  # after so many pauses without a report, the next lost trial ends the run
 
 
 class RunFailed(Exception):
@@ -62,8 +62,8 @@ class Tuner:
         self.running = {}  # trial id -> Trial
         self.ending = {}  # trial id -> (status, error) of a trial that has been told to end
         self.failures = []  # the failed trials of this session
-        self.n_lost = 0.0  # trials that each worker has lost since the last report
-        self.not_before = 0.0  # no trial starts before it, because some were lost
+        self.n_lost = 0  # pauses since the last report, because trials were lost
+        self.not_before = 0.0  # end of the last pause: no trial starts before it
         self.exhausted = False  # the searcher has no new configuration
         self.reason = None  # why the run ends
 
@@ -166,7 +166,8 @@ class Tuner:
             error = f"reported {metric}={metrics[metric]!r}; expected a finite number"
             self.ending.setdefault(trial.id, ("failed", error))
         elif self.rule and metric in metrics and not is_exempt:
-            if call("the stopping rule", self.rule, trial, self.trials, self.max_epochs):
+            verdict = lambda *known: bool(self.rule(*known))  # an array may raise an error here
+            if call("the stopping rule", verdict, trial, self.trials, self.max_epochs):
                 self.ending[trial.id] = "stopped", ""
         elif self.rule and self.needs_epoch and report.counted:
             error = "reports no epoch: the rule needs report(epoch=...); or use --stopping none"
@@ -195,8 +196,9 @@ class Tuner:
             self._fail_unless_it_works()
         elif status == "interrupted" and not self.reason:  # it starts again after a pause
             self.again.append(trial)
-            self.n_lost += 1 / self.n_workers
-            self.not_before = self.backend.now() + 2.0**self.n_lost
+            if self.backend.now() >= self.not_before:  # else it was lost with others
+                self.n_lost += 1
+                self.not_before = self.backend.now() + 2.0**self.n_lost
             if self.n_lost > N_LOST:
                 raise RunFailed(f"no trial can be trained: {error}")
 
@@ -204,8 +206,9 @@ class Tuner:
         """Raises RunFailed if the first trials have all failed: the objective may be broken."""
         n_least = 1 if self.reason in ("trials", "exhausted") else max(N_FAILED, self.n_workers)
         is_failing = {i for i, (status, _) in self.ending.items() if status == "failed"}
-        works = [trial for trial in self.trials if trial.value is not None]
-        if len(self.failures) >= n_least and {trial.id for trial in works} <= is_failing:
+        if len(self.failures) < n_least:
+            return
+        if all(trial.value is None or trial.id in is_failing for trial in self.trials):
             n, last = len(self.failures), self.failures[-1]
             what = f"all of the first {n} trials failed; mend the objective, or try another --start"
             raise RunFailed(f"{what}. Trial {last.id}: {last.error}\n{self.backend.log(last)}")
@@ -404,7 +407,7 @@ def as_json(given):
 
 def resumed(journal, given):
     """The arguments of a run that goes on; ValueError for one that is not what it was."""
-    own = DEFAULTS | journal.run["arguments"]
+    own = DEFAULTS | journal.run["arguments"] | {"results": str(journal.folder)}
     if "start" in given:  # the run has it in this form
         given["start"] = first_configs(journal.space, given["start"])
     for name, value in given.items():
@@ -463,8 +466,8 @@ def make_backend(options):
             raise ValueError(f"{objective}: is a program, without objective(config); {needs}")
         flags = options["pass_json"], options["checkpoint_flag"]
         objective = Program(objective, options["metric"], *flags)
-    elif options["pass_json"] or options["checkpoint_flag"]:
-        raise ValueError("--pass_json: for a program, but this objective is a function")
+    elif not_used := [name for name in ("pass_json", "checkpoint_flag") if options[name]]:
+        raise ValueError(f"--{not_used[0]}: is for programs; this objective is a function")
     if not options["dask"]:
         return LocalBackend(objective, options["seed"], options["workers"])
     try:
@@ -497,6 +500,8 @@ def first_configs(space, start):
                 if len(found) < 5:
                     found[json.dumps(config)] = config
                     changes |= dict.fromkeys(changed)
+            if not found:
+                return None  # no trial has worked there
             say("; ".join([f"--start: the {len(found)} best of {start}", *changes])[:500])
             start = [*found.values()]
         return [cast_config(space, config) for config in start]

@@ -112,9 +112,12 @@ def test_program_gets_each_value_as_a_word_and_an_environment(start, write, monk
 def test_program_gets_one_file_and_a_folder(start, write, tmp_path):
     config = {"list": [1, {"a": None}], "yes": True, "text": "é"}
     flags = {"pass_json": "--config", "checkpoint_flag": "st_checkpoint_dir"}
+    file, folder = tmp_path / "run/logs/0003.json", tmp_path / "run/checkpoints/0003"
+    file.parent.mkdir(parents=True)
+    file.symlink_to(tmp_path / "stolen")  # whoever made the folder may have left a link
     backend = start(write(SEEN, "a program.py"), config, **flags)
     (((metrics,), _),) = until_end(backend, TRIAL)
-    file, folder = tmp_path / "run/logs/0003.json", tmp_path / "run/checkpoints/0003"
+    assert not (tmp_path / "stolen").exists()
     words = ["--config", str(file), "--st_checkpoint_dir", str(folder)]
     assert json.loads(metrics["seen"])[0] == words
     assert json.loads(file.read_text()) == config and folder.parent.exists()
@@ -220,7 +223,8 @@ def test_bad_input_of_a_program_is_told_in_a_line_with_the_remedy(write, tmp_pat
         (tmp_path, "--space", space, *METRIC): "is a folder; expected a Python file or a program",
         (program, "--space", bad, *METRIC): "bad.py, line 2: ZeroDivisionError",
         (program, "--space", script, *METRIC): "has no attribute 'config_space'",
-        ("train/mlp_fashion_mnist.py", "--pass_json", "f"): "--pass_json: for a program, but this",
+        ("train/mlp_fashion_mnist.py", "--pass_json", "f"): "--pass_json: is for programs; this",
+        ("train/mlp_fashion_mnist.py", "--checkpoint_flag", "f"): "--checkpoint_flag: is for pro",
     }.items():
         code, _, err = main(*words)
         assert code == 2 and error in err and err.count("\n") == 1, err

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -185,7 +186,7 @@ def test_rubbish_on_its_connection_fails_a_trial_alone_and_at_once(backend):
     codes += [f"raw({data}); time.sleep(99)" for data in RUBBISH]
     (reports, end), *ends = run(backend, *codes, "tuner.close(); time.sleep(99)")
     assert end.outcome == "finished" and len(reports) == 300
-    assert ends.pop()[1].outcome == "failed"  # its connection is closed
+    assert ends.pop()[1].error == "closed its connection to the tuner"
     assert {end.error[:35] for _, end in ends} == {"sent the tuner what is not a report"}
 
 
@@ -277,6 +278,26 @@ def test_nothing_outlives_the_tuner(folder, tmp_path, start_py, number):
     assert time.monotonic() - before < 4  # it does not wait for the forks
     wait_for(lambda: are_gone(pids.read_text().split()), seconds=8)
     assert [trial.value for trial in load(results)] == [-1.0, -1.0]
+
+
+EARLY = """
+import os, time, hpo
+setsid = os.setsid
+os.setsid = lambda: (print("server", flush=True), time.sleep(1), setsid())
+hpo.tune(lambda config: 1.0, {"x": hpo.uniform(0, 1)}, metric="y", mode="max", trials=1)
+"""
+
+
+@on_linux
+def test_fork_server_ends_if_the_tuner_dies_while_it_begins(tmp_path):
+    """It has inherited the tuner's end of their connection, so the connection never ends."""
+    command = [sys.executable, "-c", EARLY]
+    environment = {**os.environ, "PYTHONPATH": str(hpo.trial.ROOT)}
+    options = {"stdout": subprocess.PIPE, "text": True, "cwd": tmp_path, "env": environment}
+    with subprocess.Popen(command, **options) as tuner:
+        assert any("server" in line for line in iter(tuner.stdout.readline, ""))
+        tuner.kill()
+        assert tuner.communicate(timeout=20) == ("", None)  # nobody holds the pipe any more
 
 
 # ---- Where a trial runs --------------------------------------------------------------------------

@@ -342,6 +342,7 @@ NO_SUGGESTION = r"RandomSearch\.suggest: expected \(config, origin\) or None: "
 BROKEN = [  # part, a function or what it returns, the error
     ("suggest", broken, "RandomSearch.suggest raised KeyError: 'lengthscale'"),
     ("rule", broken, "the stopping rule raised KeyError: 'lengthscale'"),
+    ("rule", np.array([True, False]), "the stopping rule raised ValueError: The truth .*"),
     ("suggest", 5, f"{NO_SUGGESTION}cannot unpack.*"),
     ("suggest", (CONFIG, "a", 3), f"{NO_SUGGESTION}too many values.*"),
     ("suggest", ([0.5, 1], "a"), f"{NO_SUGGESTION}.*expected a dict.*"),
@@ -355,7 +356,7 @@ BROKEN = [  # part, a function or what it returns, the error
 def test_user_code_that_raises_or_returns_rubbish_ends_the_run(part, function, match):
     tuner = make([LONG], **{part: function if callable(function) else lambda *_: function})
     cause = fails(tuner, f"^{match}$").__cause__
-    assert isinstance(cause, KeyError if function is broken else type(None))
+    assert isinstance(cause, KeyError if function is broken else (ValueError, type(None)))
     assert set(letters(tuner)) == {"i"} and tuner.trials[0].error == "the run failed"
 
 
@@ -392,6 +393,9 @@ def test_trial_without_a_process_is_started_again_after_ever_longer_pauses():
     tuner = make([GOOD, ([(0.0, "lost")],) * 99], n_workers=1)
     fails(tuner, "^no trial can be trained")
     assert letters(tuner) == "di" and tuner.trials[1].attempt == N_LOST + 1
+    tuner = make([[(0.0, "lost")]], n_workers=32)  # many workers do not wait longer
+    fails(tuner, "^no trial can be trained")
+    assert tuner.backend.time == sum(2.0**i for i in range(1, N_LOST + 1))
 
 
 # ---- tune ----------------------------------------------------------------------------------------
