@@ -39,8 +39,8 @@ class Reporter:
     def __call__(self, /, **metrics):
         """Reports metrics, JSON scalars by name. Raises StopTrial when the trial is to stop.
 
-        `epoch` is an integer >= 0. By default it is the number of this report, counted from 1; then
-        no rule judges the trial, and it fails where --stopping is given. TypeError, ValueError.
+        `epoch` is an integer >= 0. By default it is the number of this report, counted from 1. Then
+        no rule judges the trial; if --stopping was given, the trial fails. TypeError, ValueError.
         """
         global stopped
         metrics = {name: scalar(name, value) for name, value in metrics.items()}

@@ -18,7 +18,8 @@ import numpy as np
 
 RESERVED = ("help", "config_json", "trial_seed")  # flags of every objective
 LISTED = ("choice", "ordinal", "logordinal", "constant")  # made from one argument
-# Types of numbers: the largest bound (high - low is finite, a log scale parts integers), in words
+# Type -> (largest bound, the same in words). Up to these bounds high - low is finite, and a log
+# scale still tells neighbouring integers apart.
 NUMBERS = {float: (2.0**1022, "finite numbers"), int: (2**44, "integers of at most 2**44")}
 
 # Scales on which numbers are uniform: map, inverse, limits of the bounds, the limits in words

@@ -112,14 +112,15 @@ class End(NamedTuple):
 class LocalBackend:
     """Runs trials on this machine. Call `describe`, then `begin`, then `start` for each trial.
 
-    objective: see hpo/objective.py. A function runs in forks of this process, all else in new ones.
+    objective: see hpo/objective.py. A function runs in forks of this process; everything else runs
+    in processes that do not inherit its memory.
     """
 
     def __init__(self, objective, seed=0, n_workers=1):
         self.objective, self.seed, self.n_threads = objective, seed, n_threads(n_workers)
         self.metric, self.gpus, self.log_folder, self.zero = "", [], "", time.monotonic()
         self.running = {}  # trial id -> (attempt, GPU)
-        self.reader, self.writer = multiprocessing.Pipe(duplex=False)  # of events from here
+        self.reader, self.writer = multiprocessing.Pipe(duplex=False)  # its own events
         self.server = None  # the connection to the fork server
 
     def describe(self, **options):
@@ -261,7 +262,7 @@ def _serve(connection, objective, n_threads):
         os.setsid()  # so that a signal to the tuner's group does not reach it
     prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: the orphans of ended trials become its children
     _die_with_parent()  # where the import of a library hangs
-    # Ready when the tuner dies. `connection` may not be, as a fork of the tuner may hold it open.
+    # It is ready when the tuner dies. A fork of the tuner may keep `connection` open.
     tuner = [os.pidfd_open(os.getppid())] if LINUX else []
     os.environ.update(dict.fromkeys(THREADS, str(n_threads)))  # before numpy is imported
     path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"

@@ -339,8 +339,8 @@ def tune(
 def ending_signals(stack):
     """Until the stack is closed, Ctrl-C, SIGTERM and a closed terminal end the run in order.
 
-    Returns an object: `first` is the number of the first signal, the caller sets `tuner`. A second
-    signal, or one without a tuner, raises KeyboardInterrupt(number).
+    Returns an object with the number of the first signal, `first`, and with `tuner`, which the
+    caller sets. A second signal, or one before that, raises KeyboardInterrupt(number).
     """
     signals = types.SimpleNamespace(tuner=None, first=None, time=0.0)
 
@@ -361,9 +361,9 @@ def ending_signals(stack):
 
 
 def of_space(space, arguments, searcher, stopping):
-    """The arguments of a Tuner that depend on the space, as a dict. Raises ValueError.
+    """The arguments of a Tuner that depend on the space, as a dict.
 
-    searcher: its class. stopping: the rule, or None.
+    searcher: its class. stopping: the rule, or None. ValueError; RunFailed if the class raises.
     """
     max_epochs = last_epoch(space, arguments["epochs_name"])
     is_asked_for = arguments["stopping"] != "auto"
@@ -487,8 +487,10 @@ def last_epoch(space, name):
 
 
 def first_configs(space, start):
-    """The complete configurations to try first: those of a list, or the five best of the run in a
-    folder, each moved to the nearest one of this space. None for None, the middle of the space.
+    """The complete configurations to try first; None stands for the middle of the space.
+
+    start: None, a list of configurations, or a folder: then the five best of its run, each moved to
+    the nearest configuration of this space; None if no trial has worked there.
     """
     if start is None:
         return None
@@ -501,7 +503,7 @@ def first_configs(space, start):
                     found[json.dumps(config)] = config
                     changes |= dict.fromkeys(changed)
             if not found:
-                return None  # no trial has worked there
+                return None
             say("; ".join([f"--start: the {len(found)} best of {start}", *changes])[:500])
             start = [*found.values()]
         return [cast_config(space, config) for config in start]

@@ -318,7 +318,7 @@ DIFFERENT = [
     (["--set", "epochs=27"], "--set: DIR has ['epochs=2'], got ['epochs=27']"),
     (["--space", "HERE/space.json"], "--space: DIR has None, got {'x'"),
     (["--start", "HERE/start.json"], "--start: DIR has None, got [{'x': 0.5, "),
-    (["--results", "HERE/elsewhere"], "--results: DIR has None, got 'HERE/elsewhere'"),
+    (["--results", "HERE/elsewhere"], "--results: DIR has 'DIR', got 'HERE/elsewhere'"),
     (["HERE/other.py"], "OBJECTIVE: DIR has 'HERE/quick.py', got 'HERE/other.py'"),
 ]
 
