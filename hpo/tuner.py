@@ -210,7 +210,8 @@ class Tuner:
             return
         if all(trial.value is None or trial.id in is_failing for trial in self.trials):
             n, last = len(self.failures), self.failures[-1]
-            what = f"all of the first {n} trials failed; mend the objective, or try another --start"
+            which = f"all of the first {n} trials" if n > 1 else "the only trial"
+            what = f"{which} failed; mend the objective, or try another --start"
             raise RunFailed(f"{what}. Trial {last.id}: {last.error}\n{self.backend.log(last)}")
 
 
@@ -363,7 +364,7 @@ def ending_signals(stack):
 def of_space(space, arguments, searcher, stopping):
     """The arguments of a Tuner that depend on the space, as a dict.
 
-    searcher: its class. stopping: the rule, or None. ValueError; RunFailed if the class raises.
+    searcher: its class. stopping: the rule, or None. Raises ValueError.
     """
     max_epochs = last_epoch(space, arguments["epochs_name"])
     is_asked_for = arguments["stopping"] != "auto"
@@ -371,8 +372,12 @@ def of_space(space, arguments, searcher, stopping):
         what = "needs the last epoch, a constant `epochs` in the space; or give --epochs_name"
         raise ValueError(f"--stopping {arguments['stopping']}: {what}")
     options = {name: arguments[name] for name in ("first_rung", "eta")}
+    try:
+        searcher = searcher(space, arguments["seed"], max_epochs)
+    except Exception as error:  # whatever the user's class raises becomes one line
+        raise ValueError(f"--searcher {arguments['searcher']}: {one_line(error)}") from error
     return {
-        "searcher": call("the searcher", searcher, space, arguments["seed"], max_epochs),
+        "searcher": searcher,
         "rule": with_options(max_epochs and stopping, **options), "needs_epoch": is_asked_for,
         "max_epochs": max_epochs, "start": first_configs(space, arguments["start"]),
     }  # fmt: skip

@@ -294,7 +294,7 @@ def test_first_trials_that_all_fail_end_the_run(n_workers, n, script, options, m
 
 
 def test_fewer_first_trials_end_the_run_and_one_that_works_keeps_it_going(tmp_path):
-    fails(make([CRASH], n_trials=1), "^all of the first 1 trials failed; .* Trial 0:")
+    fails(make([CRASH], n_trials=1), "^the only trial failed; .* Trial 0:")
     run = make([CRASH], tmp_path / "run", n_workers=1)
     fails(run, "first 3 trials")
     run = resumed(run, [CRASH], n_workers=1)  # nothing has been mended
