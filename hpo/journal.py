@@ -306,8 +306,8 @@ def trial_row(journal, trial):
 
 def report_row(event):
     row = {"trial": event["report"], "epoch": event["epoch"], "time": event["at"]}
-    metrics = event["metrics"].items()
-    return row | {f"metric_{n}" if n in row else n: to_cell(value) for n, value in metrics}
+    metrics = [(to_cell(name), to_cell(value)) for name, value in event["metrics"].items()]
+    return row | {f"metric_{name}" if name in row else name: value for name, value in metrics}
 
 
 def to_cell(value):

@@ -346,5 +346,7 @@ def is_program(path):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2 or not sys.argv[1].endswith(".py") or not os.path.isfile(sys.argv[1]):
+        sys.exit("usage: python -m hpo.objective OBJECTIVE.py --NAME=VALUE ...")
     loaded = vars(load_module(sys.argv[1]))
     run_as_program(loaded["objective"], loaded["config_space"], loaded.get("prepare"), sys.argv[2:])

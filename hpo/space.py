@@ -325,7 +325,9 @@ def _from_json(name, entry):
         raise ValueError(f"{name}: expected one of {', '.join(FORMS)}, got {entry!r:.99}")
     try:
         return FORMS[kind](*([entry[kind]] if kind in LISTED else entry[kind]))
-    except (TypeError, ValueError) as error:  # TypeError: too few or many arguments
+    except TypeError:  # too few or many arguments, or none
+        raise ValueError(f"{name}: {kind} cannot be made of {entry[kind]!r:.99}") from None
+    except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 
 

@@ -134,9 +134,9 @@ class LocalBackend:
         else:
             raise OSError(end.error)
         if not end.found:
-            ended = f"{self.objective}: loading it failed: {end.error or 'it ended Python'}"
-            is_told = end.error.startswith("ValueError: ")  # by hpo.objective.describe
-            raise ValueError(end.error.removeprefix("ValueError: ") if is_told else ended)
+            error = end.error.removeprefix("ValueError: ") or "loading it ends Python"
+            name = str(getattr(self.objective, "path", self.objective))  # of a Program, or a file
+            raise ValueError(error if error.startswith(("--", name)) else f"{name}: {error}")
         found = json.loads(end.found)
         self.metric, self.gpus = found["metric"], found["gpus"]
         return found
@@ -409,7 +409,8 @@ def _do_job(connection, tuner, job, objective, source):
         with hpo.report.lock:
             tuner.sendall(json.dumps({"end": end}).encode() + b"\n")
             hpo.report.stopped = True  # its threads report no more
-    if is_trial and isinstance(failure, Exception):
+    is_told = isinstance(failure, SystemExit) and isinstance(failure.code, str)
+    if is_trial and failure and not is_told and not isinstance(failure, hpo.report.StopTrial):
         own = failure.with_traceback(failure.__traceback__.tb_next.tb_next)  # without this file
         with contextlib.suppress(OSError, ValueError):  # the log is closed, or its disk full
             traceback.print_exception(own)

@@ -22,7 +22,15 @@ import hpo.objective
 from hpo.journal import SIGN, Journal, check_new, load, load_run
 from hpo.objective import Program, import_error, is_program, load_module, one_line
 from hpo.searchers import find_searcher
-from hpo.space import cast_config, domains, middle, nearest_config, space_from_json, space_to_json
+from hpo.space import (
+    Domain,
+    cast_config,
+    domains,
+    middle,
+    nearest_config,
+    space_from_json,
+    space_to_json,
+)
 from hpo.status import Status, best_of, say
 from hpo.stopping import find_rule, with_options
 from hpo.trial import ENDING, LINUX, SERVER_DIED, LocalBackend, Report, Trial
@@ -402,11 +410,16 @@ def as_json(given):
         elif callable(value):
             path = getattr(sys.modules.get(value.__module__), "__file__", value.__module__)
             kept[name] = f"{path}:{getattr(value, '__qualname__', type(value).__qualname__)}"
-        elif name == "objective" or (name in ("searcher", "stopping") and ".py:" in str(value)):
+        elif isinstance(value, (str, os.PathLike)) and (
+            name == "objective" or (name in ("searcher", "stopping") and ".py:" in str(value))
+        ):
             kept[name] = os.path.abspath(value)
         elif name == "learn_from" and isinstance(value, (str, os.PathLike)):
             kept[name] = [value]
-    plain = lambda value: value.item() if hasattr(value, "item") else os.fspath(value)
+        elif name == "assignments" and isinstance(value, dict):
+            texts = {n: v if isinstance(v, str) else json.dumps(v) for n, v in value.items()}
+            kept[name] = [f"{n}={text}" for n, text in texts.items()]
+    plain = lambda value: value.item() if hasattr(value, "item") else str(value)
     return json.loads(json.dumps(kept, default=plain))  # numbers of numpy's, and paths
 
 
@@ -445,8 +458,9 @@ def find(option, value):
     except (Exception, SystemExit) as error:  # whatever the user's file raises becomes one line
         reason = import_error(error, path) if path.endswith(".py") else error
         raise ValueError(f"--{option}: {reason}") from error
-    if option == "searcher" and not hasattr(found, "suggest"):
-        raise ValueError(f"--searcher {value}: expected a class with suggest(trials)")
+    if not callable(found) or (option == "searcher" and not hasattr(found, "suggest")):
+        what = "a class with suggest(trials)" if option == "searcher" else "a function"
+        raise ValueError(f"--{option} {value}: expected {what}")
     return found
 
 
@@ -485,10 +499,12 @@ def make_backend(options):
 def last_epoch(space, name):
     """The value of the constant that is the last epoch; None if there is no constant `epochs`."""
     epochs = space.get(name)
-    is_usable = type(epochs) is int and epochs >= 1
-    if name != "epochs" and not is_usable:
-        raise ValueError(f"--epochs_name {name}: expected a constant integer >= 1, got {epochs!r}")
-    return epochs if is_usable else None
+    if name == "epochs" and (epochs is None or isinstance(epochs, Domain)):
+        return None
+    if type(epochs) is not int or epochs < 1:
+        flag = name if name == "epochs" else f"--epochs_name {name}"
+        raise ValueError(f"{flag}: expected a constant integer >= 1, got {epochs!r}")
+    return epochs
 
 
 def first_configs(space, start):
@@ -511,6 +527,8 @@ def first_configs(space, start):
                 return None
             say("; ".join([f"--start: the {len(found)} best of {start}", *changes])[:500])
             start = [*found.values()]
+        if not isinstance(start, list):
+            raise ValueError(f"expected a list of configurations, got {start!r:.99}")
         return [cast_config(space, config) for config in start]
     except (TypeError, ValueError) as error:
         raise ValueError(f"--start: {error}") from None
@@ -520,17 +538,22 @@ def learn(space, arguments):
     """The trials of --learn_from that fit the space, in the form that the journal keeps."""
     metric, mode, learned = arguments["metric"], arguments["mode"], []
     for folder in arguments["learn_from"]:
-        run, trials, n_before = load_run(folder), load(folder), len(learned)
+        run, trials, n_before, misfit = load_run(folder), load(folder), len(learned), ""
         if (run["metric"], run["mode"]) != (metric, mode):
             theirs = f"{run['mode']}imises {run['metric']}"
             raise ValueError(f"--learn_from {folder}: {theirs}; this run {mode}imises {metric}")
         for trial in trials:
-            with contextlib.suppress(ValueError):  # it does not fit
+            try:
                 config = cast_config(space, trial.config)
-                is_complete = domains(space).keys() <= trial.config.keys()
-                if is_complete and (trial.curve or trial.status == "failed"):
-                    status = "interrupted" if trial.status == "running" else trial.status
-                    curve = [(epoch, SIGN[mode] * loss) for epoch, loss in trial.curve]
-                    learned.append({"config": config, "status": status, "curve": curve})
-        say(f"--learn_from: {len(learned) - n_before} of {len(trials)} trials of {folder}")
+                if missing := domains(space).keys() - trial.config:
+                    raise ValueError(f"{min(missing)} is missing")
+            except ValueError as error:
+                misfit = f"; others do not fit: {error}"
+                continue
+            if trial.curve or trial.status == "failed":
+                status = "interrupted" if trial.status == "running" else trial.status
+                curve = [(epoch, SIGN[mode] * loss) for epoch, loss in trial.curve]
+                learned.append({"config": config, "status": status, "curve": curve})
+        n = len(learned) - n_before
+        say(f"--learn_from: {n} of {len(trials)} trials of {folder}{misfit}"[:500])
     return learned
