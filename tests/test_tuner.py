@@ -300,7 +300,8 @@ def test_fewer_first_trials_end_the_run_and_one_that_works_keeps_it_going(tmp_pa
     run = resumed(run, [CRASH], n_workers=1)  # nothing has been mended
     fails(run, "first 3 trials")
     run = resumed(run, [GOOD] * 6 + [CRASH] * 2 + [GOOD], n_trials=9)
-    finish(resumed(finish(run, "ffffffffd"), [CRASH], n_trials=15), "ffffffffdffffff")
+    run = resumed(finish(run, "ffffffffd"), [CRASH], n_trials=15)
+    assert run.run() == "trials" and letters(run) == "ffffffffdffffff"
 
 
 # ---- Stopping rule -------------------------------------------------------------------------------
