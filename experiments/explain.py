@@ -81,10 +81,9 @@ def show_model(run, model):
 def show_prediction(run, searcher, model, before, x):
     """Prints what the model says of a point x (1, d), in the metric's own units."""
     to_metric = lambda y: SIGN[run["mode"]] * (model.centre + model.unit * y.mean())
-    column = searcher.category_in_turn(before)
-    if column is not None:
+    if model.category is not None:
         print("the turn of a category that was tried least: to improve on its own best trial")
-    (mu, sigma), best = model.predict(x), searcher.to_improve(model, column)[1].min(axis=0)
+    (mu, sigma), best = model.predict(x), model.predict(model.tried)[0].min(axis=0)
     deviation = model.unit * np.hypot(sigma[0, 0], mu.std())
     print(f"\nprediction there: {to_metric(mu):.5g} +- {deviation:.2g}")
     print(f"to be improved on: {to_metric(best):.5g}, what pending trials may find included")

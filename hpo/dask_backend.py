@@ -36,7 +36,7 @@ from hpo.objective import one_line
 from hpo.status import say
 from hpo.trial import End, LocalBackend, Report, Trial
 
-PERIOD = 5.0  # seconds between two looks at a task, and for an answer of the scheduler
+PERIOD = 5.0  # seconds from one look at a task to the next; the scheduler's time to answer
 SILENCE = 60.0  # seconds after which a trial that was told to end is given up
 MAX_LOG = 2**20  # bytes of a log that come home, its last ones
 GONE = "the Dask worker is gone"
@@ -106,27 +106,23 @@ class DaskBackend(LocalBackend):
             if events or WAKE in messages or until <= now:
                 return events
 
-    def answer(self, trial, go_on):
-        self._tell(trial, "go" if go_on else "stop", math.inf if go_on else SILENCE)
-
-    def kill(self, trial):
-        self._tell(trial, "kill", SILENCE if trial.id in self.begun else 0)
-
     def wake(self):
         self.arrived.put(WAKE)
 
     def close(self):
         self.client.close(timeout=PERIOD)
 
-    def _tell(self, trial, word, seconds):
-        """Gives the trial up after so many seconds: its worker may be gone, and no other come."""
-        self.running[trial.id] = trial.attempt, time.monotonic() + seconds
+    def _tell(self, word, trial, seconds):
+        """Sends a word. After so many seconds the trial is given up: its worker may be gone."""
+        has_worker = word != "kill" or trial.id in self.begun
+        given_up_at = time.monotonic() + (max(seconds, SILENCE) if has_worker else 0)
+        self.running[trial.id] = trial.attempt, given_up_at
         with contextlib.suppress(Exception):  # there is no scheduler: Dask cancels the task
             self.queues[trial.id].put(word, timeout=PERIOD)
 
     def _event(self, i, attempt, kind, content):
         """The Report or the End in a message, or None; the log of an End is written."""
-        if self.running.get(i, (None,))[0] != attempt:
+        if i not in self.running or self.running[i][0] != attempt:
             return None
         if kind == "begun":
             self.begun[i] = self.now()
@@ -158,7 +154,7 @@ class DaskBackend(LocalBackend):
 
 
 # ---- The worker's side ---------------------------------------------------------------------------
-own = threading.local()  # run and backend of a worker's thread, which serves trial after trial
+own = threading.local()  # run and backend of a worker's thread, which serves many trials
 
 
 def relay(job):
@@ -178,7 +174,7 @@ def train(backend, trial, words, topic):
     """Passes reports and answers until the trial has ended; returns its End."""
     worker, is_asked = get_worker(), False
     send = lambda *message: worker.log_event(topic, [trial.id, trial.attempt, *message])
-    task, is_open = worker.get_current_task(), worker.status
+    task, status = worker.get_current_task(), worker.status
     send("begun", "")
     backend.start(trial)
     while True:
@@ -187,9 +183,9 @@ def train(backend, trial, words, topic):
                 return event
             send("report", json.dumps({"metrics": event.metrics, "counted": event.counted}))
             is_asked = True
-        word, known = "", worker.state.tasks.get(task)  # its state would be "cancelled"
+        word, known = "", worker.state.tasks.get(task)  # "cancelled" if Dask gave it up
         try:
-            if not known or known.state != "executing" or worker.status != is_open:
+            if not known or known.state != "executing" or worker.status != status:
                 word = "kill"
             elif is_asked or words.qsize():
                 word = words.get(timeout=PERIOD)

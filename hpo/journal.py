@@ -42,9 +42,9 @@ class WriteError(Exception):
 
 
 class Journal:
-    """A run: its trials, sorted by id, as the events so far have made them; and its files.
+    """A run: its trials, sorted by id, in the state after the last event; and its files.
 
-    run: its first line, with domains in the space. folder: it is locked; None for a run in memory.
+    run: the first line, with domains in its space. folder: is locked here; None: only in memory.
     """
 
     def __init__(self, run, folder=None):
@@ -72,7 +72,7 @@ class Journal:
 
         It changes the list of trials in place, so whoever holds the list sees the current state.
         """
-        at, trial = event.get("session", event)["at"], None
+        at, trial = event.get("session", event)["at"], None  # a session has its time inside
         match event:
             case {"start": int(i), "attempt": attempt, "config": config, "origin": str(origin)}:
                 trial = Trial(i, cast_config(self.space, config), origin, attempt, started=at)
@@ -212,7 +212,8 @@ def check_new(folder):
 def load(folder, before=None):
     """The trials of a run, sorted by id.
 
-    before: an id; then what the searcher knew when it suggested this trial, --learn_from included.
+    before: the id of a trial; then the trials that the searcher knew when it suggested this one,
+    those of --learn_from included.
     """
     journal = Journal(load_run(folder))
     list(read_events(folder, journal, before))
@@ -224,7 +225,7 @@ def load_run(folder):
     path = pathlib.Path(folder) / "journal.jsonl"
     try:
         with open(path, "rb") as file:
-            run = json.loads(file.readline()[:-1])["run"]  # without its end, or the last } if torn
+            run = json.loads(file.readline()[:-1])["run"]  # [:-1] makes a torn line an error
         own = {"space": space_from_json(run["space"]), "arguments": {**run["arguments"]}}
         return Journal({**run, **own}).run
     except OSError as error:
@@ -266,7 +267,7 @@ def write_tables(folder):
     checkpoint, it has those of the epochs before, too.
     """
     journal = Journal(load_run(folder))
-    # The first rows are samples, from which a table without rows has its columns.
+    # The first row is a sample that is not written. It gives an empty table its columns.
     trials = [trial_row(journal, Trial(0, journal.space, "", ended=0.0))]
     reports = [{"report": -1, "epoch": 0, "at": 0.0, "metrics": {journal.metric: 0.0}}]
     attempts = {}  # trial -> attempt of its last report

@@ -42,7 +42,8 @@ def load_module(objective, source=None):
     """
     global is_loading
     if callable(objective) or isinstance(objective, Program):
-        return types.SimpleNamespace(objective=getattr(objective, "run", objective))
+        function = objective.run if isinstance(objective, Program) else objective
+        return types.SimpleNamespace(objective=function)
     spec = _spec(objective)
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     source = pathlib.Path(spec.origin).read_bytes() if source is None else source
@@ -80,7 +81,7 @@ def source_of(objective):
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 names.append(node.module)
     except (OSError, SyntaxError, ValueError, TypeError, AttributeError, ImportError):
-        return None, []  # a function has no file; of others `describe` says what is wrong
+        return None, []  # a function has no file; `describe` names every other error
     if re.search(rb"environ|putenv|sys\.path", source):
         return source, []
     near = {file.stem for folder in (path.parent, ROOT) for file in folder.iterdir()}
@@ -128,7 +129,7 @@ def describe(objective, source, *, space, metric, mode, assignments=(), prepared
             raise ValueError(f"--set {assignment}: {error}") from None
     if prepared is None:
         try:
-            prepared = dict(own.get("prepare", lambda given: {})(constants(space)) or {})
+            prepared = dict(own["prepare"](constants(space)) or {}) if "prepare" in own else {}
         except BaseException as error:  # as above
             raise ValueError(f"prepare: {one_line(error)}") from error
     note, used = prepared.pop("note", ""), {"numpy", "torch", "torchvision"} & set(sys.modules)
@@ -307,9 +308,9 @@ def _lines(process):
     exits = [os.pidfd_open(process.pid)] if sys.platform == "linux" else []
     while streams:
         ready = wait([*streams, *exits])
-        if ready == exits and not (ready := wait([*streams], 0)):
+        if ready == exits and not wait([*streams], 0):
             break  # it has exited, and all that it printed has been read
-        for stream in [s for s in (process.stdout, process.stderr) if s in ready]:
+        for stream in wait([*streams], 0):
             data = os.read(stream.fileno(), 2**16)
             os.write(1, data)
             text = streams.pop(stream) + (data or b"\n")

@@ -15,10 +15,10 @@ import pathlib
 import threading
 
 tuner = None  # in a trial's process, the socket to the tuner; hpo/trial.py sets it
-process_id = None  # of the trial's process, which alone may report
+process_id = None  # only this process, the trial's own, may report
 names = set()  # of the metrics that were reported
 stopped = False  # the tuner has stopped the trial
-lock = threading.Lock()  # a report and its answer belong together
+lock = threading.Lock()  # one thread at a time reports and waits for the answer
 
 
 class StopTrial(BaseException):
@@ -39,8 +39,8 @@ class Reporter:
     def __call__(self, /, **metrics):
         """Reports metrics, JSON scalars by name. Raises StopTrial when the trial is to stop.
 
-        `epoch` is an integer >= 0. By default it is the number of this report, counted from 1. Then
-        no rule judges the trial; if --stopping was given, the trial fails. TypeError, ValueError.
+        `epoch` is an integer >= 0. Reports without it are counted from 1. No rule judges them, and
+        if --stopping was given, they fail the trial. Raises TypeError or ValueError for bad values.
         """
         global stopped
         metrics = {name: scalar(name, value) for name, value in metrics.items()}

@@ -85,7 +85,7 @@ class Domain:
         return own
 
     def nearest(self, value):
-        """Its own value that is `value`, or nearest to a number; for anything else the middle."""
+        """Its own value that equals `value`, or is nearest to a number; else the middle one."""
         value, numbers = _plain(value), [self.low, self.high]
         if self.positions:
             if (key := config_key(value)) in self.positions:
@@ -242,11 +242,13 @@ def config_key(config):
     return json.dumps(config, sort_keys=True, default=repr)
 
 
-def cast_config(space, config):
-    """A complete configuration with exact types; a missing name takes the middle of its range."""
+def cast_config(space, config, is_complete=False):
+    """A complete configuration with exact types. A missing name: the middle, or a ValueError."""
     if not isinstance(config, dict):
         raise ValueError(f"configuration: expected a dict of names, got {config!r:.99}")
-    complete = middle(space)
+    complete, missing = middle(space), domains(space).keys() - config
+    if is_complete and missing:
+        raise ValueError(f"{min(missing)} is missing")
     for name, value in config.items():
         if name not in space:
             raise ValueError(f"{name}: no such name in the space; it has {', '.join(space)}")

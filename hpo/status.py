@@ -27,7 +27,7 @@ class Status:
 
     def __init__(self, journal, backend):
         self.journal, self.backend, self.arguments = journal, backend, journal.run["arguments"]
-        self.note = f"**** {note}\n" if (note := journal.run["note"]) else ""
+        self.note = f"**** {journal.run['note']}\n" if journal.run["note"] else ""
         self.is_live = getattr(sys.stdout, "isatty", bool)()
         self.seconds = LIVE_SECONDS if self.is_live else PLAIN_SECONDS
         self.last_tick = self.began = backend.now()
@@ -73,8 +73,8 @@ class Status:
         self.best = best_of([trial], self.best)
         result = f"{trial.ended - trial.started:.0f} s"
         if trial.value is not None:
-            of = f" at epoch {trial.best_epoch} of {trial.n_epochs}" if trial.n_epochs > 1 else ""
-            result = f"{self._value(trial.value)}{of}, {result}"
+            at = f" at epoch {trial.best_epoch} of {trial.n_epochs}" if trial.n_epochs > 1 else ""
+            result = f"{self._value(trial.value)}{at}, {result}"
         tuned = {name: trial.config[name] for name in domains(self.journal.space)}
         texts = {n: f"{v:.3g}" if isinstance(v, float) else str(v)[:12] for n, v in tuned.items()}
         config = " ".join(f"{name}={text}" for name, text in texts.items())[:160]
@@ -102,20 +102,20 @@ class Status:
                 command = f"hpo.tune(FUNCTION, resume={str(folder)!r})"
             cut_off = [t.ended - t.started for t in trials if t.status == "interrupted"]
             again = f", and {len(cut_off)} trials that took {sum(cut_off):.0f} s start again"
-            say(f"the run goes on{again * bool(cut_off)} with\n  {command}")
+            say(f"the run goes on{again if cut_off else ''} with\n  {command}")
         if self.note:
             say(self.note, end="")
 
     def _say_choice(self, best, tuner):
         """Says which configuration to take home, and how to train it again."""
-        model, seed = tuner.searcher, self.arguments["seed"]
-        if not isinstance(model, GPSearch):
-            model = GPSearch(self.journal.space, seed, tuner.max_epochs)
+        searcher, seed = tuner.searcher, self.arguments["seed"]
+        if not isinstance(searcher, GPSearch):
+            searcher = GPSearch(self.journal.space, seed, tuner.max_epochs)
         try:
-            expected = model.recommend(tuner.trials)
+            expected = searcher.recommend(tuner.trials)
         except Exception as error:  # of the user's own searcher; the run has ended well
             expected = None
-            say(f"warning: {type(model).__name__}.recommend raised {one_line(error)}")
+            say(f"warning: {type(searcher).__name__}.recommend raised {one_line(error)}")
         if expected and math.isfinite(expected[2]):
             best, epoch, mu, sigma = expected
             say(
@@ -134,7 +134,8 @@ class Status:
 
 
 def place(trial, epoch):
-    return f"trial {trial.id}" + (f", epoch {epoch}" if trial.n_epochs > 1 else "")
+    is_shown = epoch is not None and trial.n_epochs > 1
+    return f"trial {trial.id}, epoch {epoch}" if is_shown else f"trial {trial.id}"
 
 
 def counts(trials):

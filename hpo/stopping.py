@@ -3,9 +3,9 @@
     rule(trial, trials, max_epochs) -> True to stop the trial
 
 A rule is a function, here or in your own file (`--stopping my_rule.py:my_rule`), called after each
-report before the last epoch. `trial` has just reported; `trials` are all so far, sorted by id. It
-may read their id, config, status and curve [(epoch, loss)]; a lower loss is better. It keeps no
-state. The command line sets its arguments first_rung and eta, where it has them.
+report before the last epoch. `trial` has just reported; `trials` are all so far, sorted by id. A
+rule may read their id, config, status and curve [(epoch, loss)]; a lower loss is better. It keeps
+no state. The command line sets the arguments first_rung and eta, if the rule has them.
 """
 
 import inspect
@@ -13,7 +13,7 @@ import math
 import statistics
 from functools import partial
 
-RECENT = 1000  # trials to compare with: a long run must not slow down
+RECENT = 1000  # a rule compares with the last 1,000 trials alone, so that long runs stay fast
 
 
 def median(trial, trials, max_epochs, first_rung=1, min_trials=5):
@@ -45,11 +45,11 @@ def asha(trial, trials, max_epochs, first_rung=1, eta=3):
 
 
 def halving(trial, trials, max_epochs, first_rung=1, eta=3):
-    """As asha, but after every report it decides again about the last rung that the trial passed.
+    """As asha, but judges again after every report, at the last rung that the trial has passed.
 
-    The first trials at a rung have nothing to be compared with. With asha, even poor ones are
-    trained up to the next rung. If no trial were free of the rule, slow learners would all be
-    stopped at the first rung, and the searcher would never learn how good they are in the end.
+    In asha the first trials at a rung go on to the next one, even poor ones, because there is
+    nothing to compare them with. One trial in max_epochs / first_rung is free of the rule, so that
+    the searcher learns how good slow learners are in the end.
     """
     epoch = trial.curve[-1][0]
     rung = last_rung(epoch, first_rung, eta)
@@ -71,8 +71,8 @@ def last_rung(epoch, first_rung, eta):
 
 
 def loss_at_rung(trial, rung, first_rung, eta):
-    """The best loss up to the report that reached the rung; None if the trial is not compared."""
-    if (rung, eta) in trial.at_rung:  # a curve only grows, and may have 10,000 epochs
+    """The best loss up to the report at the rung; inf if the trial failed before it, else None."""
+    if (rung, eta) in trial.at_rung:  # kept: a curve only grows, and may have 10,000 epochs
         return trial.at_rung[rung, eta]
     best = math.inf
     for epoch, loss in trial.curve:
@@ -96,7 +96,8 @@ def find_rule(name):
 
 
 def with_options(rule, **options):
-    """The rule with the options that are among its arguments; None stays None."""
-    names = inspect.signature(rule).parameters if rule else ()
-    own = getattr(rule, "keywords", {})  # a functools.partial keeps those that it has
-    return rule and partial(rule, **{n: options[n] for n in options if n in names} | own)
+    """The rule with those options that it takes and has not set already; None stays None."""
+    if rule is None:
+        return None
+    names = inspect.signature(rule).parameters.keys() - getattr(rule, "keywords", {})
+    return partial(rule, **{name: options[name] for name in options.keys() & names})

@@ -72,7 +72,7 @@ class Trial:
     @property
     def value(self):
         """The lowest loss; None before the first report, and for a failed trial."""
-        losses = [loss for _, loss in self.curve if self.status != "failed"]
+        losses = [] if self.status == "failed" else [loss for _, loss in self.curve]
         return min(losses, default=None)
 
     @property
@@ -89,7 +89,7 @@ class Trial:
 
 
 class Report(NamedTuple):
-    """Metrics of a trial, `epoch` among them. counted: it gave none, so the reports are counted."""
+    """Metrics of a trial, `epoch` among them. counted: the trial gave no epoch of its own."""
 
     trial_id: int
     attempt: int
@@ -127,9 +127,8 @@ class LocalBackend:
         """What hpo.objective.describe(objective, **options) returns in a process of its own."""
         for attempt in (1, 2, 3):  # its process may be lost, on a cluster with its machine
             self.start(Trial(-1, options, "describe", attempt))
-            while not (ends := self.wait()):
-                pass  # on a cluster it may have to wait for a worker
-            if (end := ends[0]).outcome != "lost":
+            end = self.wait()[0]
+            if end.outcome != "lost":
                 break
         else:
             raise OSError(end.error)
@@ -203,10 +202,10 @@ class LocalBackend:
     def close(self):
         """Ends the fork server, and with it all trials."""
         if self.server:
-            self._tell("close")  # because a fork of this process may keep the connection open
+            self._tell("close")  # a fork of this process may keep the connection open
             self.server = None
             self.process.join(TERM_SECONDS)
-            self.process.kill()  # where the import of a library hangs
+            self.process.kill()  # it may hang in the import of a library
             self.process.join()
 
     def _log(self, trial):
@@ -220,7 +219,7 @@ class LocalBackend:
     def _begin_server(self):
         """Begins a fork server. It ignores signals, and does not import our main module."""
         ours, theirs = multiprocessing.Pipe()
-        # A forked server that held our end could wait for us to read when we are dead.
+        # A forked server closes our end. Else it could wait for us to read when we are dead.
         multiprocessing.util.register_after_fork(ours, type(ours).close)
         is_forked, main = callable(self.objective), sys.modules["__main__"]
         context = multiprocessing.get_context("fork" if is_forked else "spawn")
@@ -228,7 +227,7 @@ class LocalBackend:
         if not is_forked:  # a fork needs it: the user's function may pickle what is defined there
             sys.modules["__main__"] = types.ModuleType("__main__")
         if POSIX:
-            # `start` would start the tracker and then unblock signals. So it is started before.
+            # `start` unblocks signals once it has started the tracker, so the tracker comes first.
             multiprocessing.resource_tracker.ensure_running()
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # the server inherits it
         try:
@@ -261,9 +260,9 @@ def _serve(connection, objective, n_threads):
     if POSIX:
         os.setsid()  # so that a signal to the tuner's group does not reach it
     prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: the orphans of ended trials become its children
-    _die_with_parent()  # where the import of a library hangs
-    # It is ready when the tuner dies. A fork of the tuner may keep `connection` open.
-    tuner = [os.pidfd_open(os.getppid())] if LINUX else []
+    _die_with_parent()  # it may hang in the import of a library
+    # Ready when the tuner dies. `connection` may not be: a fork of the tuner can keep it open.
+    tuner_exit = [os.pidfd_open(os.getppid())] if LINUX else []
     os.environ.update(dict.fromkeys(THREADS, str(n_threads)))  # before numpy is imported
     path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     os.environ["PYTHONPATH"] = path.rstrip(os.pathsep)
@@ -274,10 +273,10 @@ def _serve(connection, objective, n_threads):
     prctl(1, 0)  # from now on it survives the tuner, and kills the trials first
     children, word, ready = {}, "", set()  # (trial id, attempt) -> _Child; the tuner's last word
     with contextlib.suppress(EOFError, OSError):  # the tuner has died
-        while word != "close" and not ready & set(tuner):
+        while word != "close" and not ready & set(tuner_exit):
             handles = [h for child in children.values() for h in (child.socket, child.sentinel)]
             seconds = min([3600, *(c.kill_at - time.monotonic() for c in children.values())])
-            ready = set(wait([connection, *tuner, *handles], seconds))
+            ready = set(wait([connection, *tuner_exit, *handles], seconds))
             for key, child in list(children.items()):
                 if ready & {child.socket, child.sentinel} and (report := child.read()):
                     connection.send(Report(*key, *report))
@@ -326,7 +325,7 @@ class _Child:
         self.sentinel = os.pidfd_open(self.process.pid) if LINUX else self.process.sentinel
 
     def obey(self, word, seconds):
-        """Passes "go" or "stop" on to the process, or terminates it. It has so many seconds."""
+        """Sends "go" or "stop" to the process, or terminates it. It is killed after `seconds`."""
         self.kill_at = min(self.kill_at, time.monotonic() + seconds)
         if word == "kill":
             self.end_told = self.end_told or ["failed", "killed"]  # whatever its exit code will be
@@ -342,7 +341,7 @@ class _Child:
         except OSError:  # nothing has arrived
             return None
         self.unread += data
-        if not data and not wait([self.sentinel], 1):  # else it has just ended
+        if not data and not wait([self.sentinel], 1):  # it has closed it, and still lives
             self.end_told = self.end_told or ["failed", "closed its connection to the tuner"]
             self.kill_at = time.monotonic()
         if not self.unread.endswith(b"\n") and len(self.unread) <= MAX_LINE:
@@ -409,11 +408,11 @@ def _do_job(connection, tuner, job, objective, source):
         with hpo.report.lock:
             tuner.sendall(json.dumps({"end": end}).encode() + b"\n")
             hpo.report.stopped = True  # its threads report no more
-    is_told = isinstance(failure, SystemExit) and isinstance(failure.code, str)
-    if is_trial and failure and not is_told and not isinstance(failure, hpo.report.StopTrial):
-        own = failure.with_traceback(failure.__traceback__.tb_next.tb_next)  # without this file
+    is_text = isinstance(failure, SystemExit) and isinstance(failure.code, str)
+    if is_trial and failure and not is_text and not isinstance(failure, hpo.report.StopTrial):
+        shown = failure.with_traceback(failure.__traceback__.tb_next.tb_next)  # without this file
         with contextlib.suppress(OSError, ValueError):  # the log is closed, or its disk full
-            traceback.print_exception(own)
+            traceback.print_exception(shown)
 
 
 def _train(tuner, job, objective, source):
@@ -431,7 +430,7 @@ def _train(tuner, job, objective, source):
         os.environ["CUDA_VISIBLE_DEVICES"] = job["gpu"]
     function = hpo.objective.load_module(objective, source).objective
     hpo.report.names, hpo.report.stopped = set(), False  # of a trial that calls hpo.tune
-    hpo.report.tuner = tuner  # now: reports that are made while the file is loaded are printed
+    hpo.report.tuner = tuner  # after loading: what the file reports while it loads is printed
     hpo.objective.set_generators(job["seed"])
     returned = function(job["config"])
     if not hpo.report.names and returned is not None:

@@ -25,7 +25,6 @@ from hpo.searchers import find_searcher
 from hpo.space import (
     Domain,
     cast_config,
-    domains,
     middle,
     nearest_config,
     space_from_json,
@@ -49,10 +48,10 @@ class Tuner:
     """One session of a run; `run()` returns when its budget is spent.
 
     journal: the run so far. Its interrupted trials are started again first.
-    seconds: the run's time. n_trials: at most so many are started. trial_timeout: seconds, each.
-    rule: of hpo/stopping.py, or None; it judges no report without an epoch. needs_epoch: whether
-    such a report fails its trial, as the user has asked for the rule. start: configurations
-    to try before the searcher's; None: the middle of the space. show: None, or a Status.
+    seconds: the run's time. n_trials: the most trials to start. trial_timeout: seconds for each.
+    rule: of hpo/stopping.py, or None. It judges only reports with an epoch. needs_epoch: a report
+    without one fails its trial, because the user asked for the rule. start: configurations to try
+    before the searcher's; None is the middle of the space. show: a Status, or None.
     """
 
     def __init__(
@@ -107,24 +106,24 @@ class Tuner:
         return self.journal.append({**event, "at": round(self.backend.now(), 3)})
 
     def _end_overdue(self):
-        """Ends trials whose time is over; returns the seconds until more is due, or None."""
+        """Ends what is over time. Returns the most seconds to wait for an event, or None."""
         now = self.backend.now()
         if now >= self.seconds:
             self.reason = self.reason or "deadline"
         due = [math.inf if self.reason else self.seconds]
-        for trial in [trial for trial in self.running.values() if trial.id not in self.ending]:
+        for trial in [t for t in self.running.values() if t.id not in self.ending]:
             deadline = self.backend.begun_at(trial) + self.trial_timeout
             if self.reason or now >= deadline:
                 status = "timeout" if self.reason in (None, "deadline") else "interrupted"
-                reason = self.reason or f"--trial_timeout {self.trial_timeout:g}"
-                self.ending[trial.id] = status, reason
+                error = self.reason or f"--trial_timeout {self.trial_timeout:g}"
+                self.ending[trial.id] = status, error
                 self.backend.kill(trial)
             else:
                 due.append(deadline)
         if self.not_before > now:
             due.append(self.not_before)
         elif not self.running:
-            return 0.0  # no event can come
+            return 0.0  # nothing runs, so no event can come
         if self.show:
             due.append(now + self.show.seconds)
         return None if math.isinf(min(due)) else min(due) - now
@@ -133,7 +132,7 @@ class Tuner:
         """Starts a trial if one can start now; returns whether it did."""
         if len(self.running) >= self.n_workers or self.backend.now() < self.not_before:
             return False
-        i, before = len(self.trials), time.perf_counter()
+        i, attempt, before = len(self.trials), 1, time.perf_counter()
         if self.again:
             trial = self.again.pop(0)
             i, attempt, config, origin = trial.id, trial.attempt + 1, trial.config, trial.origin
@@ -146,7 +145,7 @@ class Tuner:
             if suggestion is None:
                 self.exhausted = True
                 return False
-            (config, origin), attempt = suggestion, 1
+            config, origin = suggestion
         event = {"start": i, "attempt": attempt, "config": config, "origin": origin}
         event["suggest_seconds"] = round(time.perf_counter() - before, 6)
         trial = self.running[i] = self._append(event)
@@ -187,12 +186,12 @@ class Tuner:
     def _handle_end(self, trial, end):
         del self.running[trial.id]
         status, error = self.ending.pop(trial.id, (None, ""))
-        is_guilty = end.error == SERVER_DIED and trial.attempt >= N_ATTEMPTS
+        kills_servers = end.error == SERVER_DIED and trial.attempt >= N_ATTEMPTS
         if end.outcome == "finished" and trial.curve and status not in ("failed", "stopped"):
             status, error = "done", ""  # it may have been told to end, but finished first
         elif not status and self.reason:  # the signal that ends the run may have killed it too
             status, error = "interrupted", self.reason
-        elif not status and end.outcome == "lost" and not is_guilty:  # the machine is to blame
+        elif not status and end.outcome == "lost" and not kills_servers:  # the machine is to blame
             status, error = "interrupted", end.error
         elif not status:
             status, error = "failed", end.error or f"made no report of {self.journal.metric}"
@@ -224,23 +223,20 @@ class Tuner:
 
 
 def suggest(searcher, space, trials):
-    """(complete configuration, origin) that a searcher suggests, or None; or RunFailed."""
+    """(complete configuration, origin) that a searcher suggests, or None. Raises RunFailed."""
     name = f"{type(searcher).__name__}.suggest"
     suggestion = call(name, searcher.suggest, trials)
     if suggestion is None:
         return None
     try:
         config, origin = suggestion
-        complete = cast_config(space, config)
-        if missing := domains(space).keys() - config:
-            raise ValueError(f"{min(missing)} is missing")
-        return complete, str(origin)
+        return cast_config(space, config, is_complete=True), str(origin)
     except (TypeError, ValueError) as error:
         raise RunFailed(f"{name}: expected (config, origin) or None: {error}") from None
 
 
 def call(name, function, *arguments):
-    """What a function of the user's returns; RunFailed, from its error, when it raises one."""
+    """What a function of the user's returns. An error that it raises becomes a RunFailed."""
     try:
         return function(*arguments)
     except (Exception, SystemExit) as error:
@@ -269,7 +265,7 @@ class Run:
     trials: list = field(repr=False)
     best: Trial | None
     reason: str  # why the run ended
-    signal: int | None  # that ended it
+    signal: int | None  # its number, if a signal ended the run
 
     def to_frame(self):
         """trials.csv as a DataFrame, the best trial first; this alone needs pandas."""
@@ -278,7 +274,7 @@ class Run:
         return frame.sort_values("value", **order, ignore_index=True)
 
     def _repr_html_(self):
-        """The ten best trials, as a notebook shows them; None, that is the repr, without pandas."""
+        """The ten best trials as HTML. Without pandas None, and the notebook shows the repr."""
         with contextlib.suppress(ImportError):
             columns = "^(trial|status|value|n_epochs|seconds)$|^config_"
             return self.to_frame().head(10).filter(regex=columns).to_html()
@@ -294,9 +290,9 @@ def tune(
 
     The arguments are the flags of `python run.py --help`; config_space is --space, assignments are
     --set. None stands for the default, in a resumed run for what the run had; only the BUDGET may
-    differ from that. objective may be a function. It needs config_space, metric and mode. searcher
-    may be a class, stopping a function, and start a list of configurations. To resume, give a
-    function, and a class or rule of a notebook, again.
+    differ from that. objective may be a function, which needs config_space, metric and mode;
+    searcher may be a class, stopping a function, and start a list of configurations. To resume,
+    give a function again, and a class or rule that is in no file.
     Raises ValueError for bad input, before anything is written; RunFailed; WriteError.
     """
     given = {n: v for n, v in locals().items() if v is not None and n != "resume"}
@@ -313,7 +309,7 @@ def tune(
         arguments = resumed(journal, given) if journal else DEFAULTS | given
         check_numbers(arguments)
         options = arguments | functions
-        parts = {name: find(name, options[name]) for name in ("searcher", "stopping")}
+        searcher_class, rule = (find(name, options[name]) for name in ("searcher", "stopping"))
         backend = make_backend(options)
         stack.callback(backend.close)
         say(f"loading {arguments['objective']}")
@@ -322,7 +318,7 @@ def tune(
             assignments=arguments["assignments"], prepared=journal and journal.run["prepared"],
         )  # fmt: skip
         space = space_from_json(found["space"])
-        parts = of_space(space, arguments, **parts)
+        parts = of_space(space, arguments, searcher_class, rule)
         arguments |= {"metric": found["metric"], "mode": found["mode"], "start": parts["start"]}
         if journal:
             journal.begin_session({name: arguments[name] for name in (*BUDGET, "objective")})
@@ -348,19 +344,19 @@ def tune(
 def ending_signals(stack):
     """Until the stack is closed, Ctrl-C, SIGTERM and a closed terminal end the run in order.
 
-    Returns an object with the number of the first signal, `first`, and with `tuner`, which the
-    caller sets. A second signal, or one before that, raises KeyboardInterrupt(number).
+    Returns an object: `first` is the number of the first signal, and the caller sets `tuner`. A
+    second signal, or one before `tuner` is set, raises KeyboardInterrupt(number).
     """
     signals = types.SimpleNamespace(tuner=None, first=None, time=0.0)
 
     def on_signal(number, frame):
-        if signals.first is None:
-            signals.first, signals.time = number, time.monotonic()
-            if signals.tuner:
-                return signals.tuner.interrupt(f"interrupted by {signal.Signals(number).name}")
-        elif time.monotonic() < signals.time + 1:
-            return None  # `timeout`, or a terminal that closes, sends two at almost the same time
-        raise KeyboardInterrupt(number)
+        now, is_first = time.monotonic(), signals.first is None
+        if is_first:
+            signals.first, signals.time = number, now
+        if is_first and signals.tuner:
+            signals.tuner.interrupt(f"interrupted by {signal.Signals(number).name}")
+        elif is_first or now >= signals.time + 1:  # `timeout`, or a closing terminal, sends two
+            raise KeyboardInterrupt(number)
 
     for number in ENDING:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
@@ -369,24 +365,21 @@ def ending_signals(stack):
     return signals
 
 
-def of_space(space, arguments, searcher, stopping):
-    """The arguments of a Tuner that depend on the space, as a dict.
-
-    searcher: its class. stopping: the rule, or None. Raises ValueError.
-    """
+def of_space(space, arguments, searcher_class, rule):
+    """The arguments of a Tuner that depend on the space, as a dict. Raises ValueError."""
     max_epochs = last_epoch(space, arguments["epochs_name"])
     is_asked_for = arguments["stopping"] != "auto"
-    if stopping and not max_epochs and is_asked_for:
+    if rule and not max_epochs and is_asked_for:
         what = "needs the last epoch, a constant `epochs` in the space; or give --epochs_name"
         raise ValueError(f"--stopping {arguments['stopping']}: {what}")
     options = {name: arguments[name] for name in ("first_rung", "eta")}
     try:
-        searcher = searcher(space, arguments["seed"], max_epochs)
+        searcher = searcher_class(space, arguments["seed"], max_epochs)
     except Exception as error:  # whatever the user's class raises becomes one line
         raise ValueError(f"--searcher {arguments['searcher']}: {one_line(error)}") from error
     return {
         "searcher": searcher,
-        "rule": with_options(max_epochs and stopping, **options), "needs_epoch": is_asked_for,
+        "rule": with_options(rule if max_epochs else None, **options), "needs_epoch": is_asked_for,
         "max_epochs": max_epochs, "start": first_configs(space, arguments["start"]),
     }  # fmt: skip
 
@@ -424,7 +417,7 @@ def as_json(given):
 
 
 def resumed(journal, given):
-    """The arguments of a run that goes on; ValueError for one that is not what it was."""
+    """The arguments of a resumed run; ValueError if one differs that is not in BUDGET."""
     own = DEFAULTS | journal.run["arguments"] | {"results": str(journal.folder)}
     if "start" in given:  # the run has it in this form
         given["start"] = first_configs(journal.space, given["start"])
@@ -544,9 +537,7 @@ def learn(space, arguments):
             raise ValueError(f"--learn_from {folder}: {theirs}; this run {mode}imises {metric}")
         for trial in trials:
             try:
-                config = cast_config(space, trial.config)
-                if missing := domains(space).keys() - trial.config:
-                    raise ValueError(f"{min(missing)} is missing")
+                config = cast_config(space, trial.config, is_complete=True)
             except ValueError as error:
                 misfit = f"; others do not fit: {error}"
                 continue
