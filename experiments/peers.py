@@ -98,9 +98,9 @@ def ax(parameters, seed):
 # ---- As a searcher of ours ----
 # what Optuna 5 does by default, given for versions before
 TPE = {"sampler": "TPESampler", "failed": "PRUNED", "multivariate": True, "constant_liar": True}
-PEERS = {  # its function, the packages that it needs
+PEERS = {  # its function, and the package that it needs
     "optuna_tpe": (functools.partial(optuna, **TPE), "optuna"),
-    "optuna_gp": (functools.partial(optuna, sampler="GPSampler", failed="FAIL"), "optuna scipy"),
+    "optuna_gp": (functools.partial(optuna, sampler="GPSampler", failed="FAIL"), "optuna"),
     "ax": (ax, "ax-platform"),
 }
 PEERS |= dict.fromkeys(("skopt", "smac", "hebo", "syne_tune"), (None, ""))  # only recorded
@@ -136,8 +136,8 @@ class Peer:
 
 def version(name):
     """Package and version of a peer: optuna 5.0.0. None where it cannot be run."""
+    package = PEERS[name][1]
     try:
-        found = [f"{package} {metadata.version(package)}" for package in PEERS[name][1].split()]
-    except metadata.PackageNotFoundError:
+        return f"{package} {metadata.version(package)}"
+    except (metadata.PackageNotFoundError, ValueError):  # ValueError: there is no name
         return None
-    return found[0] if found else None
