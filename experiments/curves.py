@@ -58,18 +58,15 @@ class Recording:
         n_whole = sum(curve.epochs[-1] == self.max_epochs for curve in self.curves)
         return f"{len(self.curves)} recorded curves, {n_whole} of them to epoch {self.max_epochs}"
 
-    @property
-    def problem(self):
-        """What must be equal in two recordings: all but where the data lie."""
-        space = {name: v for name, v in self.space.items() if not name.endswith("_path")}
-        return self.metric, self.mode, space
-
 
 def read(paths):
     """Recording of runs' folders and packed files; ValueError where they are not of one problem."""
-    recordings = [read_packed(p) if p.is_file() else read_folder(p) for p in map(Path, paths)]
+    paths, problems = [Path(path) for path in paths], []
+    recordings = [read_packed(path) if path.is_file() else read_folder(path) for path in paths]
     for path, recording in zip(paths, recordings):
-        if recording.problem != recordings[0].problem:
+        space = {name: v for name, v in recording.space.items() if not name.endswith("_path")}
+        problems.append((recording.metric, recording.mode, space))
+        if problems[-1] != problems[0]:
             raise ValueError(f"{path}: its space, metric or mode differs from that of {paths[0]}")
         if not recording.curves:
             raise ValueError(f"{path}: no trial has reported {recording.metric}")
