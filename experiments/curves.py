@@ -87,7 +87,7 @@ def put_on_one_clock(recordings):
     known = {}  # configuration -> seconds of an epoch
     for recording in recordings:
         own = {config_key(c.config): 1 / np.median(c.rates) for c in recording.curves}
-        ratios = [math.log(known[key] / own[key]) for key in known.keys() & own.keys()]
+        ratios = [math.log(known[key] / own[key]) for key in own if key in known]
         factor = math.exp(np.mean(ratios or [0.0]))
         for curve in recording.curves:
             curve.seconds = factor * curve.seconds
