@@ -243,8 +243,7 @@ def meet(run, kind, rng):
 
 def kill_spawned(pid):
     """Kills the first process that a process has spawned; those after it are its children."""
-    for child in [i for i in children_of(pid) if is_alive(i, "spawn_main")][:1]:
-        os.kill(child, signal.SIGKILL)
+    os.kill(next(i for i in children_of(pid) if is_alive(i, "spawn_main")), signal.SIGKILL)
 
 
 # ---- Trials die, and files are damaged ----
