@@ -11,16 +11,15 @@ most like the sum. level ~ N(0, s^2), where s comes from configurations that wer
 once. No drawn curve is much better than the best recorded one. A second forest draws the seconds.
 """
 
-import itertools
 import json
 import math
-import pathlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from hpo.journal import SIGN, Journal, load_run, read_events
-from hpo.space import config_key, constants, domains, encode, space_from_json
+from hpo.space import config_key, domains, encode, space_from_json
 
 SMOOTH = 0.12  # width of the smoothing in ln(epoch): at epoch 81 about 10 epochs either way
 N_ALIKE = 5  # curves whose jitter a new one may have
@@ -59,26 +58,22 @@ class Recording:
         n_whole = sum(curve.epochs[-1] == self.max_epochs for curve in self.curves)
         return f"{len(self.curves)} recorded curves, {n_whole} of them to epoch {self.max_epochs}"
 
-    @property
-    def problem(self):
-        """What must be equal in two recordings: all but where the data lie."""
-        same = {name: v for name, v in constants(self.space).items() if not name.endswith("_path")}
-        return self.metric, self.mode, self.max_epochs, domains(self.space), same
-
 
 def read(paths):
     """Recording of runs' folders and packed files; ValueError where they are not of one problem."""
-    paths = [pathlib.Path(path) for path in paths]
+    paths, problems = [Path(path) for path in paths], []
     recordings = [read_packed(path) if path.is_file() else read_folder(path) for path in paths]
     for path, recording in zip(paths, recordings):
-        if recording.problem != recordings[0].problem:
+        space = {name: v for name, v in recording.space.items() if not name.endswith("_path")}
+        problems.append((recording.metric, recording.mode, space))
+        if problems[-1] != problems[0]:
             raise ValueError(f"{path}: its space, metric or mode differs from that of {paths[0]}")
         if not recording.curves:
             raise ValueError(f"{path}: no trial has reported {recording.metric}")
     put_on_one_clock(recordings)
     machines = dict.fromkeys(recording.machine for recording in recordings)
     distinct = {}  # each training once: a run may be given twice, or two runs may begin alike
-    for curve in itertools.chain(*(recording.curves for recording in recordings)):
+    for curve in [curve for recording in recordings for curve in recording.curves]:
         key = config_key(curve.config), f"{curve.losses[0]:.4g}"
         distinct[key] = max(distinct.get(key, curve), curve, key=lambda c: len(c.losses))
     return replace(recordings[0], machine="; ".join(machines), curves=list(distinct.values()))
@@ -92,7 +87,7 @@ def put_on_one_clock(recordings):
     known = {}  # configuration -> seconds of an epoch
     for recording in recordings:
         own = {config_key(c.config): 1 / np.median(c.rates) for c in recording.curves}
-        ratios = [math.log(known[key] / own[key]) for key in known.keys() & own.keys()]
+        ratios = [math.log(known[key] / own[key]) for key in own if key in known]
         factor = math.exp(np.mean(ratios or [0.0]))
         for curve in recording.curves:
             curve.seconds = factor * curve.seconds
@@ -101,24 +96,19 @@ def put_on_one_clock(recordings):
 
 def read_folder(folder):
     """Recording of a run's folder. A report of epoch 0 is only time before epoch 1."""
-    run, times = load_run(folder), {}  # (trial, attempt, epoch) -> time of the report
+    run, times, curves = load_run(folder), {}, []  # times: of the report of (trial, attempt, epoch)
     journal = Journal(run)
     for event in read_events(folder, journal):
         if run["metric"] in event.get("metrics", ()):
             times[event["report"], event["attempt"], event["epoch"]] = event["at"]
+    for trial in [trial for trial in journal.trials if trial.status != "failed"]:
+        losses = {epoch: loss for epoch, loss in sorted(dict(trial.curve).items()) if epoch > 0}
+        keys = [(trial.id, trial.attempt, epoch) for epoch in losses]
+        if losses and times.keys() >= set(keys):  # not one that continued from a checkpoint
+            config = {name: trial.config[name] for name in domains(run["space"])}
+            seconds = np.diff([trial.started, *(times[key] for key in keys)])
+            curves.append(Curve(config, np.array([*losses]), np.array([*losses.values()]), seconds))
     max_epochs = run["space"].get(run["arguments"].get("epochs_name", "epochs"))
-    if type(max_epochs) is not int:
-        raise ValueError(f"{folder}: its space has no constant that is the last epoch")
-    curves, names = [], list(domains(run["space"]))
-    for trial in journal.trials:
-        losses = {} if trial.value is None else dict(trial.curve)
-        epochs = [epoch for epoch in sorted(losses) if epoch > 0]
-        keys = [(trial.id, trial.attempt, epoch) for epoch in epochs]
-        if epochs and times.keys() >= set(keys):  # not one that continued from a checkpoint
-            at = [trial.started, *(times[key] for key in keys)]
-            arrays = epochs, [losses[epoch] for epoch in epochs], np.diff(at)
-            config = {name: trial.config[name] for name in names}
-            curves.append(Curve(config, *map(np.array, arrays)))
     machine = f"{run['machine']}, {run['arguments'].get('workers')} workers"
     return Recording(run["space"], run["metric"], run["mode"], max_epochs, machine, curves)
 
@@ -127,14 +117,13 @@ def read_packed(path):
     """Recording of a file in runs/: a line about the problem, and one for each curve."""
     try:
         head, *lines = map(json.loads, path.read_text().splitlines())
-        recording = Recording(**{**head, "space": space_from_json(head["space"]), "curves": []})
+        curves, space = [], space_from_json(head["space"])
         for line in lines:
-            losses = SIGN[recording.mode] * np.array(line["values"], float)
-            epochs = line.get("epochs") or range(1, len(losses) + 1)
-            arrays = np.array(epochs), losses, np.array(line["seconds"], float)
-            recording.curves.append(Curve(line["config"], *arrays))
-        return recording
-    except (ValueError, KeyError, TypeError, OSError) as error:
+            losses = SIGN[head["mode"]] * np.array(line["values"], float)
+            epochs = np.arange(1, len(losses) + 1)
+            curves.append(Curve(line["config"], epochs, losses, np.array(line["seconds"], float)))
+        return Recording(**{**head, "space": space}, curves=curves)
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a file of packed curves: {error!r}") from None
 
 
@@ -186,8 +175,8 @@ class Surrogate:
         self.sign = SIGN[recording.mode]
         self.epochs = np.unique(np.concatenate([curve.epochs for curve in curves]))
         if self.epochs[-1] != self.max_epochs:
-            few = f"too few curves were recorded to epoch {self.max_epochs}"
-            raise ValueError(f"{few}; record more with --stopping none")
+            needs = f"a curve to the last epoch, {self.max_epochs}: record with --stopping none"
+            raise ValueError(f"the surrogate needs {needs}")
         losses = np.concatenate([curve.losses for curve in curves])
         # log loss: the log of the distance to 1 for accuracies, else to just below the best
         margin = 0.05 * (np.median(losses) - losses.min() + 1e-12)
@@ -254,16 +243,14 @@ def quality(recording, n_folds=5, n_trees=100):
     """A line: how well a surrogate predicts the last losses of configurations it has not seen."""
     keys = [config_key(curve.config) for curve in recording.curves]
     order = np.random.default_rng(0).permutation(len(set(keys))) % n_folds
-    folds = dict(zip(dict.fromkeys(keys), order))
-    true, guess = [], []
+    folds, pairs = dict(zip(dict.fromkeys(keys), order)), []  # pairs: (last loss, prediction)
     for fold in range(n_folds):
         rest = [c for c, key in zip(recording.curves, keys) if folds[key] != fold]
         surrogate = Surrogate(replace(recording, curves=rest), 0, n_trees)
         for curve, key in zip(recording.curves, keys):
             if folds[key] == fold and curve.epochs[-1] == recording.max_epochs:
-                true.append(curve.losses[-1])
-                guess.append(surrogate.mean(curve.config)[-1])
-    true, guess = np.array(true), np.array(guess)
+                pairs.append((curve.losses[-1], surrogate.mean(curve.config)[-1]))
+    true, guess = np.transpose(pairs)
     third = true <= np.quantile(true, 1 / 3)
     rank, best = rank_correlation(true, guess), rank_correlation(true[third], guess[third])
     error = np.abs(guess - true).mean()

@@ -158,9 +158,7 @@ def fail(rng):
     chance as well."""
     space, floor, plain_loss, deviation, is_beyond = draw_spoiled(rng, 0.6)
     chance = rng.choice([0, 1 / 30])
-
-    def loss(**config):
-        return math.nan if is_beyond(config) else plain_loss(**config)
+    loss = lambda **config: math.nan if is_beyond(config) else plain_loss(**config)
 
     def observe(config, loss, rng):
         return math.nan if rng.random() < chance else loss + deviation * rng.standard_normal()
@@ -172,9 +170,7 @@ def diverge(rng):
     """Beyond the border, in a tenth to half of the space, losses are finite, huge and random."""
     space, floor, plain_loss, deviation, is_beyond = draw_spoiled(rng, 0.5)
     factor, decades = 10 ** rng.uniform(0.5, 1.5), rng.uniform(0, 11)
-
-    def loss(**config):
-        return plain_loss(**config) * (factor if is_beyond(config) else 1)
+    loss = lambda **config: plain_loss(**config) * (factor if is_beyond(config) else 1)
 
     def observe(config, loss, rng):
         if is_beyond(config):
@@ -289,25 +285,22 @@ def sgd(rng):
     space = {name: MODEL[name] for name in MODEL if name == "learning_rate" or name in tuned}
 
     @functools.lru_cache(10_000)
-    def repetitions(values):
-        """Losses (n_epochs, N_REPETITIONS)."""
-        config = USUAL | dict(zip(space, values))
-        return np.array(list(training(task, config)))
+    def train(*values):
+        """Losses (N_EPOCHS, N_REPETITIONS)."""
+        return np.array([*training(task, USUAL | dict(zip(space, values)))])
 
     def loss(**config):
         with np.errstate(over="ignore"):
-            mean = repetitions(tuple(config.values()))[-1].mean()
+            mean = train(*config.values())[-1].mean()
         return mean if math.isfinite(mean) else math.nan
 
-    def observe(config, loss, rng):
-        return rng.choice(repetitions(tuple(config.values()))[-1])
-
     def curve(config, rng):
-        losses = repetitions(tuple(config.values()))[:, rng.integers(N_REPETITIONS)]
+        losses = train(*config.values())[:, rng.integers(N_REPETITIONS)]
         config = USUAL | config  # seconds as a slow interpreter takes them, small batches most
         seconds = (1 + config["n_units"] / 16) * (1 + 64 / config["batch_size"])
         yield from with_seconds(losses, seconds, rng)
 
+    observe = lambda config, loss, rng: rng.choice(train(*config.values())[-1])
     return space, math.nan, loss, observe, curve
 
 
@@ -405,6 +398,5 @@ FAMILIES = ONCE | CURVES
 def generated(family, number):
     """The problem of that number. The optimum of a training is not known: NaN."""
     rng = np.random.default_rng([zlib.crc32(family.encode()), number])
-    space, optimum, loss, observe, *curve = FAMILIES[family](rng)
-    curve = curve[0] if family in CURVES else None
-    return Problem(family, space, float(optimum), loss, observe, curve)
+    space, optimum, *functions = FAMILIES[family](rng)
+    return Problem(family, space, float(optimum), *functions)

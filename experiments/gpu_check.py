@@ -1,12 +1,9 @@
 """Whether trials share a GPU well and give its memory back; without a GPU it says so.
 
-    python -m experiments.gpu_check                     both parts, in about three minutes
-    python -m experiments.gpu_check --parts memory      one; experiments.train_speed has the speed
+    python -m experiments.gpu_check     three minutes; experiments.train_speed has the speed
 
-Each part goes on without the others, and prints as it goes. Exit code 1 when a part has failed.
-
-memory    GPU memory of one trial, and whether it is free again once the trial was killed
-sharing   epochs per second of all processes together, for 1 to 8 of them on one GPU
+First the GPU memory of one trial, and whether it is free again once the trial was killed: if not,
+it ends with exit code 1. Then the epochs per second of all processes together, for 1 to 8 of them.
 """
 
 import multiprocessing
@@ -15,7 +12,6 @@ import pathlib
 import signal
 import tempfile
 import time
-import traceback
 
 import torch
 
@@ -92,23 +88,12 @@ def train_for(sizes, device, barrier, rates):
     rates[int(multiprocessing.current_process().name)] = n / 10 / (time.monotonic() - begun)
 
 
-PARTS = {f.__name__: f for f in (memory, sharing)}
-
-
 def main(arguments=None):
-    parser = command.parser("gpu_check", __doc__)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    args, n_failed = parser.parse_args(arguments), 0
+    command.parser("gpu_check", __doc__).parse_args(arguments)
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: the CPU instead"
     say(f"torch {torch.__version__}, {name}, {os.cpu_count()} cores")
-    for part in args.parts:
-        say(f"---- {part}")
-        try:
-            PARTS[part]()
-        except Exception:  # the other parts go on; the exit code tells
-            n_failed += 1
-            say(f"{part} has failed\n{traceback.format_exc()}")
-    return min(n_failed, 1)
+    memory()
+    sharing()
 
 
 if __name__ == "__main__":

@@ -98,9 +98,9 @@ def ax(parameters, seed):
 # ---- As a searcher of ours ----
 # what Optuna 5 does by default, given for versions before
 TPE = {"sampler": "TPESampler", "failed": "PRUNED", "multivariate": True, "constant_liar": True}
-PEERS = {  # its function, the packages that it needs
+PEERS = {  # its function, and the package that it needs
     "optuna_tpe": (functools.partial(optuna, **TPE), "optuna"),
-    "optuna_gp": (functools.partial(optuna, sampler="GPSampler", failed="FAIL"), "optuna scipy"),
+    "optuna_gp": (functools.partial(optuna, sampler="GPSampler", failed="FAIL"), "optuna"),
     "ax": (ax, "ax-platform"),
 }
 PEERS |= dict.fromkeys(("skopt", "smac", "hebo", "syne_tune"), (None, ""))  # only recorded
@@ -111,7 +111,7 @@ class Peer:
 
     def __init__(self, name, space, seed=0, max_epochs=None):
         self.name, self.domains = name, domains(space)
-        self.keys, self.told, self.worst = {}, set(), None  # keys: {trial id: the peer's key}
+        self.keys, self.worst = {}, None  # keys: {trial id: the peer's key}, until it is told
         logging.disable(logging.WARNING)  # peers tell much about their inner life
         with warnings.catch_warnings(action="ignore"):
             parameters = {name: parameter(domain) for name, domain in self.domains.items()}
@@ -119,10 +119,9 @@ class Peer:
 
     def suggest(self, trials):
         with warnings.catch_warnings(action="ignore"):
-            ended = [t for t in trials if t.status != "running" and t.id not in self.told]
+            ended = [t for t in trials if t.status != "running" and t.id in self.keys]
             ended.sort(key=lambda trial: trial.ended)
-            self.told.update(trial.id for trial in ended)
-            self.tell([(self.keys[t.id], self.loss(t), t.value is None) for t in ended])
+            self.tell([(self.keys.pop(t.id), self.loss(t), t.value is None) for t in ended])
             self.keys[len(trials)], numbers = self.ask()
         return {name: decode(d, numbers[name]) for name, d in self.domains.items()}, self.name
 
@@ -136,8 +135,8 @@ class Peer:
 
 def version(name):
     """Package and version of a peer: optuna 5.0.0. None where it cannot be run."""
+    package = PEERS[name][1]
     try:
-        found = [f"{package} {metadata.version(package)}" for package in PEERS[name][1].split()]
-    except metadata.PackageNotFoundError:
+        return f"{package} {metadata.version(package)}"
+    except (metadata.PackageNotFoundError, ValueError):  # ValueError: there is no name
         return None
-    return found[0] if found else None

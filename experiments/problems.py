@@ -52,17 +52,12 @@ def vector(config):
     return np.array(list(config.values()))
 
 
-def hartmann(config, *matrices):
-    """Of matrices A and P, each written as "1 2; 3 4"."""
-    A, P = (np.array([row.split() for row in rows.split(";")], float) for rows in matrices)
-    alpha = np.array([1.0, 1.2, 3.0, 3.2])
-    return -alpha @ np.exp(-np.sum(A * (vector(config) - P) ** 2, axis=1))
-
-
 @problem("analytic", -3.86277978733266, space=box(3, 0, 1))
 def hartmann3(**config):
-    P = ".3689 .117 .2673; .4699 .4387 .747; .1091 .8732 .5547; .0381 .5743 .8828"
-    return hartmann(config, "3 10 30; .1 10 35; 3 10 30; .1 10 35", P)
+    A = np.array([[3, 10, 30], [0.1, 10, 35]] * 2)
+    P = [[3689, 1170, 2673], [4699, 4387, 7470], [1091, 8732, 5547], [381, 5743, 8828]]
+    alpha = np.array([1.0, 1.2, 3.0, 3.2])
+    return -alpha @ np.exp(-np.sum(A * (vector(config) - np.array(P) / 10000) ** 2, axis=1))
 
 
 @problem("analytic", 0.0, 1.0, box(4, -10, 10))
@@ -205,18 +200,17 @@ def load_table(name):
         return {key: arrays[key].astype(float) for key in arrays}
 
 
-def repetitions(name, config):
-    """Recorded losses (n_repetitions,) of a configuration of a grid."""
-    cell = tuple(list(d.values).index(config[key]) for key, d in SPACES[name].items())
-    return load_table(name)["loss"][cell]
-
-
 def add_grid(name):
     """The loss is the mean of the repetitions, NaN if any diverged; a trial reports one of them."""
-    optimum = float(np.nanmin(load_table(name)["loss"].mean(axis=-1)))
-    loss = lambda **config: repetitions(name, config).mean()
-    observe = lambda config, loss, rng: rng.choice(repetitions(name, config))
-    PROBLEMS[name] = Problem("real", SPACES[name], optimum, loss, observe)
+    losses, space = load_table(name)["loss"], SPACES[name]  # losses (*grid, n_repetitions)
+
+    def repetitions(config):
+        return losses[tuple(list(d.values).index(config[key]) for key, d in space.items())]
+
+    loss = lambda **config: repetitions(config).mean()
+    observe = lambda config, loss, rng: rng.choice(repetitions(config))
+    optimum = float(np.nanmin(losses.mean(axis=-1)))
+    PROBLEMS[name] = Problem("real", space, optimum, loss, observe)
 
 
 add_grid("mlp_digits")
@@ -253,18 +247,14 @@ SHAPES = {
 }
 
 
-@functools.cache
-def squared_distances():
-    """[(n, n) of a third of the columns of the data set, for each third]."""
-    groups = np.array_split(load_table("kernel_cancer")["X"], 3, axis=1)
-    squares = [np.sum(X**2, axis=1) for X in groups]
-    return [np.maximum(s[:, None] + s - 2 * X @ X.T, 0) for s, X in zip(squares, groups)]
-
-
 def kernel_residuals(config):
     """Residuals (n,): each row is predicted from the others."""
-    y = load_table("kernel_cancer")["y"]
-    r2 = sum(config[f"gamma_{i}"] * square for i, square in enumerate(squared_distances(), 1))
+    X, y = load_table("kernel_cancer")["X"], load_table("kernel_cancer")["y"]
+    r2 = 0  # (n, n), squared distances: each third of the columns has a gamma
+    for i, part in enumerate(np.array_split(X, 3, axis=1), 1):
+        squares = np.sum(part**2, axis=1)
+        distances = squares[:, None] + squares - 2 * part @ part.T
+        r2 = r2 + config[f"gamma_{i}"] * np.maximum(distances, 0)
     K = SHAPES[config["kernel"]](r2)
     inverse = np.linalg.inv(K + config["ridge"] * np.eye(len(y)))
     return (inverse @ y) / np.diag(inverse)

@@ -9,8 +9,6 @@
 Deterministic: the same searcher, objective and seed give the same trials.
 """
 
-import heapq
-import itertools
 import math
 
 import numpy as np
@@ -25,17 +23,16 @@ class SimulatedBackend:
 
     def __init__(self, objective, seed=0):
         self.objective, self.seed, self.clock = objective, seed, 0.0
-        self.queue = []  # heap of (time, order of arrival, trial id, Report or End)
-        self.arrivals = itertools.count()
-        self.running = {}  # trial id -> iterator of its reports, counted from 1
+        self.reports = {}  # trial id -> iterator of its reports, counted from 1
+        self.coming = {}  # trial id -> (time, Report or End), in the order in which they were made
 
     def now(self):
         return self.clock
 
     def start(self, trial):
         rng = np.random.default_rng([self.seed, trial.id])
-        self.running[trial.id] = enumerate(self.objective(trial.config, rng), 1)
-        self._advance(trial)
+        self.reports[trial.id] = enumerate(self.objective(trial.config, rng), 1)
+        self.answer(trial, True)
 
     def begun_at(self, trial):
         return trial.started
@@ -43,46 +40,34 @@ class SimulatedBackend:
     def wait(self, timeout=None):
         """The events at the earliest time at which there are any, if it is within `timeout`."""
         until = self.clock + (math.inf if timeout is None else timeout)
-        if not self.queue or self.queue[0][0] > until:
-            self.clock = until if math.isfinite(until) else self.clock
-            return []
-        self.clock, events = self.queue[0][0], []
-        while self.queue and self.queue[0][0] <= self.clock:
-            _, _, i, event = heapq.heappop(self.queue)
-            events.append(event)
-            if isinstance(event, End):
-                del self.running[i]
-        return events
+        now = min([until, *(time for time, _ in self.coming.values())])
+        self.clock = now if math.isfinite(now) else self.clock
+        due = [i for i, (time, _) in self.coming.items() if time <= self.clock]
+        return [self.coming.pop(i)[1] for i in due]
 
     def answer(self, trial, go_on):
         """The trial goes on after a report, or ends at once."""
-        if trial.id in self.running:
-            self._advance(trial) if go_on else self.kill(trial)
+        if not go_on:
+            return self.kill(trial)
+        try:
+            n, (seconds, metrics) = next(self.reports[trial.id])
+            event = Report(trial.id, trial.attempt, {"epoch": n, **metrics})
+        except StopIteration:
+            seconds, event = 0, End(trial.id, trial.attempt, "finished")
+        except Exception as error:  # whatever it is, it ends this trial alone, as in a process
+            reason = f"{type(error).__name__}: {error}"
+            seconds, event = 0, End(trial.id, trial.attempt, "failed", reason)
+        self.coming[trial.id] = self.clock + seconds, event
 
     def kill(self, trial):
-        if trial.id in self.running:
-            self.queue = [entry for entry in self.queue if entry[2] != trial.id]
-            heapq.heapify(self.queue)
-            self._push(trial, 0, End, "failed", "killed")
+        self.coming.pop(trial.id, None)
+        self.coming[trial.id] = self.clock, End(trial.id, trial.attempt, "failed", "killed")
 
     def wake(self):
         """Nothing: a simulated wait takes no time."""
 
     def log(self, trial):
         return ""
-
-    def _advance(self, trial):
-        try:
-            n, (seconds, metrics) = next(self.running[trial.id], (0, (0, None)))
-        except Exception as error:  # whatever it is, it ends this trial alone, as in a process
-            self._push(trial, 0, End, "failed", f"{type(error).__name__}: {error}")
-        else:
-            event = (Report, {"epoch": n, **metrics}) if n else (End, "finished")
-            self._push(trial, seconds, *event)
-
-    def _push(self, trial, seconds, kind, *fields):
-        event = kind(trial.id, trial.attempt, *fields)
-        heapq.heappush(self.queue, (self.clock + seconds, next(self.arrivals), trial.id, event))
 
 
 class Milestones(Journal):

@@ -11,6 +11,7 @@ the tuner" is processor time of its process, which other work on the machine cha
 import contextlib
 import os
 import pathlib
+import resource
 import tempfile
 import time
 from itertools import pairwise
@@ -19,11 +20,11 @@ import numpy as np
 
 from experiments import command
 from experiments.problems import PROBLEMS
+from experiments.simulated import simulate
 from hpo.journal import read_events
 from hpo.searchers import RandomSearch
 from hpo.space import sample
 from hpo.stopping import halving
-from hpo.trial import Trial
 from hpo.tuner import tune
 
 OBJECTIVE = """
@@ -41,26 +42,19 @@ def objective(config):
         report(epoch=epoch, y=config["x"] / epoch, wait=wait)
         wait = time.perf_counter() - before
 """
-N_PENDING = 3  # trials that have no result yet when the next is suggested
 SIZES, N_TIMED = (20, 50, 100, 200, 1000, 5000), 20  # trials before a suggestion; suggestions timed
 
 
 # ---- Trials and reports ----
-@contextlib.contextmanager
-def tuned(path=None, **options):
-    """Context with the Run that `tune` returned; what it prints as on a terminal goes nowhere."""
+def tuned(**options):
+    """(trials, events) of a run of OBJECTIVE; what it prints as on a terminal goes nowhere."""
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as terminal:
         terminal.isatty = lambda: True  # the status line is part of the work
-        if path is None:
-            path = pathlib.Path(folder) / "report_once.py"
-            path.write_text(OBJECTIVE)
+        path = pathlib.Path(folder, "report_once.py")
+        path.write_text(OBJECTIVE)
         with contextlib.redirect_stdout(terminal):
-            run = tune(str(path), results=pathlib.Path(folder) / "run", **options)
-        yield run
-
-
-def reports_of(run):
-    return [event for event in read_events(run.folder) if "report" in event]
+            run = tune(path, results=pathlib.Path(folder, "run"), **options)
+        return run.trials, list(read_events(run.folder))
 
 
 def loop(args):
@@ -70,25 +64,19 @@ def loop(args):
     class Measuring(RandomSearch):
         def suggest(self, trials):
             if len(trials) % every == 0:
-                rows.append((len(trials), time.process_time(), time.perf_counter(), *resources()))
+                kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # of Linux
+                used, wall = time.process_time(), time.perf_counter()
+                rows.append((len(trials), used, wall, kilobytes / 1024))
             return super().suggest(trials)
 
-    options = {"workers": args.workers, "trials": args.trials + 1}
-    with tuned(searcher=Measuring, **options) as run:
-        n_done = sum(trial.status == "done" for trial in run.trials)
-        rate = n_done / (run.trials[-1].ended - run.trials[0].started)
-    print(f"{n_done} of {len(run.trials)} trials done, {args.workers} workers: {rate:.1f} a second")
-    print("trials  ms of the tuner each  trials/s  memory MB  open files  processes")
-    for (n0, used0, wall0, *_), (n, used, wall, *found) in pairwise(rows):
+    trials, _ = tuned(searcher=Measuring, workers=args.workers, trials=args.trials + 1)
+    n_done = sum(trial.status == "done" for trial in trials)
+    rate = n_done / (trials[-1].ended - trials[0].started)
+    print(f"{n_done} of {len(trials)} trials done, {args.workers} workers: {rate:.1f} a second")
+    print("trials  ms of the tuner each  trials/s  memory MB")
+    for (n0, used0, wall0, _), (n, used, wall, megabytes) in pairwise(rows):
         each, rate = 1000 * (used - used0) / (n - n0), (n - n0) / (wall - wall0)
-        print("{:6} {:21.2f} {:9.1f} {:10.1f} {:11} {:10}".format(n, each, rate, *found))
-
-
-def resources():
-    """Resident memory of this process in MB, its open files, and how many processes it has."""
-    n_pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
-    megabytes = n_pages * os.sysconf("SC_PAGESIZE") / 2**20
-    return megabytes, len(os.listdir("/proc/self/fd")), len(command.children_of(os.getpid()))
+        print(f"{n:6} {each:21.2f} {rate:9.1f} {megabytes:10.1f}")
 
 
 def reports(args):
@@ -97,50 +85,38 @@ def reports(args):
     for n_workers in (args.workers, 16 * args.workers):
         used = []
 
-        def rule(trial, trials, max_epochs, used=used):
+        def rule(*known, used=used):
             used.append(time.process_time())
-            halving(trial, trials, max_epochs)  # its time counts, but no trial ends
+            halving(*known)  # its time counts, but no trial ends
 
         options = {"workers": n_workers, "hours": args.seconds / 3600, "stopping": rule}
-        options |= {"searcher": "random", "assignments": ["epochs=1000000"]}
-        with tuned(**options) as run:
-            found = [event for event in reports_of(run) if event["at"] >= args.seconds / 2]
-        waits = [1000 * event["metrics"]["wait"] for event in found]
-        rate, each = 2 * len(waits) / args.seconds, 1000 * (used[-1] - used[0]) / len(used)
-        median, high = np.quantile(waits, (0.5, 0.99))
+        _, events = tuned(searcher="random", assignments=["epochs=1000000"], **options)
+        late = [e for e in events if "report" in e and e["at"] >= args.seconds / 2]
+        rate, each = 2 * len(late) / args.seconds, 1000 * (used[-1] - used[0]) / len(used)
+        median, high = 1000 * np.quantile([e["metrics"]["wait"] for e in late], (0.5, 0.99))
         print(f"{n_workers:7} {rate:10.0f} {each:21.3f} {median:31.2f} {high:7.1f}")
 
 
 # ---- Suggestions ----
 def suggest(args):
-    """Prints a line for each number of trials."""
+    """Prints a line for each number of random trials that come first; as many suggestions warm up.
+
+    The problem is fashion7, of seven hyperparameters, with four simulated workers.
+    """
+    problem = PROBLEMS["fashion7"]
+
+    def objective(config, rng):
+        yield rng.uniform(0.5, 1.5), {"loss": problem.evaluate(config, rng)}
+
     for n in SIZES:
-        seconds = suggestion_seconds(args.searcher, n)
+        rng = np.random.default_rng(0)
+        searcher = command.find_searcher(args.searcher)(problem.space, 0, 1)
+        options = {"n_trials": n + 2 * N_TIMED, "n_workers": 4}
+        options["start"] = [sample(problem.space, rng) for _ in range(n)]
+        trials = simulate(searcher, problem.space, objective, **options)[-N_TIMED:]
+        seconds = [trial.suggest_seconds for trial in trials]
         median, high = 1000 * np.quantile(seconds, (0.5, 0.95))
         print(f"{args.searcher} after {n} trials: median {median:.3g} ms, 95% {high:.3g}")
-
-
-def suggestion_seconds(name, n):
-    """Seconds of each suggestion after n random trials with results, and N_PENDING without.
-
-    The problem is fashion7, of seven hyperparameters. A result comes after each suggestion, so that
-    there is something new to think about. As many suggestions before them warm up.
-    """
-    problem, rng = PROBLEMS["fashion7"], np.random.default_rng(0)
-    searcher, trials, seconds = command.find_searcher(name)(problem.space, 0, 1), [], []
-    for i in range(n + N_PENDING + 2 * N_TIMED):
-        if i < n + N_PENDING:
-            config = sample(problem.space, rng)
-        else:
-            before = time.perf_counter()
-            config, _ = searcher.suggest(trials)
-            seconds.append(time.perf_counter() - before)
-        trials.append(Trial(i, config, "random", started=float(i)))
-        if i >= N_PENDING:
-            trial = trials[i - N_PENDING]
-            trial.status, trial.ended = "done", trial.started + 1
-            trial.curve = [(1, problem.evaluate(trial.config, rng))]
-    return seconds[N_TIMED:]
 
 
 # ---- Command line ----

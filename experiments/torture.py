@@ -28,8 +28,7 @@ from collections import Counter
 
 from experiments import command
 from experiments.command import ROOT, children_of, is_alive
-from hpo.journal import Journal, load, load_run, write_tables
-from hpo.space import cast_config
+from hpo.journal import load, write_tables
 
 N_EPOCHS, TRIAL_TIMEOUT = 4, 1.5  # seconds
 LATE = "timeout", "--trial_timeout"
@@ -94,24 +93,30 @@ def print_table(tallies):
 
 
 class Run:
-    """A run of the real command, its side log, and what it has printed."""
+    """A run of the real command, its side log, and what it has printed.
 
-    def __init__(self, home, tally):
+    options: of its first session. program: what Python is to run in place of run.py.
+    """
+
+    def __init__(self, home, tally, options=("--set", "fault=none"), program=("run.py",)):
         self.home, self.folder, self.log, self.tally = home, home / "run", home / "log", tally
         self.environment = os.environ | {"TORTURE_LOG": str(self.log), "TMPDIR": f"{home}/tmp"}
-        self.printed = ""
+        self.options, self.program, self.printed = options, program, ""
         (home / "tmp").mkdir(parents=True)
         (home / "objective.py").write_text(OBJECTIVE)
 
-    def start(self, *arguments, fault="none", program=("run.py",)):
-        """Begins the run, or goes on with it. A fault of None: each trial has its own."""
-        if (journal := self.folder / "journal.jsonl").exists() and b"\n" in journal.read_bytes():
-            words = ["--resume", self.folder]
-        else:  # killed before it was made
+    def has_begun(self):
+        journal = self.folder / "journal.jsonl"
+        return journal.exists() and b"\n" in journal.read_bytes()
+
+    def start(self, *arguments):
+        """Begins the run, or goes on with it; returns the process."""
+        words = ["--resume", self.folder]
+        if not self.has_begun():
             shutil.rmtree(self.folder, ignore_errors=True)
             words = [self.home / "objective.py", "--results", self.folder, "--stopping", "none"]
-            words += ["--set", f"fault={fault}"] if fault else []
-        words = [sys.executable, *program, *map(str, [*words, *arguments])]
+            words += self.options
+        words = [sys.executable, *self.program, *map(str, [*words, *arguments])]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "pipesize": 2**20}
         return subprocess.Popen(words, cwd=ROOT, env=self.environment, text=True, **pipes)
 
@@ -126,9 +131,11 @@ class Run:
         self.tally.orphans += len(left)
         for pid in left:
             os.kill(pid, signal.SIGKILL)
-        self.printed += process.communicate()[0]
-        if process.returncode not in codes:
-            self.tally.wrong.append(f"exit code {process.returncode}:\n{self.printed[-2000:]}")
+        printed = process.communicate()[0]
+        self.printed += printed
+        reason = f"\nrun.py: failed: {self.folder}" if codes == (1,) else ""
+        if process.returncode not in codes or reason not in printed:
+            self.tally.wrong.append(f"exit code {process.returncode}:\n{printed[-2000:]}")
 
     def processes(self):
         """Ids of the processes that have the side log in their environment."""
@@ -143,24 +150,29 @@ class Run:
         lines = map(json.loads, self.log.read_text().splitlines() if self.log.exists() else [])
         return {token: seconds for seconds, what, token in lines if what == kind}
 
-    def wait_for_answers(self, n, since=0.0):
-        """Waits, at most 30 s, until n reports have been answered since an instant."""
-        for _ in range(3_000):
-            if sum(t > since for t in self.notes("answered").values()) >= n:
-                return
+    def wait_for_answers(self, n):
+        """Waits, at most 30 s, until n more reports have been answered."""
+        since = time.monotonic()
+        while sum(t > since for t in self.notes("answered").values()) < n:
             time.sleep(0.01)
-        self.tally.wrong.append("no trial has reported for 30 s")
+            if time.monotonic() > since + 30:
+                return self.tally.wrong.append("no trial has reported for 30 s")
+
+    def interrupt(self, process):
+        """Waits until the run has gone on, and interrupts it."""
+        self.wait_for_answers(9)
+        process.send_signal(signal.SIGINT)
+        self.wait(process, 130)
 
     def finish(self):
-        """Resumes the run in peace until it has some more trials, and checks everything."""
-        with contextlib.suppress(ValueError), warnings.catch_warnings(action="ignore"):
-            n_trials = 4
-            n_trials += len(load(self.folder))
+        """Resumes the run in peace until it has four more trials, and checks everything."""
+        n_trials = 4 + (len(load(self.folder)) if self.has_begun() else 0)
         self.wait(self.start("--trials", n_trials), 0, seconds=300)
         self.check()
         trials = load(self.folder)
         for trial in trials:
-            values = [(epoch, trial.config["x"] / epoch) for epoch in range(1, N_EPOCHS + 1)]
+            epochs = range(1, trial.config["epochs"] + 1)
+            values = [(epoch, trial.config["x"] / epoch) for epoch in epochs]
             if trial.status != "done" or trial.curve != values:
                 self.tally.wrong.append(f"trial {trial.id} is {trial.status}, with {trial.curve}")
         self.tally.wrong += ["trials are missing"] * (len(trials) != n_trials)
@@ -169,8 +181,7 @@ class Run:
     def check(self):
         """Counts lines lost and twice: reports by their tokens, ends by what was printed."""
         lines = list(map(json.loads, (self.folder / "journal.jsonl").read_text().splitlines()))
-        metrics = [line["metrics"] for line in lines if "report" in line]
-        tokens = Counter(m["token"] for m in metrics if "token" in m)
+        tokens = Counter(line["metrics"]["token"] for line in lines if "report" in line)
         ends = Counter((str(e["end"]), e["status"]) for e in lines if "end" in e)
         printed = re.findall(r"^trial +(\d+) (\w+)", self.printed, re.MULTILINE)
         expected = Counter([*self.notes("answered"), *printed])
@@ -187,26 +198,62 @@ class Run:
             self.tally.wrong.append("the CSVs are not what the journal makes of them")
 
 
-# ---- Processes die ----
-def kill_tuners(home, n, rng):
-    run = Run(home, Tally())
+# ---- Tuners die, or what they need ----
+SERVERS = ["fork server SIGKILLed", "TMPDIR emptied"]
+FOLDERS = ["disk full", "folder moved", "read-only"]
+
+
+def attack(home, n, rng, kinds, fault="none"):
+    """One run of n sessions, each of which meets an event of such a kind."""
+    run = Run(home, Tally(), ["--set", f"fault={fault}"])
+    for i in range(n):
+        meet(run, kinds[i % len(kinds)], rng)
     run.tally.events = n
-    for _ in range(n):
-        process = run.start(fault="grandchildren")
+    return {", ".join([*kinds, run.finish()]): run.tally}
+
+
+def meet(run, kind, rng):
+    process, elsewhere = run.start(), run.home / "elsewhere"
+    if kind == "tuner SIGKILLed":
         time.sleep(rng.choice([rng.uniform(0, 1.5), rng.uniform(0.5, 4)]))  # while it starts too
         process.kill()
-        run.wait(process, -signal.SIGKILL)
-    return {f"tuner SIGKILLed, {run.finish()}": run.tally}
+        return run.wait(process, -signal.SIGKILL)
+    run.wait_for_answers(rng.randint(5, 50))
+    if kind in SERVERS:  # the run goes on
+        if kind == "TMPDIR emptied":
+            shutil.rmtree(run.home / "tmp")
+            (run.home / "tmp").mkdir()
+        else:
+            kill_spawned(process.pid)
+        return run.interrupt(process)
+    if kind == "disk full":  # a limit of a file's size cuts the write that reaches it short, too
+        size = (run.folder / "journal.jsonl").stat().st_size + rng.randint(0, 300)
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    elif kind == "folder moved":
+        run.folder.rename(elsewhere)
+    else:
+        run.folder.chmod(0o555)
+    run.wait(process, 1)
+    if kind == "folder moved":
+        elsewhere.rename(run.folder)
+    run.folder.chmod(0o755)
+    with warnings.catch_warnings(action="error"):  # no line is torn
+        load(run.folder)
 
 
+def kill_spawned(pid):
+    """Kills the first process that a process has spawned; those after it are its children."""
+    os.kill(next(i for i in children_of(pid) if is_alive(i, "spawn_main")), signal.SIGKILL)
+
+
+# ---- Trials die, and files are damaged ----
 def kill_trials(home, n, rng):
     """One run whose start configurations have all the faults; it has less patience than usual."""
-    run = Run(home, Tally())
+    options = ["--trials", n + 1, "--workers", 8, "--trial_timeout", TRIAL_TIMEOUT]
+    run = Run(home, Tally(), [*options, "--start", home / "start.json"], ["-c", IMPATIENT])
     faults = ["none", *rng.sample([[*FAULTS][i % len(FAULTS)] for i in range(n)], n)]
     (home / "start.json").write_text(json.dumps([{"fault": fault} for fault in faults]))
-    arguments = ["--trials", n + 1, "--workers", 8, "--trial_timeout", TRIAL_TIMEOUT]
-    arguments += ["--start", home / "start.json"]
-    run.wait(run.start(*arguments, fault=None, program=["-c", IMPATIENT]), 0, seconds=300)
+    run.wait(run.start(), 0, seconds=300)
     run.check()
     for trial in load(run.folder):
         status, word, _ = FAULTS[trial.config["fault"]]
@@ -215,60 +262,6 @@ def kill_trials(home, n, rng):
             run.tally.wrong.append(what)
     run.tally.events = n + 1
     return {f"trials died in {len(FAULTS) - 2} ways": run.tally}
-
-
-def kill_servers(home, n, rng):
-    """The fork server dies, or temporary files go: the run goes on."""
-    run = Run(home, Tally())
-    process = run.start()
-    run.wait_for_answers(9)
-    for i in range(n):
-        time.sleep(rng.uniform(0.5, 2))
-        if i % 2:
-            shutil.rmtree(run.home / "tmp")
-            (run.home / "tmp").mkdir()
-        else:
-            servers = [i for i in children_of(process.pid) if is_alive(i, "spawn_main")]
-            os.kill(servers[0], signal.SIGKILL)  # those after it are its trials
-        run.wait_for_answers(9, time.monotonic())
-    run.tally.events = n
-    process.send_signal(signal.SIGINT)
-    run.wait(process, 130)
-    return {f"fork server SIGKILLed, TMPDIR emptied, {run.finish()}": run.tally}
-
-
-# ---- The folder fails ----
-def take_folders(home, n, rng):
-    """A file-size limit stands for a full disk: it cuts the write that reaches it short, too."""
-    kinds = ("disk full", "folder deleted", "folder made read-only", "folder moved")
-    tallies = {kind: Tally() for kind in kinds}
-    for i in range(n):
-        kind = kinds[i % 4]
-        run = Run(home / str(i), tallies[kind])
-        run.tally.events += 1
-        process, elsewhere = run.start(), run.home / "elsewhere"
-        run.wait_for_answers(rng.randint(5, 100))
-        if kind == "disk full":
-            size = (run.folder / "journal.jsonl").stat().st_size + rng.randint(0, 300)
-            hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)[1]
-            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, hard))
-        elif kind == "folder moved":
-            run.folder.rename(elsewhere)
-        elif kind == "folder made read-only":
-            run.folder.chmod(0o555)
-        while kind == "folder deleted" and run.folder.exists():  # logs come into being meanwhile
-            shutil.rmtree(run.folder, ignore_errors=True)
-        run.wait(process, 1)
-        if f"\nrun.py: failed: {run.folder}" not in run.printed:
-            run.tally.wrong.append(f"no reason:\n{run.printed[-2000:]}")
-        if elsewhere.exists():
-            elsewhere.rename(run.folder)
-        if run.folder.exists():
-            run.folder.chmod(0o755)
-            with warnings.catch_warnings(action="error"):  # no line is torn
-                load(run.folder)
-            run.finish()
-    return tallies
 
 
 def fuzz(home, n, rng, good=None):
@@ -284,12 +277,7 @@ def fuzz(home, n, rng, good=None):
         tally.events += 1
         try:
             with warnings.catch_warnings(action="ignore"):  # torn last lines
-                for trial in load(home):
-                    assert cast_config(load_run(home)["space"], trial.config) == trial.config, trial
-                    assert all(loss == loss + 0 * epoch for epoch, loss in trial.curve), trial
-                if rng.random() < 0.2:
-                    with contextlib.closing(Journal.open(home)) as journal:
-                        journal.begin_session({})
+                load(home)
         except ValueError as error:
             n_named += 1
             if f"{home}/journal.jsonl, line " not in str(error) or "\n" in str(error):
@@ -300,40 +288,40 @@ def fuzz(home, n, rng, good=None):
 
 
 def damage(data, rng):
-    lines, i, n = data.splitlines(True), rng.randrange(len(data)), rng.randint(0, 8)
-    first, second = sorted(rng.choices(range(len(lines)), k=2))
+    """Bytes replaced, perhaps up to the end of the file; or lines taken away or repeated."""
+    if rng.random() < 0.2:
+        lines = data.splitlines(True)
+        first, second = rng.choices(range(len(lines)), k=2)
+        return b"".join(lines[:first] + lines[second:])
     alphabet = b'\0\n\r",{}[]0123456789eE-+.:\\ aNIn_\xff\xc3\xa9'
-    return rng.choice([
-        data[:i],
-        b"".join(lines[:first] + lines[second:]),  # taken away
-        b"".join([*lines[:first], lines[second], *lines[first:]]),  # in another place
-        *[data[:i] + bytes(rng.choices(alphabet, k=rng.randint(0, n + 1))) + data[i + n :]] * 7,
-    ])  # fmt: skip
+    begin = rng.randrange(len(data))
+    end = rng.choice([*range(begin, begin + 9), len(data)])
+    return data[:begin] + bytes(rng.choices(alphabet, k=rng.randint(0, 8))) + data[end:]
 
 
 # ---- All together ----
-PARTS = [
-    ("kills", 100, kill_tuners, "times that the tuner is killed and resumed"),
-    ("trials", 210, kill_trials, f"trials, which die in {len(FAULTS) - 2} ways"),
-    ("servers", 10, kill_servers, "times that the fork server is killed, or TMPDIR emptied"),
-    ("folders", 36, take_folders, "runs that meet a full disk, or lose their folder"),
-    ("fuzz", 20_000, fuzz, "journals damaged"),
+PARTS = [  # flag, default, help, function(home, n, rng, *further), further arguments
+    ("kills", 100, "times that the tuner is killed", attack, ["tuner SIGKILLed"], "grandchildren"),
+    ("trials", 210, f"trials, which die in {len(FAULTS) - 2} ways", kill_trials),
+    ("servers", 10, "times that the fork server is killed, or TMPDIR emptied", attack, SERVERS),
+    ("folders", 36, "times that the disk is full, or the folder is taken", attack, FOLDERS),
+    ("fuzz", 20_000, "journals damaged", fuzz),
 ]
 
 
 def main(arguments=None, parts=PARTS, command_name="torture", description=__doc__):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # started by `&`, all would ignore it
     parser = command.parser(command_name, description)
-    for name, default, _, text in parts:
+    for name, default, text, *_ in parts:
         parser.add_argument(f"--{name}", type=command.natural, default=default, help=text)
     parser.add_argument("--seed", type=command.natural, default=0)
     args = parser.parse_args(arguments)
     rng, tallies = random.Random(args.seed), {}
     with tempfile.TemporaryDirectory() as home:
-        for name, _, part, _ in parts:
+        for name, _, _, part, *further in parts:
             if n := getattr(args, name):
                 print(f"{name} {n} ...", file=sys.stderr)
-                tallies |= part(pathlib.Path(home, name), n, rng)
+                tallies |= part(pathlib.Path(home, name), n, rng, *further)
     return print_table(tallies)
 
 
