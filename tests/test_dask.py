@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from experiments.dask_check import Cluster, children_of, end_tree
 from hpo import load, tune
 from hpo.trial import End, Trial
 
@@ -25,7 +26,7 @@ def objective(config):
     print("x is", config["x"])
     report = Reporter()
     for epoch in range(1, config["epochs"] + 1):
-        time.sleep(0.1)
+        time.sleep(0.02)
         report(epoch=epoch, loss=config["x"] / epoch)
     if config["x"] > 0.9:
         raise ValueError("too high")
@@ -35,8 +36,6 @@ def objective(config):
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     pytest.importorskip("distributed")
-    from experiments.dask_check import Cluster
-
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     cluster = Cluster(2, tmp_path_factory.mktemp("cluster"), port)
@@ -61,15 +60,13 @@ def backend(cluster, objective, tmp_path):
 
 
 def test_run_on_a_cluster_survives_killed_workers(cluster, objective, tmp_path):
-    from experiments.dask_check import children_of
-
     is_first = []
 
     def rule(trial, trials, max_epochs):
         if trial.id == 3 and not is_first:
             is_first.append(True)
-            for worker in cluster.workers:  # and with it its trial; the nanny starts another
-                for pid in children_of(worker.pid):
+            for nanny in cluster.workers:  # which starts another worker
+                for pid in children_of(nanny.pid):  # the worker and its trial
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
         return trial.id == 2 and trial.n_epochs >= 2
@@ -104,11 +101,8 @@ def test_without_dask_the_error_says_what_to_install(objective, monkeypatch):
 
 def test_trial_ends_though_no_worker_is_left(cluster, backend, monkeypatch):
     """The last test: it ends the workers."""
-    from experiments.dask_check import end_tree
-
     monkeypatch.setattr("hpo.dask_backend.SILENCE", 2.0)
-    trial = Trial(0, {"x": 0.25, "epochs": 99}, "random")
-    backend.start(trial)
+    backend.start(trial := Trial(0, {"x": 0.25, "epochs": 99}, "random"))
     assert backend.wait(60)[0].metrics["epoch"] == 1
     for worker in cluster.workers:
         end_tree(worker)
