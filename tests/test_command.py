@@ -76,19 +76,6 @@ def test_command_that_ends_leaves_one_line_and_no_process(start_py, send, number
         time.sleep(0.02)
 
 
-# ---- CSVs ----
-def test_rows_come_back_and_a_bad_line_is_named(tmp_path):
-    columns, path = {"name": str, "n": int}, tmp_path / "rows.csv"
-    assert command.read_rows(path, columns) == []
-    for row in (["a,b", 1], ["c", 2]):
-        command.append_rows(path, columns, [row])
-    assert command.read_rows(path, columns) == [{"name": "a,b", "n": 1}, {"name": "c", "n": 2}]
-    for text in ("name,n\na,1\nb,x\n", "name,n\na,1\nb\n", "name\na\nb\n"):
-        path.write_text(text)
-        with pytest.raises(ValueError, match=r"rows.csv: expected columns name, n: "):
-            command.read_rows(path, columns)
-
-
 # ---- experiments.repeat ----
 def test_repeat_compares_methods_and_goes_on(tmp_path, capsys):
     pytest.importorskip("matplotlib")

@@ -95,20 +95,16 @@ def test_validate_counts_every_image():
 
 # ---- The objective -------------------------------------------------------------------------------
 @pytest.fixture
-def small(monkeypatch):
-    """Without a GPU, and on few images, which show what they are: their accuracies differ."""
+def curve(monkeypatch, capsys):
+    """A function: the (epoch, accuracy) that the objective reports with a seed.
+
+    Without a GPU, and on few images, which show what they are: their accuracies differ.
+    """
     images, labels = random_images(700)
     images[np.arange(700), labels, :9] = 255
     monkeypatch.setattr(fashion_mnist, "load", lambda dataset, path: [images, labels])
     monkeypatch.setattr(mlp_fashion_mnist, "N_TRAIN", 500)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    yield
-    torch.set_flush_denormal(False)
-
-
-@pytest.fixture
-def curve(small, capsys):
-    """A function: the (epoch, accuracy) that the objective reports with a seed."""
 
     def curve(seed, **changes):
         torch.manual_seed(seed)
@@ -117,7 +113,8 @@ def curve(small, capsys):
         reports = [json.loads(line.removeprefix("[tune-metric]: ")) for line in lines]
         return [(report["epoch"], report["accuracy"]) for report in reports]
 
-    return curve
+    yield curve
+    torch.set_flush_denormal(False)
 
 
 def test_objective_repeats_itself_with_the_same_seed(curve):
