@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import curves, replay
-from experiments.curves import Surrogate, quality, rank_correlation, read
+from experiments.curves import Surrogate, quality, read
 from experiments.simulated import SimulatedBackend, SimulatedTuner
 from hpo.journal import Journal, load
 from hpo.searchers import RandomSearch
@@ -98,7 +98,6 @@ def test_parts_of_the_surrogate_on_cases_worked_out_by_hand():
     smooth = np.array([[1.0, 1], [3, 3], [5, 5], [7, 9]])
     assert curves.repetition_spread(smooth, "aabc") == pytest.approx(np.sqrt(2))
     assert curves.repetition_spread(smooth, "abcd") == 0
-    assert rank_correlation(np.array([1, 2, 2, 3]), np.array([1, 5, 5, 9])) == pytest.approx(1)
 
 
 def test_quality_tells_real_curves_from_shuffled_ones(recording):

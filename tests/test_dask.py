@@ -50,11 +50,8 @@ def objective(tmp_path):
 
 
 def test_run_on_a_cluster_survives_killed_workers(cluster, objective, tmp_path):
-    is_first = []
-
     def rule(trial, trials, max_epochs):
-        if trial.id == 3 and not is_first:
-            is_first.append(True)
+        if (trial.id, trial.attempt) == (3, 1):
             for nanny in cluster.workers:  # which starts another worker
                 for pid in children_of(nanny.pid):  # the worker and its trial
                     with contextlib.suppress(ProcessLookupError):

@@ -67,8 +67,7 @@ def test_searcher_knows_the_trials_of_earlier_runs(earlier, tmp_path, capsys):
 
 def test_run_shows_its_best_trials(tmp_path):
     space = {"x": uniform(0, 1), "kind": choice(["<b>", "&"])}
-    options = {**OPTIONS, "searcher": "random", "results": tmp_path / "run"}
-    run = tune(train, space, trials=12, **options)
+    run = tune(train, space, trials=12, searcher="random", results=tmp_path / "run", **OPTIONS)
     assert len(repr(run)) < 500
     frame = pytest.importorskip("pandas") and run.to_frame()
     shown = run._repr_html_()

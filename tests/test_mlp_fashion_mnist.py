@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
-from torchvision.datasets import FashionMNIST
 
 from experiments.train_speed import Images, plain_epoch
 from hpo.report import Reporter, StopTrial
@@ -152,8 +151,3 @@ def test_prepare_refuses_bad_constants():
         ((name, value),) = bad.items()
         with pytest.raises(ValueError, match=f"^{name}: expected .*, got {value!r}$"):
             prepare({**CONFIG, **bad})
-
-
-def test_data_comes_from_where_torchvision_says_then_from_github():
-    first, _ = fashion_mnist.SOURCES
-    assert [url.rstrip("/") for url in FashionMNIST.mirrors] == [first]

@@ -100,11 +100,6 @@ def test_example_is_tuned_by_its_command(tmp_path, main, monkeypatch, name):
     assert (trial.status, len(trial.curve)) == ("done", n_reports)
 
 
-def test_all_examples_are_tested():
-    names = {path.name for path in (ROOT / "experiments/examples").iterdir()}
-    assert names == {*EXAMPLES, "anneal.json", "circle.json", "script.json"}
-
-
 def test_commands_flags_and_files_exist_and_all_examples_are_run(main):
     code, help_text, _ = main("--help")
     assert code == 0 and "\nExit codes: 0 finished, 1 failed, 2 bad input" in help_text
@@ -119,6 +114,8 @@ def test_commands_flags_and_files_exist_and_all_examples_are_run(main):
     assert len(commands) > 20 and all(f"--{flag} " in help_text for flag in flags)
     words = ["Reporter", "Local", "print(trials", "scatter", "hpo.tune", "Thompson", "own loop"]
     assert {example(word) for word in [*words, "WithoutTurns"]} == set(PYTHON)
+    names = {path.name for path in (ROOT / "experiments/examples").iterdir()}
+    assert names == {*EXAMPLES, "anneal.json", "circle.json", "script.json"}
     tree = set(re.findall(r"^hpo/(\w+)\.py  ", README, re.MULTILINE))
     assert tree == {path.stem for path in ROOT.glob("hpo/*.py")} - {"__init__"}
 
