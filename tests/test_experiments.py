@@ -1,4 +1,4 @@
-"""experiments/: the simulated clock, the problems and their optima, the comparison, the peers."""
+"""experiments/: the problems and their optima, the comparison, the peers."""
 
 import math
 import zlib
@@ -52,7 +52,7 @@ def test_problem_is_sound(name):
 
 
 # ---- Families ----
-@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"sgd"}))  # a training
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"sgd"}))  # its optimum is not known
 def test_generated_problem_is_sound(family):
     rng = np.random.default_rng(0)
     for problem in (generated(family, number) for number in range(12)):
