@@ -81,7 +81,6 @@ def test_log_comes_home_and_a_trial_ends_though_no_worker_is_left(
     """The last test: it ends the workers."""
     from hpo.dask_backend import DaskBackend
 
-    monkeypatch.setattr("hpo.dask_backend.SILENCE", 2.0)
     with contextlib.closing(DaskBackend(cluster.address, objective)) as backend:
         assert backend.describe(space=None, metric=None, mode=None)["metric"] == "loss"
         backend.begin(tmp_path / "only here" / "logs", 0)  # a folder that no worker sees
@@ -94,5 +93,7 @@ def test_log_comes_home_and_a_trial_ends_though_no_worker_is_left(
         assert backend.wait(60)[0].metrics["epoch"] == 1
         for worker in cluster.workers:
             end_tree(worker)
+        monkeypatch.setattr("hpo.dask_backend.SILENCE", 1.0)
+        monkeypatch.setattr("hpo.dask_backend.PERIOD", 1.0)
         backend.kill(trial)
         assert backend.wait(60) == [End(1, 1, "lost", "the Dask worker is gone")]

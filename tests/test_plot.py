@@ -49,8 +49,7 @@ FEW, ALL = ["curves", "history", "parameters", "workers"], ["importance", "pairs
 
 @pytest.mark.parametrize("mode, trials, names", [
     ("min", [("running", 0.0, 0)], FEW[1:]), ("max", [FAILED] * 4, FEW), ("min", [DONE], FEW),
-    ("max", [("done", bowl, 1)] * 8, FEW[1:] + ALL), ("min", MIXED, FEW + ALL),
-    ("max", MIXED, FEW + ALL),
+    ("min", [("done", bowl, 1)] * 8, FEW[1:] + ALL), ("max", MIXED, FEW + ALL),
 ])  # fmt: skip
 def test_pictures_of_each_state_of_a_run(tmp_path, mode, trials, names):
     run = write_run(tmp_path / "run", trials, mode=mode)
