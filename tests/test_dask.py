@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from experiments.dask_check import Cluster, children_of, end_tree
 from hpo import load, tune
 from hpo.trial import End, Trial
 
@@ -25,7 +26,7 @@ def objective(config):
     print("x is", config["x"])
     report = Reporter()
     for epoch in range(1, config["epochs"] + 1):
-        time.sleep(0.1)
+        time.sleep(0.02)
         report(epoch=epoch, loss=config["x"] / epoch)
     if config["x"] > 0.9:
         raise ValueError("too high")
@@ -35,8 +36,6 @@ def objective(config):
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     pytest.importorskip("distributed")
-    from experiments.dask_check import Cluster
-
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     cluster = Cluster(2, tmp_path_factory.mktemp("cluster"), port)
@@ -50,26 +49,11 @@ def objective(tmp_path):
     return str(tmp_path / "objective.py")
 
 
-@pytest.fixture
-def backend(cluster, objective, tmp_path):
-    from hpo.dask_backend import DaskBackend
-
-    with contextlib.closing(DaskBackend(cluster.address, objective)) as backend:
-        assert backend.describe(space=None, metric=None, mode=None)["metric"] == "loss"
-        backend.begin(tmp_path / "only here" / "logs", 0)
-        yield backend
-
-
 def test_run_on_a_cluster_survives_killed_workers(cluster, objective, tmp_path):
-    from experiments.dask_check import children_of
-
-    is_first = []
-
     def rule(trial, trials, max_epochs):
-        if trial.id == 3 and not is_first:
-            is_first.append(True)
-            for worker in cluster.workers:  # and with it its trial; the nanny starts another
-                for pid in children_of(worker.pid):
+        if (trial.id, trial.attempt) == (3, 1):
+            for nanny in cluster.workers:  # which starts another worker
+                for pid in children_of(nanny.pid):  # the worker and its trial
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
         return trial.id == 2 and trial.n_epochs >= 2
@@ -85,32 +69,31 @@ def test_run_on_a_cluster_survives_killed_workers(cluster, objective, tmp_path):
     assert set((run.folder / "logs/0000.log").read_text().splitlines()) == {"x is 0.5"}
 
 
-def test_log_comes_home_from_a_worker_that_shares_no_folder(backend, tmp_path):
-    backend.start(trial := Trial(0, {"x": 0.25, "epochs": 2}, "random"))
-    for epoch in (1, 2):
-        (report,) = backend.wait(60)
-        assert report.metrics["epoch"] == epoch
-        backend.answer(trial, True)
-    (end,) = backend.wait(60)
-    assert end.outcome == "finished"
-    assert (tmp_path / "only here/logs/0000.log").read_text() == "x is 0.25\n"
-
-
 def test_without_dask_the_error_says_what_to_install(objective, monkeypatch):
     monkeypatch.setitem(sys.modules, "hpo.dask_backend", None)
     with pytest.raises(ValueError, match="pip install distributed"):
         tune(objective, dask="tcp://127.0.0.1:1")
 
 
-def test_trial_ends_though_no_worker_is_left(cluster, backend, monkeypatch):
+def test_log_comes_home_and_a_trial_ends_though_no_worker_is_left(
+    cluster, objective, tmp_path, monkeypatch
+):
     """The last test: it ends the workers."""
-    from experiments.dask_check import end_tree
+    from hpo.dask_backend import DaskBackend
 
-    monkeypatch.setattr("hpo.dask_backend.SILENCE", 2.0)
-    trial = Trial(0, {"x": 0.25, "epochs": 99}, "random")
-    backend.start(trial)
-    assert backend.wait(60)[0].metrics["epoch"] == 1
-    for worker in cluster.workers:
-        end_tree(worker)
-    backend.kill(trial)
-    assert backend.wait(60) == [End(0, 1, "lost", "the Dask worker is gone")]
+    with contextlib.closing(DaskBackend(cluster.address, objective)) as backend:
+        assert backend.describe(space=None, metric=None, mode=None)["metric"] == "loss"
+        backend.begin(tmp_path / "only here" / "logs", 0)  # a folder that no worker sees
+        backend.start(trial := Trial(0, {"x": 0.25, "epochs": 1}, "random"))
+        assert backend.wait(60)[0].metrics == {"epoch": 1, "loss": 0.25}
+        backend.answer(trial, True)
+        assert backend.wait(60) == [End(0, 1, "finished")]
+        assert (tmp_path / "only here/logs/0000.log").read_text() == "x is 0.25\n"
+        backend.start(trial := Trial(1, {"x": 0.25, "epochs": 99}, "random"))
+        assert backend.wait(60)[0].metrics["epoch"] == 1
+        for worker in cluster.workers:
+            end_tree(worker)
+        monkeypatch.setattr("hpo.dask_backend.SILENCE", 1.0)
+        monkeypatch.setattr("hpo.dask_backend.PERIOD", 1.0)
+        backend.kill(trial)
+        assert backend.wait(60) == [End(1, 1, "lost", "the Dask worker is gone")]

@@ -9,6 +9,8 @@ from hpo.space import space_to_json
 from hpo.trial import LocalBackend
 
 SPACE = {"x": uniform(0, 1), "n": randint(1, 8), "kind": choice(["a", "b"]), "epochs": 3}
+OPTIONS = {"metric": "loss", "mode": "min", "workers": 1, "stopping": "none"}
+train = lambda config: config["x"] ** 2  # without a name: its trials are forks, which start at once
 
 
 @pytest.fixture
@@ -30,16 +32,9 @@ def earlier(tmp_path):
     return tmp_path / "earlier"
 
 
-@pytest.fixture
-def train():
-    """A local function: its trials are forks of this process, which start at once."""
-    return lambda config: config["x"] ** 2
-
-
-def test_start_takes_the_best_trials_of_another_space(train, earlier, tmp_path, capsys):
+def test_start_takes_the_best_trials_of_another_space(earlier, tmp_path, capsys):
     space = {"x": uniform(0.35, 2), "kind": choice(["b", "c"]), "depth": randint(1, 5), "epochs": 9}
-    options = {"metric": "loss", "mode": "min", "workers": 1, "stopping": "none"}
-    run = tune(train, space, start=str(earlier), trials=4, results=tmp_path / "run", **options)
+    run = tune(train, space, start=str(earlier), trials=4, results=tmp_path / "run", **OPTIONS)
     # what has become the same is tried once
     assert [trial.origin for trial in run.trials] == ["start", "start", "start", "initial"]
     for trial, x in zip(run.trials, [0.5, 0.35, 0.4]):
@@ -52,8 +47,8 @@ def test_start_takes_the_best_trials_of_another_space(train, earlier, tmp_path, 
     assert len(again.trials) == 5 and again.trials[:4] == run.trials
 
 
-def test_searcher_knows_the_trials_of_earlier_runs(train, earlier, tmp_path, capsys):
-    options = {"metric": "loss", "mode": "min", "workers": 1, "stopping": "none", "trials": 3}
+def test_searcher_knows_the_trials_of_earlier_runs(earlier, tmp_path, capsys):
+    options = {**OPTIONS, "trials": 3}
     run = tune(train, SPACE, learn_from=earlier, results=tmp_path / "run", **options)
     assert [t.origin for t in run.trials] == ["start", "model", "model"]  # no initial design
     known = load(run.folder, before=1)
@@ -61,8 +56,7 @@ def test_searcher_knows_the_trials_of_earlier_runs(train, earlier, tmp_path, cap
     assert [(t.id, t.status) for t in known] == [*enumerate(statuses, -6)]
     assert [t.curve for t in known[:6]] == [t.curve for t in load(earlier)]
     assert "--learn_from: 6 of 6 trials of" in capsys.readouterr().out
-    for words in ([run.folder], [run.folder, "2"]):
-        assert explain.main(list(map(str, words))) == 0
+    assert explain.main([str(run.folder)]) == explain.main([str(run.folder), "2"]) == 0
     narrow = {**SPACE, "n": randint(1, 3)}
     run = tune(train, narrow, learn_from=[earlier], results=tmp_path / "narrow", **options)
     assert len(load_run(run.folder)["learned"]) == 3
@@ -71,10 +65,9 @@ def test_searcher_knows_the_trials_of_earlier_runs(train, earlier, tmp_path, cap
         tune(train, SPACE, learn_from=earlier, **{**options, "mode": "max"})
 
 
-def test_run_shows_its_best_trials(train, tmp_path):
+def test_run_shows_its_best_trials(tmp_path):
     space = {"x": uniform(0, 1), "kind": choice(["<b>", "&"])}
-    options = {"metric": "loss", "mode": "min", "searcher": "random"}
-    run = tune(train, space, trials=12, results=tmp_path / "run", **options)
+    run = tune(train, space, trials=12, searcher="random", results=tmp_path / "run", **OPTIONS)
     assert len(repr(run)) < 500
     frame = pytest.importorskip("pandas") and run.to_frame()
     shown = run._repr_html_()
@@ -84,7 +77,7 @@ def test_run_shows_its_best_trials(train, tmp_path):
     assert frame.loc[0, "config_x"] == run.best.config["x"]
 
 
-def test_trials_per_gpu_limits_the_workers(train, tmp_path, monkeypatch, capsys):
+def test_trials_per_gpu_limits_the_workers(tmp_path, monkeypatch, capsys):
     describe = LocalBackend.describe
 
     def with_gpus(backend, **options):
@@ -93,6 +86,6 @@ def test_trials_per_gpu_limits_the_workers(train, tmp_path, monkeypatch, capsys)
         return found
 
     monkeypatch.setattr(LocalBackend, "describe", with_gpus)
-    options = {"metric": "loss", "mode": "min", "workers": 8, "trials": 2, "trials_per_gpu": 2}
+    options = {**OPTIONS, "workers": 8, "trials": 2, "trials_per_gpu": 2}
     tune(train, SPACE, results=tmp_path / "run", **options)
     assert "4 workers with" in capsys.readouterr().out

@@ -1,6 +1,5 @@
-"""experiments/: the simulated clock, the problems and their optima, the comparison, the peers."""
+"""experiments/: the problems and their optima, the comparison, the peers."""
 
-import itertools
 import math
 import zlib
 
@@ -8,8 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import ablate, command, compare_searchers, peers, problems
-from experiments.curves import rank_correlation
-from experiments.families import FAMILIES, N_EPOCHS, generated
+from experiments.families import FAMILIES, generated
 from experiments.problems import PROBLEMS
 from experiments.simulated import simulate
 from hpo.searchers import RandomSearch
@@ -17,25 +15,6 @@ from hpo.space import cast_config, choice, domains, middle, sample, uniform
 from hpo.trial import Trial
 
 SPACE = {"x": uniform(0, 1)}
-
-
-# ---- The simulated clock ----
-def test_simulated_workers_overlap_and_the_seed_decides():
-    def curve(config, rng):
-        for epoch in range(1, 4):
-            yield rng.lognormal(0, 0.5), {"epoch": epoch, "loss": config["x"] / epoch}
-
-    def run(seed, n_workers):
-        searcher = RandomSearch(SPACE)
-        return simulate(searcher, SPACE, curve, seed, n_trials=40, n_workers=n_workers)
-
-    runs = [run(seed, 4) for seed in (0, 0, 1)]
-    first, again, other = ([(t.config, t.curve, t.started, t.ended) for t in r] for r in runs)
-    assert first == again != other and {len(curve) for _, curve, *_ in first} == {3}
-    starts = [started for *_, started, _ in first]
-    at_once = [sum(a <= now < b for *_, a, b in first) for now in starts]
-    assert max(at_once) == 4 and np.mean(at_once) > 3
-    assert all(a.ended == b.started for a, b in itertools.pairwise(run(0, 1)))
 
 
 # ---- The problems ----
@@ -73,18 +52,13 @@ def test_problem_is_sound(name):
 
 
 # ---- Families ----
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"sgd"}))  # its optimum is not known
 def test_generated_problem_is_sound(family):
     rng = np.random.default_rng(0)
-    is_training = family == "sgd"
-    for number in [2] if is_training else range(12):
-        problem = generated(family, number)
-        configs = [sample(problem.space, rng) for _ in range(60 if is_training else 100)]
+    for problem in (generated(family, number) for number in range(12)):
+        configs = [sample(problem.space, rng) for _ in range(100)]
         losses = np.array([problem.true_loss(config) for config in configs])
         observed = [problem.evaluate(config, rng) for config in configs]
-        if is_training:  # this one overflows, to large numbers and to NaN
-            assert np.nanmax(losses) > 10 * np.nanmedian(losses) and np.isnan(losses).any()
-            continue
         assert (np.isnan(losses).mean() > 0.05) == (family == "fail")
         assert (max(observed) > 2.5 * max(losses)) == (family == "diverge")
         too_good = 0.005 * (np.nanmedian(losses) - problem.optimum)
@@ -94,24 +68,17 @@ def test_generated_problem_is_sound(family):
 
 def test_numbers_mean_the_same_problems_for_ever():
     """Or the rows of earlier comparisons, and the log, are of other problems."""
-    expected = {"smooth": 4.27935, "fail": 0.559315, "diverge": 1.54969, "cross": 0.29616}
-    expected |= {"choices": 5.29363, "noisy": 2.82583, "agree": 2.0873, "sgd": 0.712252}
-    for family, loss in expected.items():
-        problem = generated.__wrapped__(family, 2)
-        config = sample(problem.space, np.random.default_rng(0))
-        assert problem.true_loss(config) == pytest.approx(loss, rel=1e-5)
-
-
-@pytest.mark.parametrize("family, low, high", [("agree", 0.9, 1), ("cross", -0.3, 0.75)])
-def test_early_ranks_are_right_or_mislead(family, low, high):
-    rng, correlations = np.random.default_rng(0), []
-    for problem in (generated(family, number) for number in range(6)):
-        configs = [sample(problem.space, rng) for _ in range(40)]
-        losses = np.array([[loss for _, loss in problem.curve(c, rng)] for c in configs])
-        last = np.array([problem.true_loss(config) for config in configs])
-        assert losses.shape == (40, N_EPOCHS) and last.min() >= problem.optimum
-        correlations.append(rank_correlation(losses[:, 0], last))
-    assert low < np.median(correlations) < high
+    # the loss of a configuration; of curves also the seconds and the loss of its first epoch
+    expected = {"smooth": [4.27935], "fail": [0.559315], "diverge": [1.54969], "choices": [5.29363]}
+    expected |= {"noisy": [2.82583], "agree": [2.0873, 6.66435, 5.42797]}
+    expected |= {"cross": [0.29616, 0.643454, 0.364475], "boosting": [0.571728, 1.31836, 1.58142]}
+    expected |= {"sgd": [0.712252, 5.34233, 1.02134]}
+    for family in FAMILIES:
+        problem, (rng, again) = generated(family, 2), map(np.random.default_rng, (0, 0))
+        config = sample(problem.space, rng)
+        curve = problem.curve(config, again) if problem.curve else [()]
+        found = [problem.true_loss(config), *next(iter(curve))]
+        assert found == pytest.approx(expected[family], rel=1e-5)
 
 
 # ---- The comparison ----
@@ -207,6 +174,7 @@ def test_bad_input_is_one_line(compare, capsys, tmp_path):
         (f"--results {tmp_path / 'random.csv'}", "random.csv"),
         ("--searcher random", "random.csv: expected columns searcher, version, problem, seed"),
         ("--searcher nobody", "nobody"),
+        ("--seeds 0", "expected an integer >= 1"),
         ("--problems smooth:1-", "no problem smooth:1-; there are hart"),
         ("--searcher random --curves --problems smooth:1", "--curves: smooth:1 has none; agree"),
     ):
@@ -238,10 +206,10 @@ def test_ablation_compares_with_gp_without_each_ingredient(compare, monkeypatch)
 def test_parameter_maps_numbers_to_all_values(name):
     for domain in domains(PROBLEMS[name].space).values():
         _, low, high, _ = peers.parameter(domain)
-        ends = [peers.decode(domain, number) for number in (low, high)]
         if domain.values is None:
-            assert sorted(ends) == pytest.approx(list(domain.arguments), rel=1e-12)
-            assert all(domain.low <= end <= domain.high for end in ends)
+            least, most = sorted(peers.decode(domain, number) for number in (low, high))
+            assert [least, most] == pytest.approx(list(domain.arguments), rel=1e-12)
+            assert domain.low <= least and most <= domain.high
         else:
             numbers = np.arange(low, high + 1) + 0.3
             assert [peers.decode(domain, n) for n in numbers] == list(domain.values)

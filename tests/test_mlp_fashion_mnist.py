@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
-from torchvision.datasets import FashionMNIST
 
 from experiments.train_speed import Images, plain_epoch
 from hpo.report import Reporter, StopTrial
@@ -95,20 +94,16 @@ def test_validate_counts_every_image():
 
 # ---- The objective -------------------------------------------------------------------------------
 @pytest.fixture
-def small(monkeypatch):
-    """Without a GPU, and on few images, which show what they are: their accuracies differ."""
+def curve(monkeypatch, capsys):
+    """A function: the (epoch, accuracy) that the objective reports with a seed.
+
+    Without a GPU, and on few images, which show what they are: their accuracies differ.
+    """
     images, labels = random_images(700)
     images[np.arange(700), labels, :9] = 255
     monkeypatch.setattr(fashion_mnist, "load", lambda dataset, path: [images, labels])
     monkeypatch.setattr(mlp_fashion_mnist, "N_TRAIN", 500)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    yield
-    torch.set_flush_denormal(False)
-
-
-@pytest.fixture
-def curve(small, capsys):
-    """A function: the (epoch, accuracy) that the objective reports with a seed."""
 
     def curve(seed, **changes):
         torch.manual_seed(seed)
@@ -117,7 +112,8 @@ def curve(small, capsys):
         reports = [json.loads(line.removeprefix("[tune-metric]: ")) for line in lines]
         return [(report["epoch"], report["accuracy"]) for report in reports]
 
-    return curve
+    yield curve
+    torch.set_flush_denormal(False)
 
 
 def test_objective_repeats_itself_with_the_same_seed(curve):
@@ -155,8 +151,3 @@ def test_prepare_refuses_bad_constants():
         ((name, value),) = bad.items()
         with pytest.raises(ValueError, match=f"^{name}: expected .*, got {value!r}$"):
             prepare({**CONFIG, **bad})
-
-
-def test_data_comes_from_where_torchvision_says_then_from_github():
-    first, _ = fashion_mnist.SOURCES
-    assert [url.rstrip("/") for url in FashionMNIST.mirrors] == [first]

@@ -73,7 +73,6 @@ def test_description(write):
 BAD = [  # the file, its assignments, and the error
     ("x = 1\n1 / 0", [], "FILE, line 2: ZeroDivisionError: division by zero"),
     ("x = 1\na syntax error", [], "FILE, line 2: SyntaxError: invalid syntax"),
-    ("import no_such_module", [], "FILE, line 1: ModuleNotFoundError: No module named 'no_such"),
     ("import sys\nsys.exit('no data')", [], "FILE, line 2: no data"),
     ("metric, mode = 'y', 'max'", [], "config_space: expected a dict of names, got None"),
     (f"{FIRST}def objective(config): pass", [], "metric: expected a name, got None"),

@@ -67,12 +67,10 @@ def until_end(backend, *trials, n_reports=99):
 def test_python_file_with_objective_is_called_and_others_are_run(write):
     for text, expected in {
         "def objective(config): pass": False,
-        "if True:\n    from mine import f as objective": False,
         "a syntax error": False,
         "import argparse\nprint(argparse.objective)": True,
         "def f():\n    objective = 1": True,
         "from syne_tune import Reporter\ndef objective(config): pass": True,
-        "def objective(config):\n    import syne_tune.report": True,
         "from syne_tuned import Reporter\nobjective = print": False,
     }.items():
         assert is_program(str(write(text, "a.py"))) == expected, text
@@ -138,9 +136,7 @@ def test_reports_are_found_anywhere_in_a_line(start, write, tmp_path):
     assert second["epoch"] == 2 and second["y"] != second["y"]
     log = (tmp_path / "run/logs/0003.log").read_text()
     assert end.outcome == "finished" and "é\n" in log and "end" in log
-    assert (
-        "warning: 5 lines with [tune-metric]: are no reports" in log and log.count("warning") == 1
-    )
+    assert log.count("warning") == log.count("warning: 5 lines with [tune-metric]: are no") == 1
 
 
 def test_output_goes_to_the_log_as_it_comes(start, write):
@@ -214,17 +210,13 @@ def test_bad_input_of_a_program_is_told_in_a_line_with_the_remedy(write, tmp_pat
     program, script, plain = write("true"), write("print(1)", "a.py"), write("x", "b.sh")
     plain.chmod(0o644)
     space, bad = write(SPACE_PY, "space.py"), write("\nconfig_space = 1 / 0", "bad.py")
-    needs = "this needs --space FILE, --metric NAME and --mode max|min"
-    chmod = "b.sh: is no Python file; if it is a program, use chmod +x"
     for words, error in {
-        (program,): needs,
-        (script, "--space", space, "--metric", "loss"): needs,
-        (plain, "--space", space, *METRIC): chmod,
+        (program,): "this needs --space FILE, --metric NAME and --mode max|min",
+        (plain, "--space", space, *METRIC): "b.sh: is no Python file; if it is a program, use",
         (tmp_path, "--space", space, *METRIC): "is a folder; expected a Python file or a program",
         (program, "--space", bad, *METRIC): "bad.py, line 2: ZeroDivisionError",
         (program, "--space", script, *METRIC): "has no attribute 'config_space'",
         ("train/mlp_fashion_mnist.py", "--pass_json", "f"): "--pass_json: is for programs; this",
-        ("train/mlp_fashion_mnist.py", "--checkpoint_flag", "f"): "--checkpoint_flag: is for pro",
     }.items():
         code, _, err = main(*words)
         assert code == 2 and error in err and err.count("\n") == 1, err
@@ -246,8 +238,8 @@ def test_program_goes_on_from_its_checkpoint_when_the_run_is_resumed(tmp_path, s
     (trial,) = load(folder)
     assert trial.status == "done" and trial.attempt == 2
     assert len(trial.earlier[0]) >= 3 and trial.curve[:3] == trial.earlier[0][:3]
-    lines = map(json.loads, journal.read_text().splitlines())
-    assert next(e for e in lines if "report" in e and e["attempt"] == 2)["epoch"] > 3
+    text = journal.read_text()
+    assert '"attempt": 2, "epoch": 40,' in text and '"attempt": 2, "epoch": 1,' not in text
     assert trial.curve[-1] == (40, pytest.approx(trial.config["step"] ** 40))
     epochs = [row.split(",")[1] for row in (folder / "reports.csv").read_text().splitlines()]
     assert epochs == ["epoch", *map(str, range(1, 41))]  # each once, of two attempts
@@ -255,9 +247,7 @@ def test_program_goes_on_from_its_checkpoint_when_the_run_is_resumed(tmp_path, s
 
 def test_program_that_reads_a_json_file_is_tuned(tmp_path, main):
     space, flag = tmp_path / "space.json", "st_config_json_filename"
-    space.write_text(
-        '{"x": {"uniform": [0, 1]}, "weights": [1, 2], "scale": {"constant": {"by": 4}}}'
-    )
+    space.write_text('{"x": {"uniform": [0, 1]}, "scale": {"constant": {"by": [3, 4]}}}')
     words = [PROGRAMS / "json_file.py", "--space", space, "--metric", "accuracy", "--mode", "max"]
     code, _, err = main(*words, "--pass_json", flag, "--trials", 1, "--results", tmp_path / "run")
     (trial,) = load(tmp_path / "run")

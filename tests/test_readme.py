@@ -16,7 +16,8 @@ from hpo.trial import Trial
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TEXT = README + (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
-PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+INDENTED = re.findall(r"^    (import pandas|trials(?: =|\.plot).*)$", TEXT, re.MULTILINE)
+PYTHON = [*re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL), "\n".join(INDENTED)]
 
 
 def example(word):
@@ -38,9 +39,13 @@ def test_objective_and_searcher_by_their_command(tmp_path, monkeypatch, capsys, 
     assert [(trial.status, len(trial.curve)) for trial in found] == [("done", 9)] * 12
     assert {trial.origin for trial in found} == {"start", "step"}
     pytest.importorskip("pandas")
-    table = run_example("pandas", tmp_path)["trials"]
+    table = run_example("print(trials", tmp_path)["trials"]
     best = min(found, key=lambda trial: trial.value)
     assert len(table) == 12 and re.search(rf"\n\d+ +{best.id} +done", capsys.readouterr().out)
+    pytest.importorskip("matplotlib")
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    run_example("scatter", tmp_path)
+    assert (tmp_path / "rate.png").stat().st_size > 1000
 
 
 def test_tune_from_python(tmp_path, run_py):
@@ -95,11 +100,6 @@ def test_example_is_tuned_by_its_command(tmp_path, main, monkeypatch, name):
     assert (trial.status, len(trial.curve)) == ("done", n_reports)
 
 
-def test_all_examples_are_tested():
-    names = {path.name for path in (ROOT / "experiments/examples").iterdir()}
-    assert names == {*EXAMPLES, "anneal.json", "circle.json", "script.json"}
-
-
 def test_commands_flags_and_files_exist_and_all_examples_are_run(main):
     code, help_text, _ = main("--help")
     assert code == 0 and "\nExit codes: 0 finished, 1 failed, 2 bad input" in help_text
@@ -112,8 +112,10 @@ def test_commands_flags_and_files_exist_and_all_examples_are_run(main):
         assert all(f'"--{flag}"' in path.read_text() or takes_all for flag in flags), words
     flags = set(re.findall(r"(?:`|run\.py [^\n`]*)--(\w+)", README)) - {"help"}
     assert len(commands) > 20 and all(f"--{flag} " in help_text for flag in flags)
-    words = ["Reporter", "Local", "pandas", "hpo.tune", "Thompson", "WithoutTurns", "own loop"]
-    assert {example(word) for word in words} == set(PYTHON)
+    words = ["Reporter", "Local", "print(trials", "scatter", "hpo.tune", "Thompson", "own loop"]
+    assert {example(word) for word in [*words, "WithoutTurns"]} == set(PYTHON)
+    names = {path.name for path in (ROOT / "experiments/examples").iterdir()}
+    assert names == {*EXAMPLES, "anneal.json", "circle.json", "script.json"}
     tree = set(re.findall(r"^hpo/(\w+)\.py  ", README, re.MULTILINE))
     assert tree == {path.stem for path in ROOT.glob("hpo/*.py")} - {"__init__"}
 

@@ -1,12 +1,11 @@
 """hpo/stopping.py: cases worked out by hand, and properties that hold whatever the curves."""
 
-import math
 from functools import partial
 
 import numpy as np
 import pytest
 
-from hpo.stopping import asha, halving, loss_at_rung, median, with_options
+from hpo.stopping import asha, halving, median, with_options
 from hpo.trial import Trial
 
 
@@ -42,25 +41,18 @@ def test_asha_decides_at_the_rungs_alone_and_never_at_the_last_epoch(options, ru
     assert [n for n, curves in poor if asked(asha, *curves, **options)] == rungs
 
 
-def test_loss_at_rungs_that_were_skipped_or_not_reached():
-    for this, expected in (
-        (trial(0, [0.3, 0.2], [5, 27]), [None, 0.3, None, 0.2]),  # counts at the highest passed
-        (trial(0, [0.1]), [0.1, None, None, None]),
-        (trial(0, [0.1], status="failed"), [0.1, math.inf, None, None]),  # on its way to 3
-        (trial(0, [], status="failed"), [math.inf, None, None, None]),
-        (trial(0, [0.1] * 30, status="failed"), [0.1] * 4),
-    ):
-        assert [loss_at_rung(this, rung, 1, 3) for rung in (1, 3, 9, 27)] == expected
-
-
 def test_asha_in_cases_worked_out_by_hand():
     others = [[0.5, 0.5, 0.5, 0.1]] * 3  # what came after rung 3 does not count
     assert not asked(asha, *others, [0.9, 0.4, 0.9]) and asked(asha, *others, [0.9, 0.6, 0.55])
     assert asked(asha, *others, trial(3, [0.6], [5]))  # at rung 3
     assert not asked(asha, *others, trial(3, [0.05, 0.6], [5, 6]))  # no rung between 5 and 6
-    crashes = [trial(i, [], status="failed") for i in range(6)]
-    three = [trial(i, [loss]) for i, loss in zip((6, 7, 8), (0.1, 0.2, 0.3))]
-    assert asked(asha, *three) and not asked(asha, *crashes, *three)  # the third of nine
+    skipped = [trial(i, [0.1], [5]) for i in range(3)]  # these count at rung 3 alone
+    assert not asked(asha, *skipped, [0.9]) and asked(asha, *skipped, [0.9] * 3)
+    # trials that crash count as the worst at the rung that they were on their way to
+    for n, losses, is_worse in ((1, [], False), (3, [0.1], False), (9, [0.1], True)):
+        crashes = [trial(i, losses, status="failed") for i in range(6)]
+        three = [trial(i, [loss] * n) for i, loss in zip((6, 7, 8), (0.1, 0.2, 0.3))]
+        assert asked(asha, *three) and asked(asha, *crashes, *three) == is_worse  # third of nine
 
 
 def test_halving_reconsiders_who_came_to_a_rung_first():
@@ -85,15 +77,6 @@ def test_one_trial_in_as_many_as_there_are_epochs_is_never_stopped(rule):
             assert asked(rule, *others, poor, **options) == (i not in free)
     two = [others[0], trial(8, [0.5])]  # of two the worse one ends, but a free one counts
     assert asked(rule, *two, eta=2) and not asked(rule, trial(80, [0.9]), *two, eta=2)
-
-
-def test_decision_reads_a_long_curve_once():
-    """A thousand trials may have a thousand epochs each."""
-    others = [trial(i, [0.1] * 9) for i in range(8)]
-    assert asked(halving, *others, trial(8, [0.5] * 4))
-    for other in others:
-        other.curve = None
-    assert asked(halving, *others, trial(8, [0.5] * 4))
 
 
 # ---- Median --------------------------------------------------------------------------------------

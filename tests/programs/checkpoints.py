@@ -11,7 +11,7 @@ except ImportError:
     from hpo import Reporter
 
 
-def main():
+if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--step", type=float, required=True)
     parser.add_argument("--epochs", type=int, required=True)
@@ -31,7 +31,3 @@ def main():
         if args.st_checkpoint_dir:
             file.write_text(json.dumps(state))
         report(**state)
-
-
-if __name__ == "__main__":
-    main()

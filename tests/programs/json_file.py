@@ -9,15 +9,11 @@ except ImportError:
     from hpo import Reporter
 
 
-def main():
+if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--st_config_json_filename", required=True)
     args, _ = parser.parse_known_args()
     with open(args.st_config_json_filename) as file:
         config = json.load(file)
-    accuracy = config["x"] * sum(config["weights"]) / config["scale"]["by"]
-    Reporter()(accuracy=accuracy)
-
-
-if __name__ == "__main__":
-    main()
+    numerator, denominator = config["scale"]["by"]
+    Reporter()(accuracy=config["x"] * numerator / denominator)
