@@ -60,26 +60,22 @@ def checking(parser):
 def run(name, kept="no file was written but those named above"):
     """Exits with the code of experiments.NAME's main(). Ctrl-C is a line that says what is kept."""
     try:
-        code = sys.modules["__main__"].main()
-        sys.stdout.flush()
-        sys.exit(code)
+        sys.exit(sys.modules["__main__"].main())
     except KeyboardInterrupt:
         print(f"interrupted: {kept}", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # the reader of our output, `head` say, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (Failed, OSError, BrokenProcessPool) as error:
+    except (Failed, ModuleNotFoundError, OSError, BrokenProcessPool) as error:
         sys.exit(f"experiments.{name}: failed: {error}")
 
 
 # ---- Work in processes ----
-def in_processes(function, calls, n_processes, initializer=None, initargs=()):
+def in_processes(function, calls, n_processes):
     """Yields (key, function(*arguments)) of calls, {key: arguments}, as they end.
 
     It prints how far they are. Whatever ends the loop, Ctrl-C too, ends the processes.
     """
     spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(n_processes, spawn, _begin, (initializer, initargs))
+    pool = ProcessPoolExecutor(n_processes, spawn, _end_with_the_command)
     try:
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited by the processes
         futures = {pool.submit(function, *values): key for key, values in calls.items()}
@@ -99,7 +95,7 @@ def in_processes(function, calls, n_processes, initializer=None, initargs=()):
     pool.shutdown()
 
 
-def _begin(initializer, initargs):
+def _end_with_the_command():
     """In each process: it ends as soon as the command does, however that ends."""
 
     def watch():
@@ -107,8 +103,6 @@ def _begin(initializer, initargs):
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    if initializer:
-        initializer(*initargs)
 
 
 # ---- Other processes ----

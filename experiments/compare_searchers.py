@@ -52,11 +52,6 @@ def is_peer(name):
     return name.split(EACH)[0] in peers.PEERS
 
 
-def searcher_class(name):
-    name = name.split(EACH)[0]
-    return functools.partial(peers.Peer, name) if is_peer(name) else command.find_searcher(name)
-
-
 def version_of(name):
     """The peer's version, None if it is not installed; or a hash of our files."""
     if is_peer(name):
@@ -75,12 +70,15 @@ def thirds(n_trials):
 
 def run(name, version, problem_name, seed, n_workers, n_trials):
     """The row of a run."""
-    problem, method = find(problem_name), name.split(EACH)[1:]
+    problem, (searcher, *method) = find(problem_name), name.split(EACH)
     max_epochs = N_EPOCHS if method else None
-    searcher = searcher_class(name)(problem.space, seed, max_epochs)
-    # Peers have first trials of their own; ours are served the middle of the space.
-    settings = {"n_workers": n_workers, "start": () if is_peer(name) else None}
-    settings |= {"seed": zlib.crc32(problem_name.encode()) + seed, "max_epochs": max_epochs}
+    settings = {"n_workers": n_workers, "max_epochs": max_epochs}
+    settings["seed"] = zlib.crc32(problem_name.encode()) + seed
+    if is_peer(name):
+        settings["start"] = ()  # it has first trials of its own; ours begin in the middle
+        searcher = peers.Peer(searcher, problem.space, seed)
+    else:
+        searcher = command.find_searcher(searcher)(problem.space, seed, max_epochs)
     if method:
         settings["rule"] = command.find_rule(method[0], int(method[1]))
         seconds = n_trials * full_seconds(problem_name) / n_workers
@@ -100,9 +98,8 @@ def run_trials(problem, searcher, n_trials, **settings):
 
     trials = simulate(searcher, problem.space, objective, n_trials=n_trials, **settings)
     ended = sorted(trials, key=lambda trial: trial.ended)
-    done = [trial.status == "done" for trial in ended]
-    true = [problem.true_loss(t.config) if ok else math.inf for t, ok in zip(ended, done)]
-    seen = [trial.value if ok else math.inf for trial, ok in zip(ended, done)]
+    seen = [math.inf if trial.value is None else trial.value for trial in ended]
+    true = [math.inf if t.value is None else problem.true_loss(t.config) for t in ended]
     parts = [slice(n) for n in thirds(n_trials)]  # a searcher may end earlier
     best = [min(true[part]) for part in parts]
     return [*best, *(true[np.argmin(seen[part])] for part in parts)], trials
@@ -123,18 +120,19 @@ def run_curves(problem, searcher, seconds, **settings):
         for epoch_seconds, loss in problem.curve(config, rng):
             yield epoch_seconds, {"loss": loss}
 
-    def last_loss(config):
-        loss = problem.true_loss(config)
-        return loss if math.isfinite(loss) else math.inf
-
     times = [part * seconds for part in PARTS]
     found, trials = simulate_until(times, searcher, problem.space, objective, **settings)
-    chosen = [last_loss(best[1]) if best else math.inf for best in found]
-    tried = [last_loss(trial.config) for trial in trials if trial.value is not None]
-    return [*chosen, min(tried, default=math.inf)], trials
+    chosen = [problem.true_loss(best[1]) if best else math.inf for best in found]
+    tried = [problem.true_loss(trial.config) for trial in trials if trial.value is not None]
+    losses = np.array([*chosen, np.nanmin([math.inf, *tried])])
+    return np.where(np.isnan(losses), math.inf, losses).tolist(), trials
 
 
 # ---- Results on disk ----
+def label(name):
+    return name.rpartition("/")[2]
+
+
 def results_file(folder, name):
     return folder / f"{label(name).replace(':', '.').replace(EACH, '.')}.csv"
 
@@ -147,8 +145,7 @@ def read_runs(folder, versions, workers, trials):
         wanted |= {} if is_peer(name) else {"version": version}
         columns = CURVE_COLUMNS if EACH in name else COLUMNS
         rows = command.read_rows(results_file(folder, name), columns)
-        rows = [row for row in rows if wanted.items() <= row.items()]
-        runs[name] = {(row["problem"], row["seed"]): row for row in rows}
+        runs[name] = {(r["problem"], r["seed"]): r for r in rows if wanted.items() <= r.items()}
     return runs
 
 
@@ -190,24 +187,18 @@ def mean_and_interval(values, n_bootstrap=2000):
     return mean, *np.quantile(resampled, (0.025, 0.975))
 
 
-def label(name):
-    return name.rpartition("/")[2]
-
-
 def table(runs, heads, means):
     """Lines: a searcher each, then the differences to the first. runs: {searcher: {key: row}}.
 
     heads: {column: its title}; means: the same of columns of which the mean alone is shown.
     """
 
-    def numbers(rows, column):
-        return mean_and_interval({key: row[column] for key, row in rows.items()})
-
     def cells(rows, sign=""):
         line = ""
         for column in heads:
-            mean, low, high = numbers(rows, column)
-            line += f"{mean:{sign}.4f} [{low:{sign}.4f} {high:{sign}.4f}]".rjust(26)
+            numbers = mean_and_interval({key: row[column] for key, row in rows.items()})
+            mean, low, high = (f"{number:{sign}.4f}" for number in numbers)
+            line += f"{mean} [{low} {high}]".rjust(26)
         return line
 
     width = max(24, *(len(label(name)) + 1 for name in runs))
@@ -216,7 +207,8 @@ def table(runs, heads, means):
     for name, mine in runs.items():
         line = f"{label(name):<{width}}{cells(mine)}"
         for column, title in means.items():
-            line += f"{numbers(mine, column)[0]:>{len(title) + 2}.4g}"
+            mean, *_ = mean_and_interval({key: row[column] for key, row in mine.items()})
+            line += f"{mean:>{len(title) + 2}.4g}"
         lines.append(f"{line}{len(mine):>6}")
     (first, its_runs), *others = runs.items()
     if others:
@@ -236,24 +228,22 @@ def report(runs, n_workers, n_trials):
     if left_out := set().union(*problems) - common:
         print(f"left out, as a searcher has no runs of them yet: {', '.join(sorted(left_out))}")
     groups = {"pooled": common} if common else {}
+    lowest = {}
     for name in sorted(common):
         groups.setdefault(find(name).group, set()).add(name)
-    lowest = {}
-    for (problem, _), row in itertools.chain(*(mine.items() for mine in runs.values())):
-        found = [loss for column, loss in row.items() if column.startswith("best_")]
-        lowest[problem] = min([lowest.get(problem, math.inf), *found])
+        rows = [row for mine in runs.values() for (p, _), row in mine.items() if p == name]
+        lowest[name] = min(row[c] for row in rows for c in row if c.startswith("best_"))
     heads = {column: f"{n} trials" for column, n in zip(BEST, thirds(n_trials))}
     means = {CHOSEN[-1]: f"chosen at {n_trials}", "seconds": "s/suggestion"}
     if any(EACH in name for name in runs):
         heads = {column: f"{part:.0%} of the time" for column, part in zip(TAKEN, PARTS)}
         means = {"best_100": "best at the end", "seconds": "s/suggestion"}
     for group, members in groups.items():
-        part = {
-            name: {
-                k: row | regrets(row, lowest[k[0]]) for k, row in mine.items() if k[0] in members
-            }
-            for name, mine in runs.items()
-        }
+        part = {name: {} for name in runs}
+        for name, mine in runs.items():
+            for (problem, seed), row in mine.items():
+                if problem in members:
+                    part[name][problem, seed] = row | regrets(row, lowest[problem])
         print(f"\n{group}: {len(members)} problems, workers: {n_workers}")
         print(*table(part, heads, means), sep="\n")
     print("\nmean normalised regret [95% interval]; 0: the best known loss, 1: a median random one")
@@ -302,18 +292,18 @@ def compare(parser, args, names):
         recorded = read_runs(COMPARED, versions, *settings)
         runs = read_runs(args.results, versions, *settings)
         args.results.mkdir(parents=True, exist_ok=True)
-    keys = list(itertools.product(range(args.seeds), args.problems))
-    calls, absent = {}, {}
+    keys, calls, absent = list(itertools.product(range(args.seeds), args.problems)), {}, set()
     for (seed, problem), name in itertools.product(keys, versions):
         is_recorded = any(problem == other for other, _ in recorded[name])
-        if is_recorded or (problem, seed) in runs[name]:
+        if args.table or is_recorded or (problem, seed) in runs[name]:
             continue
         if versions[name] is None:
-            absent[name] = peers.PEERS[name.split(EACH)[0]][1]
-        elif not args.table:
+            absent.add(name)
+        else:
             calls[name, problem, seed] = name, versions[name], problem, seed, *settings
-    for name, packages in absent.items():
-        print(f"{name} cannot run: it needs {packages or 'an older commit'}", file=sys.stderr)
+    for name in absent:
+        packages = peers.PEERS[name.split(EACH)[0]][1] or "an older commit"
+        print(f"{name} cannot run: it needs {packages}", file=sys.stderr)
     for (name, *_), row in command.in_processes(run, calls, n_threads(1)) if calls else ():
         command.append_rows(results_file(args.results, name), columns, [row])
     runs = read_runs(args.results, versions, *settings)

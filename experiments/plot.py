@@ -29,12 +29,9 @@ STATUSES = {
     "running": ("#56B4E9", ">"), "interrupted": ("#999999", "P"), "failed": ("#D55E00", "x"),
 }  # fmt: skip
 COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"
-STYLE = {
-    "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
-    "svg.fonttype": "none", "svg.hashsalt": "hpo", "text.parse_math": False,
-}  # fmt: skip
+STYLE = {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
+STYLE |= {"svg.fonttype": "none", "text.parse_math": False}  # text stays as it is
 MINUTES = "minutes, downtime excluded"
-MANY = 500  # from so many marks on, an SVG holds them as an image
 N_BOOTSTRAPS = 10
 
 
@@ -53,6 +50,7 @@ class Run:
         self.shown = [trial for trial in self.trials if trial.ended is not None or trial.curve]
         self.shown.sort(key=lambda trial: math.inf if trial.ended is None else trial.ended)
         self.losses = np.array([trial.value for trial in self.shown], float)  # NaN for None
+        self.failed = [trial for trial in self.shown if trial.status == "failed"]
         valued = [trial for trial in self.shown if trial.value is not None]
         self.ranked = sorted(valued, key=lambda trial: trial.value)  # the best trial first
         self.best = self.ranked[0] if valued else None
@@ -154,28 +152,22 @@ def places_of(domain, values):
     return places(domain, X)
 
 
-def shorten(text, n):
-    return text if len(text) <= n else f"{text[: n - 2]}.."
-
-
 def label_axis(axis, letter, name, domain):
     """The x or y axis of a hyperparameter: the searcher's scale, with up to six values."""
     points = grid(domain, 6)
     points = points[:: math.ceil(len(points) / 6)]
     values = map(domain.decode, points)
-    texts = [shorten(f"{v:.4g}" if isinstance(v, float) else f"{v}", 12) for v in values]
+    texts = [f"{v:.4g}" if isinstance(v, float) else f"{v}"[:12] for v in values]
     turned = {"rotation": 25, "ha": "right"} if letter == "x" and sum(map(len, texts)) > 22 else {}
-    axis.set(**{f"{letter}label": shorten(name, 30), f"{letter}lim": (-0.04, 1.04)})
+    axis.set(**{f"{letter}label": name[:30], f"{letter}lim": (-0.04, 1.04)})
     set_ticks = axis.set_xticks if letter == "x" else axis.set_yticks
     set_ticks(places(domain, points), texts, **turned)
 
 
 def style():
     """Context in which pictures are drawn and saved."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise command.Failed("pictures need matplotlib: pip install matplotlib") from None
+    import matplotlib
+
     return matplotlib.rc_context(STYLE)
 
 
@@ -192,9 +184,9 @@ def add_legend(figure, axis, columns=6):
     figure.legend(*entries, loc="outside lower center", ncols=columns)
 
 
-def size_of(n):
-    """Keyword arguments of n marks: smaller ones where there are many."""
-    return {"ms": min(5, max(2, 100 / math.sqrt(n or 1))), "rasterized": n > MANY}
+def mark_size(n):
+    """Of n marks: smaller ones where there are many."""
+    return min(5, max(2, 100 / math.sqrt(n or 1)))
 
 
 def set_view(axis, run, losses, include=()):
@@ -209,7 +201,7 @@ def set_view(axis, run, losses, include=()):
     size = high - low or abs(low) / 10 or 1.0
     low, high = min([low, *include]), max(high, min(low + 4 * size, max(include, default=low)))
     size = max(size, high - low)
-    axis.set_ylim(*sorted(run.sign * np.array([low - 0.05 * size, high + 0.2 * size])))
+    axis.set_ylim(*sorted(run.sign * np.array([low - 0.05 * size, high + 0.15 * size])))
     axis.set_ylabel(run.metric)
     return high, high + 0.12 * size
 
@@ -219,7 +211,7 @@ def draw_trials(axis, run, x, losses, include=()):
     worst, edge = set_view(axis, run, losses, include)
     is_poor, is_shown = losses > worst, losses <= worst
     y = run.sign * np.where(is_shown, losses, edge)
-    look = {"ls": "", "alpha": 0.8, **size_of(len(x))}
+    look = {"ls": "", "alpha": 0.8, "ms": mark_size(len(x))}
     triangle = "v" if run.sign < 0 else "^"
     for status, (colour, marker) in STATUSES.items():
         own = np.array([trial.status == status for trial in run.shown])
@@ -227,14 +219,9 @@ def draw_trials(axis, run, x, losses, include=()):
             good, poor, label = own & ~is_poor, own & is_poor, f"{own.sum()} {status}"
             axis.plot(x[good], y[good], marker, color=colour, label=label, **look)
             axis.plot(x[poor], y[poor], triangle, color=colour, **look)
-    if not is_shown.all():  # a grey edge, which has no scale
-        low, high = axis.get_ylim()
-        border = run.sign * (worst + edge) / 2
-        axis.axhspan(border, low if run.sign < 0 else high, color="#eeeeee", zorder=0, lw=0)
-        low, high = (border, high) if run.sign < 0 else (low, border)
-        axis.set_yticks([tick for tick in axis.get_yticks() if low <= tick <= high])
-    if is_poor.any():
-        label = f"{is_poor.sum()} of them worse than {run.sign * worst:.4g}, at the edge"
+    if not is_shown.all():
+        label = f"at the edge: {is_poor.sum()} of them worse than {run.sign * worst:.4g}, "
+        label += f"{np.isnan(losses).sum()} without a value"
         axis.plot([], [], triangle, color="grey", label=label)
 
 
@@ -278,12 +265,10 @@ def draw_curves(run):
     draw_trials(axis, run, *ends.T, include)
     for status, (colour, _) in STATUSES.items():
         lines = [np.array(curve) * (1, run.sign) for curve, of in curves if of == status]
-        look = {"lw": 0.8, "alpha": np.clip(50 / (len(lines) or 1), 0.03, 0.5)}
-        look["rasterized"] = len(lines) > MANY / 5
-        axis.add_collection(LineCollection(lines, colors=colour, **look))
+        alpha = np.clip(50 / (len(lines) or 1), 0.03, 0.5)
+        axis.add_collection(LineCollection(lines, colors=colour, lw=0.8, alpha=alpha))
     epochs = [epoch for curve, _ in curves for epoch, _ in curve]
     powers = [3**k for k in range(34) if 3**k <= max(epochs)]
-    powers = powers[:: math.ceil(len(powers) / 9)]
     axis.set_xscale("log" if min(epochs) else "symlog")
     axis.set_xticks(powers, powers)
     axis.set_xticks([], minor=True)
@@ -329,7 +314,7 @@ def draw_importance(shares):
     y = -np.arange(len(shares))
     axis.barh(y, share, color=[COLOURS[0]] * (len(shares) - 1) + ["#999999"])
     axis.hlines(y, low, high, color="black")
-    axis.set_yticks(y, [shorten(name, 30) for name in shares])
+    axis.set_yticks(y, [name[:30] for name in shares])
     axis.set(xlabel="share of the model's variance over the space", xlim=(0, None))
     axis.set_title(f"median, and 10% to 90%, of {N_BOOTSTRAPS} bootstraps of the trials")
     return figure
@@ -340,13 +325,11 @@ def draw_pairs(run, belief, pairs):
     maps = [run.sign * belief.effect(pair, 20, 50)[0] for pair in pairs]
     scale = {"vmin": np.min([m.min() for m in maps]), "vmax": np.max([m.max() for m in maps])}
     scale["cmap"] = "cividis" if run.sign < 0 else "cividis_r"  # bright is good
-    failed = [trial for trial in run.shown if trial.status == "failed"]
-    others = [trial for trial in run.shown if trial.status != "failed"]
-    red, size = {"color": STATUSES["failed"][0]}, size_of(len(run.shown))
+    red, size = STATUSES["failed"][0], mark_size(len(run.shown))
     marks = [  # the last ones are on top
-        ("o", others, {**size, "color": "white", "mec": "black", "label": "trials"}),
-        ("x", failed, {**size, **red, "label": "failed" if failed else None}),
-        ("*", [run.best], {**red, "ms": 15, "mec": "white", "label": "best"}),
+        (run.shown, "o", {"ms": size, "color": "white", "mec": "black", "label": "trials"}),
+        (run.failed, "x", {"ms": size, "color": red, "label": "failed"}),
+        ([run.best], "*", {"ms": 15, "color": red, "mec": "white", "label": "best"}),
     ]
     for axis, pair, values in zip(axes, pairs, maps):
         parts = [run.space[name] for name in pair]
@@ -354,7 +337,7 @@ def draw_pairs(run, belief, pairs):
         mesh = axis.pcolormesh(x, y, values.T, shading="nearest", rasterized=True, **scale)
         for letter, name, domain in zip("xy", pair, parts):
             label_axis(axis, letter, name, domain)
-        for marker, trials, look in marks:
+        for trials, marker, look in marks:
             x, y = (places_of(d, [t.config[n] for t in trials]) for n, d in zip(pair, parts))
             axis.plot(x, y, marker, **look)
     figure.colorbar(mesh, ax=axes, label=f"{run.metric}, model's mean")
@@ -369,20 +352,16 @@ def draw_workers(run):
         free[row : row + 1] = [end]
         rows.append(row)
     figure, (axis,) = new_figure(11, 1.6 + 0.35 * len(free))
-    starts, ends, ids, statuses = zip(*spans)
+    starts, ends, _, statuses = zip(*spans)
     starts, lengths = np.array(starts) / 60, np.subtract(ends, starts) / 60
-    look = {"color": [STATUSES[status][0] for status in statuses], "alpha": 0.75}
-    look |= {"rasterized": True} if len(spans) > MANY else {"ec": "white", "lw": 0.5}
-    axis.barh(rows, lengths, left=starts, **look)
+    colours = [STATUSES[status][0] for status in statuses]
+    look = {"ec": "white", "lw": min(0.5, 100 / len(spans)), "alpha": 0.75}
+    axis.barh(rows, lengths, left=starts, color=colours, **look)
     for status, n in Counter(statuses).items():
         axis.plot([], [], "s", ms=9, color=STATUSES[status][0], label=f"{n} {status}")
-    for row, start, length, i in zip(rows, starts, lengths, ids):
-        if length > run.clock / 2400:  # there is room for its number
-            axis.text(start + length / 2, row, i, ha="center", va="center", size=8)
     busy = 60 * lengths.sum() / (len(free) * run.clock or 1)
     axis.set_yticks(range(len(free)), range(1, len(free) + 1))
-    axis.set(xlim=(0, run.clock / 60 or 1), ylabel="worker")
-    axis.set_xlabel(f"{MINUTES}; the numbers are trials")
+    axis.set(xlim=(0, run.clock / 60 or 1), xlabel=MINUTES, ylabel="worker")
     axis.set_title(f"the workers trained {busy:.0%} of the time")
     add_legend(figure, axis)
     return figure
@@ -458,11 +437,9 @@ def print_table(methods):
     for name, runs in methods.items():
         values = [run.journal.to_metric(run.best.value) for run in runs if run.best] or [math.nan]
         best = f"{np.median(values):.6g} [{min(values):.6g}, {max(values):.6g}]"
-        n_trials = np.mean([len(run.shown) for run in runs])
-        n_failed = np.mean([sum(t.status == "failed" for t in run.shown) for run in runs])
-        hours = np.mean([run.clock for run in runs]) / 3600
-        counts = f"{n_trials:7.4g} {n_failed:7.4g} {hours:7.4g}"
-        print(f"{len(runs):4} {best:>32} {counts}  {name}")
+        counts = [(len(run.shown), len(run.failed), run.clock / 3600) for run in runs]
+        means = " ".join(f"{mean:7.4g}" for mean in np.mean(counts, axis=0))
+        print(f"{len(runs):4} {best:>32} {means}  {name}")
 
 
 # ---- Command line ----
@@ -489,7 +466,7 @@ def main(arguments=None):
         folder.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
             path = folder / f"{name}.{args.format}"
-            figure.savefig(path, dpi=100, metadata={"Date": None} if args.format == "svg" else {})
+            figure.savefig(path, dpi=100)
             print(path)
 
 

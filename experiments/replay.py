@@ -6,9 +6,8 @@
 The tuner's own loop, searcher and rule, on a simulated clock. Only training is replaced, by a
 surrogate made of the recorded curves (experiments/curves.py). Record with `run.py --searcher random
 --stopping none`: how a trial would have gone on after a rule ended it is not known. Every searcher
-meets every rule. Repetition i has seed i for all of them, so differences are paired. "Error" is the
-lowest observed so far; it is 1 - metric where more is better. A run without a result yet counts as
-the worst of all.
+meets every rule, with the same seeds, so differences are paired. "Error" is the lowest observed so
+far, 1 - metric where more is better. A run without a result yet counts as the worst of all.
 """
 
 import itertools
@@ -43,18 +42,6 @@ def run(surrogate, name, seed, seconds, n_workers):
     losses = np.array([math.nan if best is None else best[0] for best in found])
     # from a loss of -accuracy to an error
     return losses + (surrogate.sign < 0), sum(trial.n_epochs for trial in trials), len(trials)
-
-
-_surrogate = None  # of a process of the pool
-
-
-def _receive(surrogate):
-    global _surrogate
-    _surrogate = surrogate
-
-
-def _run(*arguments):
-    return run(_surrogate, *arguments)
 
 
 def report(runs, seconds):
@@ -95,8 +82,8 @@ def main(arguments=None):
         print(quality(recording))
     settings = 3600 * args.hours, args.workers
     keys = itertools.product(range(args.repetitions), methods)
-    calls = {(name, i): (name, i, *settings) for i, name in keys}
-    found = dict(command.in_processes(_run, calls, n_threads(1), _receive, (surrogate,)))
+    calls = {(name, i): (surrogate, name, i, *settings) for i, name in keys}
+    found = dict(command.in_processes(run, calls, n_threads(1)))
     runs = {name: [found[name, i] for i in range(args.repetitions)] for name in methods}
     print(f"\nerror, mean [95% interval] of {args.repetitions} runs, {args.workers} workers")
     print(*report(runs, settings[0]), sep="\n")
