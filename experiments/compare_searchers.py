@@ -5,12 +5,11 @@
     python -m experiments.compare_searchers --half report --searcher gp --searcher ax
 
 A run is a searcher, a problem and a seed, and becomes a row of RESULTS/<searcher>.csv. What has a
-row is not run again until the searcher's file changes. Those of experiments/compared/ are read too.
-The seed decides durations and noise, the same for every searcher. Normalised regret after n trials
-have ended: (lowest true loss so far - optimum) / (median true loss of random configurations -
-optimum), clipped to [0, 1]; `chosen` is that of the trial with the lowest observed loss. Means are
-over the seeds of a problem, then over problems. Intervals: 95%, bootstrap over the runs of each
-problem (over problems where each has one run).
+row there or in experiments/compared/ is not run again until the searcher's file changes. The seed
+decides durations and noise, the same for every searcher. Normalised regret after n trials have
+ended: (lowest true loss so far - optimum) / (median true loss of random configurations - optimum),
+clipped to [0, 1]; `chosen` is that of the trial with the lowest observed loss. Means are over the
+seeds of a problem, then over problems. Intervals: 95%, bootstrap over the runs of each problem.
 
 With --curves trials report every epoch, and a method is a searcher, a rule and a first rung. It has
 the time in which 20 random configurations would train to the last epoch. Regrets are those of the
@@ -22,7 +21,6 @@ import hashlib
 import itertools
 import math
 import pathlib
-import sys
 import zlib
 
 import numpy as np
@@ -100,9 +98,9 @@ def run_trials(problem, searcher, n_trials, **settings):
     ended = sorted(trials, key=lambda trial: trial.ended)
     seen = [math.inf if trial.value is None else trial.value for trial in ended]
     true = [math.inf if t.value is None else problem.true_loss(t.config) for t in ended]
-    parts = [slice(n) for n in thirds(n_trials)]  # a searcher may end earlier
-    best = [min(true[part]) for part in parts]
-    return [*best, *(true[np.argmin(seen[part])] for part in parts)], trials
+    best = [min(true[:n]) for n in thirds(n_trials)]
+    chosen = [true[np.argmin(seen[:n])] for n in thirds(n_trials)]
+    return best + chosen, trials
 
 
 @functools.cache
@@ -193,31 +191,30 @@ def table(runs, heads, means):
     heads: {column: its title}; means: the same of columns of which the mean alone is shown.
     """
 
-    def cells(rows, sign=""):
-        line = ""
-        for column in heads:
+    def line(name, rows, sign=""):
+        text = f"{label(name):<{width}}"
+        for column in heads if rows else ():
             numbers = mean_and_interval({key: row[column] for key, row in rows.items()})
             mean, low, high = (f"{number:{sign}.4f}" for number in numbers)
-            line += f"{mean} [{low} {high}]".rjust(26)
-        return line
+            text += f"{mean} [{low} {high}]".rjust(26)
+        return text
 
+    (first, its_rows), *others = runs.items()
     width = max(24, *(len(label(name)) + 1 for name in runs))
     titles = [f"{head:>26}" for head in heads.values()] + [f"  {m}" for m in means.values()]
     lines = [" " * width + "".join(titles) + "  runs"]
-    for name, mine in runs.items():
-        line = f"{label(name):<{width}}{cells(mine)}"
+    for name, rows in runs.items():
+        lines.append(line(name, rows))
         for column, title in means.items():
-            mean, *_ = mean_and_interval({key: row[column] for key, row in mine.items()})
-            line += f"{mean:>{len(title) + 2}.4g}"
-        lines.append(f"{line}{len(mine):>6}")
-    (first, its_runs), *others = runs.items()
+            mean, *_ = mean_and_interval({key: row[column] for key, row in rows.items()})
+            lines[-1] += f"{mean:>{len(title) + 2}.4g}"
+        lines[-1] += f"{len(rows):>6}"
     if others:
         lines.append(f"difference to {label(first)}, paired (above 0: {label(first)} is better)")
-    for name, mine in others:
-        keys = mine.keys() & its_runs.keys()
-        pairs = {key: {c: mine[key][c] - its_runs[key][c] for c in heads} for key in keys}
-        differences = cells(pairs, "+") if keys else ""
-        lines.append(f"{label(name):<{width}}{differences}{len(keys):>8} runs in common")
+    for name, rows in others:
+        keys = rows.keys() & its_rows.keys()
+        pairs = {key: {c: rows[key][c] - its_rows[key][c] for c in heads} for key in keys}
+        lines.append(f"{line(name, pairs, '+')}{len(keys):>8} runs in common")
     return lines
 
 
@@ -228,22 +225,22 @@ def report(runs, n_workers, n_trials):
     if left_out := set().union(*problems) - common:
         print(f"left out, as a searcher has no runs of them yet: {', '.join(sorted(left_out))}")
     groups = {"pooled": common} if common else {}
-    lowest = {}
     for name in sorted(common):
         groups.setdefault(find(name).group, set()).add(name)
-        rows = [row for mine in runs.values() for (p, _), row in mine.items() if p == name]
-        lowest[name] = min(row[c] for row in rows for c in row if c.startswith("best_"))
+    lowest = {}
+    for row in itertools.chain(*(mine.values() for mine in runs.values())):
+        found = [loss for column, loss in row.items() if column.startswith("best_")]
+        lowest[row["problem"]] = min([lowest.get(row["problem"], math.inf), *found])
     heads = {column: f"{n} trials" for column, n in zip(BEST, thirds(n_trials))}
     means = {CHOSEN[-1]: f"chosen at {n_trials}", "seconds": "s/suggestion"}
     if any(EACH in name for name in runs):
         heads = {column: f"{part:.0%} of the time" for column, part in zip(TAKEN, PARTS)}
         means = {"best_100": "best at the end", "seconds": "s/suggestion"}
     for group, members in groups.items():
-        part = {name: {} for name in runs}
+        part = {}
         for name, mine in runs.items():
-            for (problem, seed), row in mine.items():
-                if problem in members:
-                    part[name][problem, seed] = row | regrets(row, lowest[problem])
+            own = {key: row for key, row in mine.items() if key[0] in members}
+            part[name] = {key: row | regrets(row, lowest[key[0]]) for key, row in own.items()}
         print(f"\n{group}: {len(members)} problems, workers: {n_workers}")
         print(*table(part, heads, means), sep="\n")
     print("\nmean normalised regret [95% interval]; 0: the best known loss, 1: a median random one")
@@ -292,27 +289,21 @@ def compare(parser, args, names):
         recorded = read_runs(COMPARED, versions, *settings)
         runs = read_runs(args.results, versions, *settings)
         args.results.mkdir(parents=True, exist_ok=True)
-    keys, calls, absent = list(itertools.product(range(args.seeds), args.problems)), {}, set()
+    keys, calls = list(itertools.product(range(args.seeds), args.problems)), {}
     for (seed, problem), name in itertools.product(keys, versions):
         is_recorded = any(problem == other for other, _ in recorded[name])
-        if args.table or is_recorded or (problem, seed) in runs[name]:
-            continue
-        if versions[name] is None:
-            absent.add(name)
-        else:
+        if versions[name] and not (is_recorded or args.table or (problem, seed) in runs[name]):
             calls[name, problem, seed] = name, versions[name], problem, seed, *settings
-    for name in absent:
-        packages = peers.PEERS[name.split(EACH)[0]][1] or "an older commit"
-        print(f"{name} cannot run: it needs {packages}", file=sys.stderr)
-    for (name, *_), row in command.in_processes(run, calls, n_threads(1)) if calls else ():
+    for (name, *_), row in command.in_processes(run, calls, n_threads(1)):
         command.append_rows(results_file(args.results, name), columns, [row])
     runs = read_runs(args.results, versions, *settings)
     for name in versions:
         both = recorded[name] | runs[name]
         runs[name] = {key: row for key, row in both.items() if key[::-1] in keys}
-    if without := [name for name, mine in runs.items() if not mine]:
-        print(f"no runs yet: {', '.join(without)}")
-    return {name: mine for name, mine in runs.items() if mine}
+    for name in [name for name in versions if not runs[name]]:
+        print(f"{name}: no runs yet" + "; it is not installed" * (versions[name] is None))
+        del runs[name]
+    return runs
 
 
 def main(arguments=None, searchers=None, name="compare_searchers", description=__doc__):
