@@ -158,10 +158,11 @@ def label_axis(axis, letter, name, domain):
     points = points[:: math.ceil(len(points) / 6)]
     values = map(domain.decode, points)
     texts = [f"{v:.4g}" if isinstance(v, float) else f"{v}"[:12] for v in values]
-    turned = {"rotation": 25, "ha": "right"} if letter == "x" and sum(map(len, texts)) > 22 else {}
-    axis.set(**{f"{letter}label": name[:30], f"{letter}lim": (-0.04, 1.04)})
-    set_ticks = axis.set_xticks if letter == "x" else axis.set_yticks
-    set_ticks(places(domain, points), texts, **turned)
+    look = {"label": name[:30], "lim": (-0.04, 1.04), "ticks": places(domain, points)}
+    look["ticklabels"] = texts  # once there are ticks
+    axis.set(**{letter + key: value for key, value in look.items()})
+    if letter == "x" and sum(map(len, texts)) > 22:
+        axis.tick_params("x", rotation=25)
 
 
 def style():
@@ -295,13 +296,11 @@ def draw_parameters(run, belief, names):
         label_axis(axis, "x", name, domain)
         axis.set(visible=True, ylabel="" if i % 4 else run.metric)
         if belief.model:
-            x, (loss, deviation) = places(domain, grid(domain, 25)), belief.effect([name], 25, 200)
-            y = run.sign * loss
-            if is_choice:
-                top.errorbar(x, y, deviation, fmt="ok", ms=4, capsize=4)
-            else:
-                top.plot(x, y, "-k")
-                top.fill_between(x, y - deviation, y + deviation, color="black", alpha=0.15, lw=0)
+            loss, deviation = belief.effect([name], 25, 200)
+            look = {"ecolor": "#bbbbbb", "fmt": "o", "ms": 4, "capsize": 4}
+            look |= {} if is_choice else {"fmt": "-", "capsize": 0, "elinewidth": 6}
+            x = places(domain, grid(domain, 25))
+            top.errorbar(x, run.sign * loss, deviation, color="black", **look)
             top.set(visible=True, xticks=[], xlim=axis.get_xlim())
             top.set_ylabel("" if i % 4 else "model: mean\nover the others")
     add_legend(figure, axes[0, 1, 0])
