@@ -85,7 +85,7 @@ class Belief:
         name, seed = run.arguments["searcher"], run.arguments["seed"]
         searcher_class = command.find_searcher(name) if name.startswith("gp:") else GPSearch
         searcher = searcher_class(run.space, seed, run.max_epochs)
-        self.space = run.space
+        self.space, self.groups = run.space, searcher.groups  # (d,) the hyperparameter of a column
         self.trials = trials or [trial for trial in run.trials if trial.ended is not None]
         self.model = searcher.model(self.trials, np.random.default_rng(seed))
 
@@ -101,13 +101,11 @@ class Belief:
 
         Both are means over random values of the others, which are the same everywhere.
         """
-        parts = domains(self.space)
-        ends = dict(zip(parts, itertools.accumulate(domain.n_dims for domain in parts.values())))
         X = snap(self.space, np.random.default_rng(0).random((n_others, n_dims(self.space))))
         for name in names:
-            rows = grid(parts[name], n_grid)
+            rows = grid(self.space[name], n_grid)
             X = np.repeat(X[..., None, :], len(rows), axis=-2)  # (n_others, g, ..., d)
-            X[..., ends[name] - parts[name].n_dims : ends[name]] = rows
+            X[..., self.groups == [*domains(self.space)].index(name)] = rows
         found = self.predict(X.reshape(-1, X.shape[-1]))
         return [numbers.reshape(X.shape[:-1]).mean(axis=0) for numbers in found]
 
