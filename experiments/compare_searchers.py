@@ -127,12 +127,8 @@ def run_curves(problem, searcher, seconds, **settings):
 
 
 # ---- Results on disk ----
-def label(name):
-    return name.rpartition("/")[2]
-
-
 def results_file(folder, name):
-    return folder / f"{label(name).replace(':', '.').replace(EACH, '.')}.csv"
+    return folder / f"{name.replace(EACH, '.').replace(':', '.').replace('/', '.')}.csv"
 
 
 def read_runs(folder, versions, workers, trials):
@@ -192,7 +188,7 @@ def table(runs, heads, means):
     """
 
     def line(name, rows, sign=""):
-        text = f"{label(name):<{width}}"
+        text = f"{name:<{width}}"
         for column in heads if rows else ():
             numbers = mean_and_interval({key: row[column] for key, row in rows.items()})
             mean, low, high = (f"{number:{sign}.4f}" for number in numbers)
@@ -200,7 +196,7 @@ def table(runs, heads, means):
         return text
 
     (first, its_rows), *others = runs.items()
-    width = max(24, *(len(label(name)) + 1 for name in runs))
+    width = max(24, *(len(name) + 1 for name in runs))
     titles = [f"{head:>26}" for head in heads.values()] + [f"  {m}" for m in means.values()]
     lines = [" " * width + "".join(titles) + "  runs"]
     for name, rows in runs.items():
@@ -210,7 +206,7 @@ def table(runs, heads, means):
             lines[-1] += f"{mean:>{len(title) + 2}.4g}"
         lines[-1] += f"{len(rows):>6}"
     if others:
-        lines.append(f"difference to {label(first)}, paired (above 0: {label(first)} is better)")
+        lines.append(f"difference to {first}, paired (above 0: {first} is better)")
     for name, rows in others:
         keys = rows.keys() & its_rows.keys()
         pairs = {key: {c: rows[key][c] - its_rows[key][c] for c in heads} for key in keys}

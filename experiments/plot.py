@@ -54,18 +54,16 @@ class Run:
         valued = [trial for trial in self.shown if trial.value is not None]
         self.ranked = sorted(valued, key=lambda trial: trial.value)  # the best trial first
         self.best = self.ranked[0] if valued else None
+        self.mark_size = min(5, max(2, 100 / math.sqrt(len(self.shown) or 1)))
 
     def best_by_time(self):
         """(seconds, lowest loss so far) arrays, after each report, and now."""
-        points = []
-        for event in self.events:
-            if "report" in event:
-                trial = self.trials[event["report"]]
-                is_lost = trial.status == "failed" and event["attempt"] == trial.attempt
-                loss = self.journal.to_loss(event["metrics"].get(self.metric))
-                points.append((event["at"], math.nan if is_lost else loss))
-        times, losses = np.array([*points, (self.clock, math.nan)]).T
-        return times, np.fmin.accumulate(losses)
+        lost = {(trial.id, trial.attempt) for trial in self.failed}
+        reports = [event for event in self.events if "report" in event]
+        reports = [event for event in reports if (event["report"], event["attempt"]) not in lost]
+        losses = [self.journal.to_loss(event["metrics"].get(self.metric)) for event in reports]
+        times = np.array([*(event["at"] for event in reports), self.clock])
+        return times, np.fmin.accumulate([*losses, math.nan])
 
     def best_by_trials(self):
         """(number of trials, lowest loss so far) arrays, in the order in which they ended."""
@@ -183,11 +181,6 @@ def add_legend(figure, axis, columns=6):
     figure.legend(*entries, loc="outside lower center", ncols=columns)
 
 
-def mark_size(n):
-    """Of n marks: smaller ones where there are many."""
-    return min(5, max(2, 100 / math.sqrt(n or 1)))
-
-
 def set_view(axis, run, losses, include=()):
     """Fits an axis to the better losses; returns the worst of these, and the place of all others.
 
@@ -210,7 +203,7 @@ def draw_trials(axis, run, x, losses, include=()):
     worst, edge = set_view(axis, run, losses, include)
     is_poor, is_shown = losses > worst, losses <= worst
     y = run.sign * np.where(is_shown, losses, edge)
-    look = {"ls": "", "alpha": 0.8, "ms": mark_size(len(x))}
+    look = {"ls": "", "alpha": 0.8, "ms": run.mark_size}
     triangle = "v" if run.sign < 0 else "^"
     for status, (colour, marker) in STATUSES.items():
         own = np.array([trial.status == status for trial in run.shown])
@@ -242,11 +235,11 @@ def draw_history(run):
     draw_lines(axes[0], resumed, "resumed")
     axes[0].set(xlabel=MINUTES, xlim=(0, None))
     axes[1].set(xlabel="trials, in the order of their ends", ylabel="")
-    title = f"no {run.metric} so far"
+    title = f"{len(run.trials)} trials"
     if run.best:
-        value = run.journal.to_metric(run.best.value)
-        title = f"best {run.metric} {value:.6g}, trial {run.best.id}"
-    figure.suptitle(f"{title}; {len(run.trials)} trials")
+        best_value = run.journal.to_metric(run.best.value)
+        title = f"best {run.metric} {best_value:.6g}, trial {run.best.id}; {title}"
+    figure.suptitle(title)
     add_legend(figure, axes[0])
     return figure
 
@@ -322,7 +315,7 @@ def draw_pairs(run, belief, pairs):
     maps = [run.sign * belief.effect(pair, 20, 50)[0] for pair in pairs]
     scale = {"vmin": np.min([m.min() for m in maps]), "vmax": np.max([m.max() for m in maps])}
     scale["cmap"] = "cividis" if run.sign < 0 else "cividis_r"  # bright is good
-    red, size = STATUSES["failed"][0], mark_size(len(run.shown))
+    red, size = STATUSES["failed"][0], run.mark_size
     marks = [  # the last ones are on top
         (run.shown, "o", {"ms": size, "color": "white", "mec": "black", "label": "trials"}),
         (run.failed, "x", {"ms": size, "color": red, "label": "failed"}),
@@ -384,12 +377,11 @@ def draw_run(run, belief):
 # ---- Comparison of runs ----
 def by_method(runs):
     """{name: [Run]}: the arguments in which the runs differ, but for the seed."""
-    texts, methods = {}, {}
-    for name in itertools.chain(*(run.arguments for run in runs)):
-        texts[name] = [str(run.arguments.get(name)) for run in runs]
-    differing = [name for name in texts if name != "seed" and len(set(texts[name])) > 1]
-    for i, run in enumerate(runs):
-        parts = [f"{name}={texts[name][i]}" for name in differing or ["searcher"]]
+    names = dict.fromkeys(name for run in runs for name in run.arguments if name != "seed")
+    differing = [n for n in names if len({str(run.arguments.get(n)) for run in runs}) > 1]
+    methods = {}
+    for run in runs:
+        parts = [f"{name}={run.arguments.get(name)}" for name in differing or ["searcher"]]
         methods.setdefault(", ".join(parts), []).append(run)
     return methods
 
