@@ -148,17 +148,30 @@ def places_of(domain, values):
     return places(domain, X)
 
 
+def ticks(domain):
+    """About five values to be shown of a hyperparameter."""
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
+    if isinstance(domain.values, list) or domain.n_values <= 6:
+        return domain.values[:: math.ceil(domain.n_values / 6)]
+    is_reverse, low, high = domain.kind.startswith("reverse"), domain.low, domain.high
+    if is_reverse:
+        low, high = 1 - high, 1 - low
+    locator = MaxNLocator(4, integer=domain.half > 0)
+    if (is_reverse or domain.kind.startswith("log")) and high > 10 * low:
+        locator = LogLocator(subs=[1] if high > 100 * low else [1, 2, 5], numticks=5)
+    values = [value for value in locator.tick_values(low, high) if low <= value <= high]
+    return [1 - value for value in values] if is_reverse else values
+
+
 def label_axis(axis, letter, name, domain):
-    """The x or y axis of a hyperparameter: the searcher's scale, with up to six values."""
-    points = grid(domain, 6)
-    points = points[:: math.ceil(len(points) / 6)]
-    values = map(domain.decode, points)
-    texts = [f"{v:.4g}" if isinstance(v, float) else f"{v}"[:12] for v in values]
-    look = {"label": name[:30], "lim": (-0.04, 1.04), "ticks": places(domain, points)}
-    look["ticklabels"] = texts  # once there are ticks
-    axis.set(**{letter + key: value for key, value in look.items()})
-    if letter == "x" and sum(map(len, texts)) > 22:
-        axis.tick_params("x", rotation=25)
+    """The x or y axis of a hyperparameter: the searcher's scale, with the user's values."""
+    values = ticks(domain)
+    texts = [f"{v:.6g}" if isinstance(v, float) else f"{v}"[:12] for v in values]
+    turned = {"rotation": 25, "ha": "right"} if letter == "x" and sum(map(len, texts)) > 22 else {}
+    axis.set(**{f"{letter}label": name[:30], f"{letter}lim": (-0.04, 1.04)})
+    set_ticks = axis.set_xticks if letter == "x" else axis.set_yticks
+    set_ticks(places_of(domain, values), texts, **turned)
 
 
 def style():
@@ -287,11 +300,13 @@ def draw_parameters(run, belief, names):
         label_axis(axis, "x", name, domain)
         axis.set(visible=True, ylabel="" if i % 4 else run.metric)
         if belief.model:
-            loss, deviation = belief.effect([name], 25, 200)
-            look = {"ecolor": "#bbbbbb", "fmt": "o", "ms": 4, "capsize": 4}
-            look |= {} if is_choice else {"fmt": "-", "capsize": 0, "elinewidth": 6}
-            x = places(domain, grid(domain, 25))
-            top.errorbar(x, run.sign * loss, deviation, color="black", **look)
+            x, (loss, deviation) = places(domain, grid(domain, 25)), belief.effect([name], 25, 200)
+            y = run.sign * loss
+            if is_choice:
+                top.errorbar(x, y, deviation, fmt="ok", ms=4, capsize=4)
+            else:
+                top.plot(x, y, "-k")
+                top.fill_between(x, y - deviation, y + deviation, color="black", alpha=0.15, lw=0)
             top.set(visible=True, xticks=[], xlim=axis.get_xlim())
             top.set_ylabel("" if i % 4 else "model: mean\nover the others")
     add_legend(figure, axes[0, 1, 0])
@@ -318,7 +333,7 @@ def draw_pairs(run, belief, pairs):
     red, size = STATUSES["failed"][0], run.mark_size
     marks = [  # the last ones are on top
         (run.shown, "o", {"ms": size, "color": "white", "mec": "black", "label": "trials"}),
-        (run.failed, "x", {"ms": size, "color": red, "label": "failed"}),
+        (run.failed, "x", {"ms": size, "color": red, "label": "failed" if run.failed else None}),
         ([run.best], "*", {"ms": 15, "color": red, "mec": "white", "label": "best"}),
     ]
     for axis, pair, values in zip(axes, pairs, maps):
