@@ -69,13 +69,13 @@ def run(name, kept="no file was written but those named above"):
 
 
 # ---- Work in processes ----
-def in_processes(function, calls, n_processes):
+def in_processes(function, calls, n_processes, initializer=None, initargs=()):
     """Yields (key, function(*arguments)) of calls, {key: arguments}, as they end.
 
     It prints how far they are. Whatever ends the loop, Ctrl-C too, ends the processes.
     """
     spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(n_processes, spawn, _end_with_the_command)
+    pool = ProcessPoolExecutor(n_processes, spawn, _begin, (initializer, initargs))
     try:
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited by the processes
         futures = {pool.submit(function, *values): key for key, values in calls.items()}
@@ -95,7 +95,7 @@ def in_processes(function, calls, n_processes):
     pool.shutdown()
 
 
-def _end_with_the_command():
+def _begin(initializer, initargs):
     """In each process: it ends as soon as the command does, however that ends."""
 
     def watch():
@@ -103,6 +103,8 @@ def _end_with_the_command():
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    if initializer:
+        initializer(*initargs)
 
 
 # ---- Other processes ----

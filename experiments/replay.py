@@ -44,6 +44,18 @@ def run(surrogate, name, seed, seconds, n_workers):
     return losses + (surrogate.sign < 0), sum(trial.n_epochs for trial in trials), len(trials)
 
 
+_surrogate = None  # of a process of the pool: to send it with each call takes seconds
+
+
+def _receive(surrogate):
+    global _surrogate
+    _surrogate = surrogate
+
+
+def _run(*arguments):
+    return run(_surrogate, *arguments)
+
+
 def report(runs, seconds):
     """Lines: errors, what was trained, and differences to the first method.
 
@@ -82,8 +94,8 @@ def main(arguments=None):
         print(quality(recording))
     settings = 3600 * args.hours, args.workers
     keys = itertools.product(range(args.repetitions), methods)
-    calls = {(name, i): (surrogate, name, i, *settings) for i, name in keys}
-    found = dict(command.in_processes(run, calls, n_threads(1)))
+    calls = {(name, i): (name, i, *settings) for i, name in keys}
+    found = dict(command.in_processes(_run, calls, n_threads(1), _receive, (surrogate,)))
     runs = {name: [found[name, i] for i in range(args.repetitions)] for name in methods}
     print(f"\nerror, mean [95% interval] of {args.repetitions} runs, {args.workers} workers")
     print(*report(runs, settings[0]), sep="\n")
