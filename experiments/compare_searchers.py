@@ -5,12 +5,11 @@
     python -m experiments.compare_searchers --half report --searcher gp --searcher ax
 
 A run is a searcher, a problem and a seed, and becomes a row of RESULTS/<searcher>.csv. What has a
-row is not run again until the searcher's file changes. Those of experiments/compared/ are read too.
-The seed decides durations and noise, the same for every searcher. Normalised regret after n trials
-have ended: (lowest true loss so far - optimum) / (median true loss of random configurations -
-optimum), clipped to [0, 1]; `chosen` is that of the trial with the lowest observed loss. Means are
-over the seeds of a problem, then over problems. Intervals: 95%, bootstrap over the runs of each
-problem (over problems where each has one run).
+row there or in experiments/compared/ is not run again until the searcher's file changes. The seed
+decides durations and noise, the same for every searcher. Normalised regret after n trials have
+ended: (lowest true loss so far - optimum) / (median true loss of random configurations - optimum),
+clipped to [0, 1]; `chosen` is that of the trial with the lowest observed loss. Means are over the
+seeds of a problem, then over problems. Intervals: 95%, bootstrap over the runs of each problem.
 
 With --curves trials report every epoch, and a method is a searcher, a rule and a first rung. It has
 the time in which 20 random configurations would train to the last epoch. Regrets are those of the
@@ -22,7 +21,6 @@ import hashlib
 import itertools
 import math
 import pathlib
-import sys
 import zlib
 
 import numpy as np
@@ -52,11 +50,6 @@ def is_peer(name):
     return name.split(EACH)[0] in peers.PEERS
 
 
-def searcher_class(name):
-    name = name.split(EACH)[0]
-    return functools.partial(peers.Peer, name) if is_peer(name) else command.find_searcher(name)
-
-
 def version_of(name):
     """The peer's version, None if it is not installed; or a hash of our files."""
     if is_peer(name):
@@ -75,12 +68,15 @@ def thirds(n_trials):
 
 def run(name, version, problem_name, seed, n_workers, n_trials):
     """The row of a run."""
-    problem, method = find(problem_name), name.split(EACH)[1:]
+    problem, (searcher, *method) = find(problem_name), name.split(EACH)
     max_epochs = N_EPOCHS if method else None
-    searcher = searcher_class(name)(problem.space, seed, max_epochs)
-    # Peers have first trials of their own; ours are served the middle of the space.
-    settings = {"n_workers": n_workers, "start": () if is_peer(name) else None}
-    settings |= {"seed": zlib.crc32(problem_name.encode()) + seed, "max_epochs": max_epochs}
+    settings = {"n_workers": n_workers, "max_epochs": max_epochs}
+    settings["seed"] = zlib.crc32(problem_name.encode()) + seed
+    if is_peer(name):
+        settings["start"] = ()  # it has first trials of its own; ours begin in the middle
+        searcher = peers.Peer(searcher, problem.space, seed)
+    else:
+        searcher = command.find_searcher(searcher)(problem.space, seed, max_epochs)
     if method:
         settings["rule"] = command.find_rule(method[0], int(method[1]))
         seconds = n_trials * full_seconds(problem_name) / n_workers
@@ -100,12 +96,11 @@ def run_trials(problem, searcher, n_trials, **settings):
 
     trials = simulate(searcher, problem.space, objective, n_trials=n_trials, **settings)
     ended = sorted(trials, key=lambda trial: trial.ended)
-    done = [trial.status == "done" for trial in ended]
-    true = [problem.true_loss(t.config) if ok else math.inf for t, ok in zip(ended, done)]
-    seen = [trial.value if ok else math.inf for trial, ok in zip(ended, done)]
-    parts = [slice(n) for n in thirds(n_trials)]  # a searcher may end earlier
-    best = [min(true[part]) for part in parts]
-    return [*best, *(true[np.argmin(seen[part])] for part in parts)], trials
+    seen = [math.inf if trial.value is None else trial.value for trial in ended]
+    true = [math.inf if t.value is None else problem.true_loss(t.config) for t in ended]
+    best = [min(true[:n]) for n in thirds(n_trials)]
+    chosen = [true[np.argmin(seen[:n])] for n in thirds(n_trials)]
+    return best + chosen, trials
 
 
 @functools.cache
@@ -123,20 +118,17 @@ def run_curves(problem, searcher, seconds, **settings):
         for epoch_seconds, loss in problem.curve(config, rng):
             yield epoch_seconds, {"loss": loss}
 
-    def last_loss(config):
-        loss = problem.true_loss(config)
-        return loss if math.isfinite(loss) else math.inf
-
     times = [part * seconds for part in PARTS]
     found, trials = simulate_until(times, searcher, problem.space, objective, **settings)
-    chosen = [last_loss(best[1]) if best else math.inf for best in found]
-    tried = [last_loss(trial.config) for trial in trials if trial.value is not None]
-    return [*chosen, min(tried, default=math.inf)], trials
+    chosen = [problem.true_loss(best[1]) if best else math.inf for best in found]
+    tried = [problem.true_loss(trial.config) for trial in trials if trial.value is not None]
+    losses = np.array([*chosen, np.nanmin([math.inf, *tried])])
+    return np.where(np.isnan(losses), math.inf, losses).tolist(), trials
 
 
 # ---- Results on disk ----
 def results_file(folder, name):
-    return folder / f"{label(name).replace(':', '.').replace(EACH, '.')}.csv"
+    return folder / f"{name.replace(EACH, '.').replace(':', '.').replace('/', '.')}.csv"
 
 
 def read_runs(folder, versions, workers, trials):
@@ -147,8 +139,7 @@ def read_runs(folder, versions, workers, trials):
         wanted |= {} if is_peer(name) else {"version": version}
         columns = CURVE_COLUMNS if EACH in name else COLUMNS
         rows = command.read_rows(results_file(folder, name), columns)
-        rows = [row for row in rows if wanted.items() <= row.items()]
-        runs[name] = {(row["problem"], row["seed"]): row for row in rows}
+        runs[name] = {(r["problem"], r["seed"]): r for r in rows if wanted.items() <= r.items()}
     return runs
 
 
@@ -190,42 +181,36 @@ def mean_and_interval(values, n_bootstrap=2000):
     return mean, *np.quantile(resampled, (0.025, 0.975))
 
 
-def label(name):
-    return name.rpartition("/")[2]
-
-
 def table(runs, heads, means):
     """Lines: a searcher each, then the differences to the first. runs: {searcher: {key: row}}.
 
     heads: {column: its title}; means: the same of columns of which the mean alone is shown.
     """
 
-    def numbers(rows, column):
-        return mean_and_interval({key: row[column] for key, row in rows.items()})
+    def line(name, rows, sign=""):
+        text = f"{name:<{width}}"
+        for column in heads if rows else ():
+            numbers = mean_and_interval({key: row[column] for key, row in rows.items()})
+            mean, low, high = (f"{number:{sign}.4f}" for number in numbers)
+            text += f"{mean} [{low} {high}]".rjust(26)
+        return text
 
-    def cells(rows, sign=""):
-        line = ""
-        for column in heads:
-            mean, low, high = numbers(rows, column)
-            line += f"{mean:{sign}.4f} [{low:{sign}.4f} {high:{sign}.4f}]".rjust(26)
-        return line
-
-    width = max(24, *(len(label(name)) + 1 for name in runs))
+    (first, its_rows), *others = runs.items()
+    width = max(24, *(len(name) + 1 for name in runs))
     titles = [f"{head:>26}" for head in heads.values()] + [f"  {m}" for m in means.values()]
     lines = [" " * width + "".join(titles) + "  runs"]
-    for name, mine in runs.items():
-        line = f"{label(name):<{width}}{cells(mine)}"
+    for name, rows in runs.items():
+        lines.append(line(name, rows))
         for column, title in means.items():
-            line += f"{numbers(mine, column)[0]:>{len(title) + 2}.4g}"
-        lines.append(f"{line}{len(mine):>6}")
-    (first, its_runs), *others = runs.items()
+            mean, *_ = mean_and_interval({key: row[column] for key, row in rows.items()})
+            lines[-1] += f"{mean:>{len(title) + 2}.4g}"
+        lines[-1] += f"{len(rows):>6}"
     if others:
-        lines.append(f"difference to {label(first)}, paired (above 0: {label(first)} is better)")
-    for name, mine in others:
-        keys = mine.keys() & its_runs.keys()
-        pairs = {key: {c: mine[key][c] - its_runs[key][c] for c in heads} for key in keys}
-        differences = cells(pairs, "+") if keys else ""
-        lines.append(f"{label(name):<{width}}{differences}{len(keys):>8} runs in common")
+        lines.append(f"difference to {first}, paired (above 0: {first} is better)")
+    for name, rows in others:
+        keys = rows.keys() & its_rows.keys()
+        pairs = {key: {c: rows[key][c] - its_rows[key][c] for c in heads} for key in keys}
+        lines.append(f"{line(name, pairs, '+')}{len(keys):>8} runs in common")
     return lines
 
 
@@ -239,21 +224,19 @@ def report(runs, n_workers, n_trials):
     for name in sorted(common):
         groups.setdefault(find(name).group, set()).add(name)
     lowest = {}
-    for (problem, _), row in itertools.chain(*(mine.items() for mine in runs.values())):
+    for row in itertools.chain(*(mine.values() for mine in runs.values())):
         found = [loss for column, loss in row.items() if column.startswith("best_")]
-        lowest[problem] = min([lowest.get(problem, math.inf), *found])
+        lowest[row["problem"]] = min([lowest.get(row["problem"], math.inf), *found])
     heads = {column: f"{n} trials" for column, n in zip(BEST, thirds(n_trials))}
     means = {CHOSEN[-1]: f"chosen at {n_trials}", "seconds": "s/suggestion"}
     if any(EACH in name for name in runs):
         heads = {column: f"{part:.0%} of the time" for column, part in zip(TAKEN, PARTS)}
         means = {"best_100": "best at the end", "seconds": "s/suggestion"}
     for group, members in groups.items():
-        part = {
-            name: {
-                k: row | regrets(row, lowest[k[0]]) for k, row in mine.items() if k[0] in members
-            }
-            for name, mine in runs.items()
-        }
+        part = {}
+        for name, mine in runs.items():
+            own = {key: row for key, row in mine.items() if key[0] in members}
+            part[name] = {key: row | regrets(row, lowest[key[0]]) for key, row in own.items()}
         print(f"\n{group}: {len(members)} problems, workers: {n_workers}")
         print(*table(part, heads, means), sep="\n")
     print("\nmean normalised regret [95% interval]; 0: the best known loss, 1: a median random one")
@@ -302,27 +285,21 @@ def compare(parser, args, names):
         recorded = read_runs(COMPARED, versions, *settings)
         runs = read_runs(args.results, versions, *settings)
         args.results.mkdir(parents=True, exist_ok=True)
-    keys = list(itertools.product(range(args.seeds), args.problems))
-    calls, absent = {}, {}
+    keys, calls = list(itertools.product(range(args.seeds), args.problems)), {}
     for (seed, problem), name in itertools.product(keys, versions):
         is_recorded = any(problem == other for other, _ in recorded[name])
-        if is_recorded or (problem, seed) in runs[name]:
-            continue
-        if versions[name] is None:
-            absent[name] = peers.PEERS[name.split(EACH)[0]][1]
-        elif not args.table:
+        if versions[name] and not (is_recorded or args.table or (problem, seed) in runs[name]):
             calls[name, problem, seed] = name, versions[name], problem, seed, *settings
-    for name, packages in absent.items():
-        print(f"{name} cannot run: it needs {packages or 'an older commit'}", file=sys.stderr)
-    for (name, *_), row in command.in_processes(run, calls, n_threads(1)) if calls else ():
+    for (name, *_), row in command.in_processes(run, calls, n_threads(1)):
         command.append_rows(results_file(args.results, name), columns, [row])
     runs = read_runs(args.results, versions, *settings)
     for name in versions:
         both = recorded[name] | runs[name]
         runs[name] = {key: row for key, row in both.items() if key[::-1] in keys}
-    if without := [name for name, mine in runs.items() if not mine]:
-        print(f"no runs yet: {', '.join(without)}")
-    return {name: mine for name, mine in runs.items() if mine}
+    for name in [name for name in versions if not runs[name]]:
+        print(f"{name}: no runs yet" + "; it is not installed" * (versions[name] is None))
+        del runs[name]
+    return runs
 
 
 def main(arguments=None, searchers=None, name="compare_searchers", description=__doc__):

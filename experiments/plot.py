@@ -11,7 +11,6 @@ runs: those that differ in the seed alone are one method, with its median and qu
 """
 
 import itertools
-import json
 import math
 import pathlib
 from collections import Counter
@@ -30,11 +29,9 @@ STATUSES = {
     "running": ("#56B4E9", ">"), "interrupted": ("#999999", "P"), "failed": ("#D55E00", "x"),
 }  # fmt: skip
 COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"
-STYLE = {
-    "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
-    "svg.fonttype": "none", "svg.hashsalt": "hpo", "text.parse_math": False,
-}  # fmt: skip
-MANY = 500  # from so many marks on, an SVG holds them as an image
+STYLE = {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
+STYLE |= {"svg.fonttype": "none", "text.parse_math": False}  # text stays as it is
+MINUTES = "minutes, downtime excluded"
 N_BOOTSTRAPS = 10
 
 
@@ -47,24 +44,26 @@ class Run:
         self.folder, self.events = pathlib.Path(folder), list(read_events(folder, journal))
         self.space, self.metric, self.sign = journal.space, journal.metric, journal.sign
         self.trials, self.clock = journal.trials, journal.clock
+        self.attempts = [*journal.ended, *(t for t in self.trials if t.ended is None)]
         self.arguments = journal.run["arguments"]
         self.max_epochs = last_epoch(self.space, self.arguments["epochs_name"])
         self.shown = [trial for trial in self.trials if trial.ended is not None or trial.curve]
         self.shown.sort(key=lambda trial: math.inf if trial.ended is None else trial.ended)
         self.losses = np.array([trial.value for trial in self.shown], float)  # NaN for None
+        self.failed = [trial for trial in self.shown if trial.status == "failed"]
         valued = [trial for trial in self.shown if trial.value is not None]
-        self.best = min(valued, key=lambda trial: trial.value, default=None)
+        self.ranked = sorted(valued, key=lambda trial: trial.value)  # the best trial first
+        self.best = self.ranked[0] if valued else None
+        self.mark_size = min(5, max(2, 100 / math.sqrt(len(self.shown) or 1)))
 
     def best_by_time(self):
         """(seconds, lowest loss so far) arrays, after each report, and now."""
-        points = []
-        for event in self.events:
-            trial = self.trials[event["report"]] if "report" in event else None
-            if trial and (trial.status != "failed" or event["attempt"] < trial.attempt):
-                loss = self.journal.to_loss(event["metrics"].get(self.metric))
-                points.append((event["at"], loss))
-        times, losses = np.array([*points, (self.clock, math.nan)]).T
-        return times, np.fmin.accumulate(losses)
+        lost = {(trial.id, trial.attempt) for trial in self.failed}
+        reports = [event for event in self.events if "report" in event]
+        reports = [event for event in reports if (event["report"], event["attempt"]) not in lost]
+        losses = [self.journal.to_loss(event["metrics"].get(self.metric)) for event in reports]
+        times = np.array([*(event["at"] for event in reports), self.clock])
+        return times, np.fmin.accumulate([*losses, math.nan])
 
     def best_by_trials(self):
         """(number of trials, lowest loss so far) arrays, in the order in which they ended."""
@@ -72,24 +71,8 @@ class Run:
 
     def spans(self):
         """[(start, end, trial id, status)] in seconds of all attempts, by their starts."""
-        spans, running = [], {}
-        for event in self.events:
-            if "start" in event:
-                running[event["start"]] = event["at"]
-            elif "end" in event:
-                start = running.pop(event["end"])
-                spans.append((start, event["at"], event["end"], event["status"]))
-            elif "session" in event:  # the tuner was killed
-                at = event["session"]["at"]
-                spans += [(start, at, i, "interrupted") for i, start in running.items()]
-                running = {}
-        return sorted(spans + [(start, self.clock, i, "running") for i, start in running.items()])
-
-
-def unit_of(seconds):
-    """(name, its seconds) of the unit for an axis of time."""
-    units = ("hours", 3600), ("minutes", 60), ("seconds", 1)
-    return next((unit for unit in units if seconds >= 3 * unit[1]), units[-1])
+        ends = [self.clock if trial.ended is None else trial.ended for trial in self.attempts]
+        return sorted((t.started, end, t.id, t.status) for t, end in zip(self.attempts, ends))
 
 
 # ---- What a Gaussian process of the trials believes ----
@@ -99,13 +82,15 @@ class Belief:
     def __init__(self, run, trials=None):
         name, seed = run.arguments["searcher"], run.arguments["seed"]
         searcher_class = command.find_searcher(name) if name.startswith("gp:") else GPSearch
-        self.space, self.searcher = run.space, searcher_class(run.space, seed, run.max_epochs)
+        searcher = searcher_class(run.space, seed, run.max_epochs)
+        self.space, self.groups = run.space, searcher.groups  # (d,) the hyperparameter of a column
         self.trials = trials or [trial for trial in run.trials if trial.ended is not None]
-        self.model = self.searcher.model(self.trials, np.random.default_rng(seed))
+        self.model = searcher.model(self.trials, np.random.default_rng(seed))
 
     def predict(self, X):
         """Losses (m,) that X (m, d) should have at the last epoch, and standard deviations (m,)."""
-        mu, sigma = self.model.predict(X)
+        chunks = map(self.model.predict, np.array_split(X, len(X) // 4000 + 1))  # saves memory
+        mu, sigma = map(np.concatenate, zip(*chunks))
         deviation = np.hypot(sigma[:, 0], mu.std(axis=1))
         return self.model.centre + self.model.unit * mu.mean(axis=1), self.model.unit * deviation
 
@@ -114,17 +99,13 @@ class Belief:
 
         Both are means over random values of the others, which are the same everywhere.
         """
-        parts = domains(self.space)
-        ends = dict(zip(parts, itertools.accumulate(domain.n_dims for domain in parts.values())))
         X = snap(self.space, np.random.default_rng(0).random((n_others, n_dims(self.space))))
         for name in names:
-            rows = grid(parts[name], n_grid)
+            rows = grid(self.space[name], n_grid)
             X = np.repeat(X[..., None, :], len(rows), axis=-2)  # (n_others, g, ..., d)
-            X[..., ends[name] - parts[name].n_dims : ends[name]] = rows
-        flat = X.reshape(-1, X.shape[-1])
-        chunks = [self.predict(rows) for rows in np.array_split(flat, len(flat) // 4000 + 1)]
-        loss, deviation = (np.concatenate(chunk).reshape(X.shape[:-1]) for chunk in zip(*chunks))
-        return loss.mean(axis=0), deviation.mean(axis=0)
+            X[..., self.groups == [*domains(self.space)].index(name)] = rows
+        found = self.predict(X.reshape(-1, X.shape[-1]))
+        return [numbers.reshape(X.shape[:-1]).mean(axis=0) for numbers in found]
 
     def shares(self):
         """(p + 1,) parts of the loss's variance over the space: main effects, and the rest."""
@@ -163,12 +144,8 @@ def places(domain, X):
 
 
 def places_of(domain, values):
-    X = np.array([domain.encode(value) for value in values])
-    return places(domain, X.reshape(-1, domain.n_dims))
-
-
-def shorten(text, n):
-    return text if len(text) <= n else f"{text[: n - 2]}.."
+    X = np.reshape([domain.encode(value) for value in values], (-1, domain.n_dims))
+    return places(domain, X)
 
 
 def ticks(domain):
@@ -190,19 +167,17 @@ def ticks(domain):
 def label_axis(axis, letter, name, domain):
     """The x or y axis of a hyperparameter: the searcher's scale, with the user's values."""
     values = ticks(domain)
-    texts = [shorten(f"{v:.6g}" if isinstance(v, float) else f"{v}", 12) for v in values]
+    texts = [f"{v:.6g}" if isinstance(v, float) else f"{v}"[:12] for v in values]
     turned = {"rotation": 25, "ha": "right"} if letter == "x" and sum(map(len, texts)) > 22 else {}
-    axis.set(**{f"{letter}label": shorten(name, 30), f"{letter}lim": (-0.04, 1.04)})
+    axis.set(**{f"{letter}label": name[:30], f"{letter}lim": (-0.04, 1.04)})
     set_ticks = axis.set_xticks if letter == "x" else axis.set_yticks
     set_ticks(places_of(domain, values), texts, **turned)
 
 
 def style():
     """Context in which pictures are drawn and saved."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise command.Failed("pictures need matplotlib: pip install matplotlib") from None
+    import matplotlib
+
     return matplotlib.rc_context(STYLE)
 
 
@@ -219,33 +194,29 @@ def add_legend(figure, axis, columns=6):
     figure.legend(*entries, loc="outside lower center", ncols=columns)
 
 
-def size_of(n):
-    """Keyword arguments of n marks: smaller ones where there are many."""
-    return {"ms": min(5, max(2, 100 / math.sqrt(n or 1))), "rasterized": n > MANY}
+def set_view(axis, run, losses, include=()):
+    """Fits an axis to the better losses; returns the worst of these, and the place of all others.
 
-
-def set_view(axis, run, losses, include=-math.inf):
-    """Fits an axis to the better losses; returns the worst in view, and two places at the edge.
-
-    include: a loss that is to be in view, as long as the others keep a fourth of it.
+    include: losses that are to be in view, too, as long as the others keep a fourth of it.
     """
     known = losses[np.isfinite(losses)]
     low, middle, high = np.quantile(known, (0, 0.4, 1)) if len(known) else (0, 0, 1)
-    high = min(high, low + 3 * (middle - low)) if middle > low else high
+    if middle > low:
+        high = min(high, low + 3 * (middle - low))
     size = high - low or abs(low) / 10 or 1.0
-    high = max(high, min(include, low + 4 * size))
+    low, high = min([low, *include]), max(high, min(low + 4 * size, max(include, default=low)))
     size = max(size, high - low)
-    axis.set_ylim(*sorted(run.sign * np.array([low - 0.05 * size, high + 0.25 * size])))
+    axis.set_ylim(*sorted(run.sign * np.array([low - 0.05 * size, high + 0.15 * size])))
     axis.set_ylabel(run.metric)
-    return high, run.sign * (high + 0.12 * size), run.sign * (high + 0.2 * size)
+    return high, high + 0.12 * size
 
 
-def draw_trials(axis, run, x, losses, include=-math.inf):
+def draw_trials(axis, run, x, losses, include=()):
     """Marks of run.shown at x (n,). Poor ones, and those without a loss (NaN), are at the edge."""
-    worst, edge, last_edge = set_view(axis, run, losses, include)
-    is_poor, has_none = losses > worst, np.isnan(losses)
-    y = np.where(is_poor, edge, np.where(has_none, last_edge, run.sign * losses))
-    look = {"ls": "", "alpha": 0.8, **size_of(len(x))}
+    worst, edge = set_view(axis, run, losses, include)
+    is_poor, is_shown = losses > worst, losses <= worst
+    y = run.sign * np.where(is_shown, losses, edge)
+    look = {"ls": "", "alpha": 0.8, "ms": run.mark_size}
     triangle = "v" if run.sign < 0 else "^"
     for status, (colour, marker) in STATUSES.items():
         own = np.array([trial.status == status for trial in run.shown])
@@ -253,13 +224,9 @@ def draw_trials(axis, run, x, losses, include=-math.inf):
             good, poor, label = own & ~is_poor, own & is_poor, f"{own.sum()} {status}"
             axis.plot(x[good], y[good], marker, color=colour, label=label, **look)
             axis.plot(x[poor], y[poor], triangle, color=colour, **look)
-    if is_poor.any() or has_none.any():
-        middle = run.sign * worst + (edge - run.sign * worst) / 2
-        axis.axhspan(middle, 2 * last_edge - edge, color="#eeeeee", zorder=0, lw=0)
-        low, high = sorted((middle, axis.get_ylim()[run.sign < 0]))
-        axis.set_yticks([tick for tick in axis.get_yticks() if low <= tick <= high])
-    if is_poor.any():
-        label = f"{is_poor.sum()} of them worse than {run.sign * worst:.4g}, at the edge"
+    if not is_shown.all():
+        label = f"at the edge: {is_poor.sum()} of them worse than {run.sign * worst:.4g}, "
+        label += f"{np.isnan(losses).sum()} without a value"
         axis.plot([], [], triangle, color="grey", label=label)
 
 
@@ -271,22 +238,21 @@ def draw_lines(axis, places, label, **look):
 # ---- Pictures of a run ----
 def draw_history(run):
     figure, axes = new_figure(11, 4.4, 1, 2, sharey=True)
-    unit, seconds = unit_of(run.clock)
     ends = [run.clock if trial.ended is None else trial.ended for trial in run.shown]
-    (times, best), bests = run.best_by_time(), run.best_by_trials()
-    draw_trials(axes[0], run, np.array(ends) / seconds, run.losses)
-    draw_trials(axes[1], run, bests[0], run.losses)
-    for axis, (x, y) in zip(axes, [(times / seconds, best), bests]):
-        axis.step(x, run.sign * y, where="post", color="black", label="best so far")
-    resumed = [event["session"]["at"] / seconds for event in run.events if "session" in event]
+    (times, best), (numbers, best_of_n) = run.best_by_time(), run.best_by_trials()
+    draw_trials(axes[0], run, np.array(ends) / 60, run.losses)
+    draw_trials(axes[1], run, numbers, run.losses)
+    axes[0].step(times / 60, run.sign * best, where="post", color="black", label="best so far")
+    axes[1].step(numbers, run.sign * best_of_n, where="post", color="black")
+    resumed = [event["session"]["at"] / 60 for event in run.events if "session" in event]
     draw_lines(axes[0], resumed, "resumed")
-    axes[0].set(xlabel=f"{unit}, downtime excluded", xlim=(0, None))
+    axes[0].set(xlabel=MINUTES, xlim=(0, None))
     axes[1].set(xlabel="trials, in the order of their ends", ylabel="")
-    title = f"no {run.metric} so far"
+    title = f"{len(run.trials)} trials"
     if run.best:
-        value = run.journal.to_metric(run.best.value)
-        title = f"best {run.metric} {value:.6g}, trial {run.best.id}"
-    figure.suptitle(f"{title}; {len(run.trials)} trials")
+        best_value = run.journal.to_metric(run.best.value)
+        title = f"best {run.metric} {best_value:.6g}, trial {run.best.id}; {title}"
+    figure.suptitle(title)
     add_legend(figure, axes[0])
     return figure
 
@@ -295,27 +261,19 @@ def draw_curves(run):
     """None where trials report once: these are no curves."""
     from matplotlib.collections import LineCollection
 
-    curves = [(trial.curve, trial.status) for trial in run.shown if trial.curve]
-    curves += [(c, "interrupted") for trial in run.trials for c in trial.earlier if c]
+    curves = [(trial.curve, trial.status) for trial in run.attempts if trial.curve]
     if all(len(curve) < 2 for curve, _ in curves):
         return None
     figure, (axis,) = new_figure(11, 5)
     ends = np.array([trial.curve[-1] if trial.curve else (1, math.nan) for trial in run.shown])
-    good = sorted((t for t in run.shown if t.value is not None), key=lambda t: t.value)[:5]
-    include = max((loss for trial in good for _, loss in trial.curve), default=0)
+    include = [loss for trial in run.ranked[:5] for _, loss in trial.curve]
     draw_trials(axis, run, *ends.T, include)
-    best = run.sign * min(loss for curve, _ in curves for _, loss in curve)  # no end may be as good
-    low, high = axis.get_ylim()
-    margin = 0.03 * (high - low)
-    axis.set_ylim(min(low, best - margin), max(high, best + margin))
     for status, (colour, _) in STATUSES.items():
         lines = [np.array(curve) * (1, run.sign) for curve, of in curves if of == status]
-        look = {"lw": 0.8, "alpha": min(0.5, max(0.03, 50 / (len(lines) or 1)))}
-        look["rasterized"] = len(lines) > MANY / 5
-        axis.add_collection(LineCollection(lines, colors=colour, **look))
+        alpha = np.clip(50 / (len(lines) or 1), 0.03, 0.5)
+        axis.add_collection(LineCollection(lines, colors=colour, lw=0.8, alpha=alpha))
     epochs = [epoch for curve, _ in curves for epoch, _ in curve]
     powers = [3**k for k in range(34) if 3**k <= max(epochs)]
-    powers = powers[:: math.ceil(len(powers) / 9)]
     axis.set_xscale("log" if min(epochs) else "symlog")
     axis.set_xticks(powers, powers)
     axis.set_xticks([], minor=True)
@@ -329,31 +287,28 @@ def draw_curves(run):
 
 
 def draw_parameters(run, belief, names):
-    columns, n_rows = min(len(names), 4), math.ceil(len(names) / 4)
-    look = {"height_ratios": [1, 2] * n_rows, "subplot_kw": {"visible": False}}
-    figure, axes = new_figure(11, 1 + 3.4 * n_rows, 2 * n_rows, columns, **look)
-    axes = axes.reshape(n_rows, 2, columns)
+    n_columns, n_rows = min(len(names), 4), math.ceil(len(names) / 4)
+    look = {"height_ratios": [1, 2] * n_rows, "sharey": "row", "subplot_kw": {"visible": False}}
+    figure, axes = new_figure(11, 1 + 3.4 * n_rows, 2 * n_rows, n_columns, **look)
+    axes = axes.reshape(n_rows, 2, n_columns)
     jitter = np.random.default_rng(0).uniform(-0.3, 0.3, len(run.shown))
     for i, name in enumerate(names):
         domain, (top, axis) = run.space[name], axes[i // 4, :, i % 4]
-        width = 1 / domain.n_dims if isinstance(domain, Choice) else 0  # of a category's strip
-        x = places_of(domain, [trial.config[name] for trial in run.shown]) + width * jitter
-        draw_trials(axis, run, x, run.losses)
+        is_choice = isinstance(domain, Choice)
+        x = places_of(domain, [trial.config[name] for trial in run.shown])
+        draw_trials(axis, run, x + jitter / domain.n_dims if is_choice else x, run.losses)
         label_axis(axis, "x", name, domain)
         axis.set(visible=True, ylabel="" if i % 4 else run.metric)
         if belief.model:
             x, (loss, deviation) = places(domain, grid(domain, 25)), belief.effect([name], 25, 200)
             y = run.sign * loss
-            if width:
+            if is_choice:
                 top.errorbar(x, y, deviation, fmt="ok", ms=4, capsize=4)
             else:
                 top.plot(x, y, "-k")
                 top.fill_between(x, y - deviation, y + deviation, color="black", alpha=0.15, lw=0)
-            top.sharey(axes[0, 0, 0]) if i else None
             top.set(visible=True, xticks=[], xlim=axis.get_xlim())
             top.set_ylabel("" if i % 4 else "model: mean\nover the others")
-        for panel in (top, axis) if i % 4 else ():
-            panel.tick_params(labelleft=False)
     add_legend(figure, axes[0, 1, 0])
     return figure
 
@@ -364,7 +319,7 @@ def draw_importance(shares):
     y = -np.arange(len(shares))
     axis.barh(y, share, color=[COLOURS[0]] * (len(shares) - 1) + ["#999999"])
     axis.hlines(y, low, high, color="black")
-    axis.set_yticks(y, [shorten(name, 30) for name in shares])
+    axis.set_yticks(y, [name[:30] for name in shares])
     axis.set(xlabel="share of the model's variance over the space", xlim=(0, None))
     axis.set_title(f"median, and 10% to 90%, of {N_BOOTSTRAPS} bootstraps of the trials")
     return figure
@@ -375,13 +330,11 @@ def draw_pairs(run, belief, pairs):
     maps = [run.sign * belief.effect(pair, 20, 50)[0] for pair in pairs]
     scale = {"vmin": np.min([m.min() for m in maps]), "vmax": np.max([m.max() for m in maps])}
     scale["cmap"] = "cividis" if run.sign < 0 else "cividis_r"  # bright is good
-    failed = [trial for trial in run.shown if trial.status == "failed"]
-    others = [trial for trial in run.shown if trial.status != "failed"]
-    size = size_of(len(run.shown))
+    red, size = STATUSES["failed"][0], run.mark_size
     marks = [  # the last ones are on top
-        (others, "o", {**size, "color": "white", "mec": "black", "label": "trials"}),
-        (failed, "x", {**size, "color": "#D55E00", "label": "failed" if failed else None}),
-        ([run.best], "*", {**size, "color": "#D55E00", "mec": "white", "label": "best", "ms": 15}),
+        (run.shown, "o", {"ms": size, "color": "white", "mec": "black", "label": "trials"}),
+        (run.failed, "x", {"ms": size, "color": red, "label": "failed" if run.failed else None}),
+        ([run.best], "*", {"ms": 15, "color": red, "mec": "white", "label": "best"}),
     ]
     for axis, pair, values in zip(axes, pairs, maps):
         parts = [run.space[name] for name in pair]
@@ -404,21 +357,16 @@ def draw_workers(run):
         free[row : row + 1] = [end]
         rows.append(row)
     figure, (axis,) = new_figure(11, 1.6 + 0.35 * len(free))
-    unit, seconds = unit_of(run.clock)
-    starts, ends, ids, statuses = zip(*spans)
-    starts, lengths = np.array(starts) / seconds, np.subtract(ends, starts) / seconds
-    look = {"color": [STATUSES[status][0] for status in statuses], "alpha": 0.75}
-    look |= {"rasterized": True} if len(spans) > MANY else {"ec": "white", "lw": 0.5}
-    axis.barh(rows, lengths, left=starts, **look)
+    starts, ends, _, statuses = zip(*spans)
+    starts, lengths = np.array(starts) / 60, np.subtract(ends, starts) / 60
+    colours = [STATUSES[status][0] for status in statuses]
+    look = {"ec": "white", "lw": min(0.5, 100 / len(spans)), "alpha": 0.75}
+    axis.barh(rows, lengths, left=starts, color=colours, **look)
     for status, n in Counter(statuses).items():
         axis.plot([], [], "s", ms=9, color=STATUSES[status][0], label=f"{n} {status}")
-    for row, start, length, i in zip(rows, starts, lengths, ids):
-        if length > 0.025 * run.clock / seconds:
-            axis.text(start + length / 2, row, i, ha="center", va="center", size=8)
-    busy = lengths.sum() * seconds / (len(free) * run.clock or 1)
+    busy = 60 * lengths.sum() / (len(free) * run.clock or 1)
     axis.set_yticks(range(len(free)), range(1, len(free) + 1))
-    axis.set(xlim=(0, run.clock / seconds or 1), ylabel="worker")
-    axis.set_xlabel(f"{unit}, downtime excluded; the numbers are trials")
+    axis.set(xlim=(0, run.clock / 60 or 1), xlabel=MINUTES, ylabel="worker")
     axis.set_title(f"the workers trained {busy:.0%} of the time")
     add_legend(figure, axis)
     return figure
@@ -445,12 +393,11 @@ def draw_run(run, belief):
 def by_method(runs):
     """{name: [Run]}: the arguments in which the runs differ, but for the seed."""
     names = dict.fromkeys(name for run in runs for name in run.arguments if name != "seed")
-    texts = [{name: json.dumps(run.arguments.get(name)) for name in names} for run in runs]
-    names = [name for name in names if len({text[name] for text in texts}) > 1] or ["searcher"]
+    differing = [n for n in names if len({str(run.arguments.get(n)) for run in runs}) > 1]
     methods = {}
-    for run, text in zip(runs, texts):
-        method = ", ".join(f"{name}={text[name]}" for name in names).replace('"', "")
-        methods.setdefault(method, []).append(run)
+    for run in runs:
+        parts = [f"{name}={run.arguments.get(name)}" for name in differing or ["searcher"]]
+        methods.setdefault(", ".join(parts), []).append(run)
     return methods
 
 
@@ -467,29 +414,23 @@ def on_one_axis(curves):
     return x, np.array(rows).reshape(-1, len(x))
 
 
-def draw_bands(axis, curves):
-    """For each {name: (x (n,), table (runs, n))} the median, and the quartiles of several runs."""
-    for colour, (name, (x, table)) in zip(itertools.cycle(COLOURS), curves.items()):
-        if len(x):
-            low, middle, high = np.quantile(table, (0.25, 0.5, 0.75), axis=0)
-            several = f"{name}: median and quartiles of {len(table)} runs"
-            label = name if len(table) == 1 else several
-            axis.step(x, middle, where="post", color=colour, label=label)
-            axis.fill_between(x, low, high, step="post", color=colour, alpha=0.2, lw=0)
-
-
 def draw_comparison(methods):
-    runs = [run for own in methods.values() for run in own]
     figure, axes = new_figure(11, 4.8, 1, 2, sharey=True)
-    unit, seconds = unit_of(max(run.clock for run in runs))
-    for axis, curve, scale in zip(axes, (Run.best_by_time, Run.best_by_trials), (seconds, 1)):
-        curves = {name: on_one_axis([curve(run) for run in own]) for name, own in methods.items()}
-        losses = np.concatenate([table.ravel() for _, table in curves.values()])
-        signed = {name: (x / scale, runs[0].sign * y) for name, (x, y) in curves.items()}
-        draw_bands(axis, signed)
-        set_view(axis, runs[0], losses)
-    axes[0].set(xlabel=f"{unit}, downtime excluded", ylabel=f"best {runs[0].metric} so far")
+    for axis, curve, scale in zip(axes, (Run.best_by_time, Run.best_by_trials), (60, 1)):
+        in_view = []
+        for colour, (name, runs) in zip(itertools.cycle(COLOURS), methods.items()):
+            x, table = on_one_axis([curve(run) for run in runs])
+            if len(x):
+                low, middle, high = runs[0].sign * np.quantile(table, (0.25, 0.5, 0.75), axis=0)
+                label = f"{name}, runs: {len(table)}"
+                axis.step(x / scale, middle, where="post", color=colour, label=label)
+                look = {"step": "post", "color": colour, "alpha": 0.2, "lw": 0}
+                axis.fill_between(x / scale, low, high, **look)
+            in_view.append(table.ravel())
+        set_view(axis, runs[0], np.concatenate(in_view))
+    axes[0].set(xlabel=MINUTES, ylabel=f"best {runs[0].metric} so far")
     axes[1].set(xlabel="trials that have ended", ylabel="")
+    figure.suptitle("median and quartiles of each method's runs")
     add_legend(figure, axes[0], 1)
     return figure
 
@@ -500,12 +441,9 @@ def print_table(methods):
     for name, runs in methods.items():
         values = [run.journal.to_metric(run.best.value) for run in runs if run.best] or [math.nan]
         best = f"{np.median(values):.6g} [{min(values):.6g}, {max(values):.6g}]"
-        counts = [
-            (len(run.shown), sum(t.status == "failed" for t in run.shown), run.clock / 3600)
-            for run in runs
-        ]
-        numbers = " ".join(f"{mean:7.4g}" for mean in np.mean(counts, axis=0))
-        print(f"{len(runs):4} {best:>32} {numbers}  {name}")
+        counts = [(len(run.shown), len(run.failed), run.clock / 3600) for run in runs]
+        means = " ".join(f"{mean:7.4g}" for mean in np.mean(counts, axis=0))
+        print(f"{len(runs):4} {best:>32} {means}  {name}")
 
 
 # ---- Command line ----
@@ -532,7 +470,7 @@ def main(arguments=None):
         folder.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
             path = folder / f"{name}.{args.format}"
-            figure.savefig(path, dpi=100, metadata={"Date": None} if args.format == "svg" else {})
+            figure.savefig(path, dpi=100)
             print(path)
 
 

@@ -5,11 +5,12 @@
 
 A method is a searcher and a stopping rule. All other flags are those of run.py. Each run has a
 folder RESULTS/<method>/<seed>; the same command goes on where it was interrupted. At the end there
-are a picture and a table: the lowest loss after parts of the budget, and the differences to the
-first method, paired by seed. Where more is better, a loss is the metric with its sign turned.
+are a picture and a table: the lowest loss after parts of the budget (nan: a run has none by then),
+paired by seed. Where more is better, a loss is the metric with its sign turned.
 """
 
 import itertools
+import math
 import pathlib
 
 import numpy as np
@@ -23,6 +24,7 @@ PARTS = (0.25, 0.5, 1.0)  # of the budget
 
 
 def parse(arguments):
+    """Our arguments, and the options of hpo.tune."""
     parser = command.parser("repeat", __doc__)
     several = {"action": "append", "metavar": "NAME", "help": "as in run.py; again for more"}
     parser.add_argument("--searcher", **several)
@@ -35,43 +37,37 @@ def parse(arguments):
     options = vars(of_runs.parse_args(others))
     if taken := {"seed", "resume"} & options.keys():
         parser.error(f"--{taken.pop()}: each method has the seeds 0, 1, ... of --seeds")
-    options.setdefault("objective", str(command_line.DEFAULT_OBJECTIVE))
-    return parser, args, options
+    return parser, args, {"objective": str(command_line.DEFAULT_OBJECTIVE)} | options
 
 
 def run_all(args, options):
     """{method: [plot.Run]}, in the order of the seeds."""
     methods = itertools.product(args.searcher or ["gp", "random"], args.stopping or ["auto"])
-    methods = {" ".join(method).replace("/", "_"): method for method in methods}
-    runs = {name: [] for name in methods}
-    for seed, (name, (searcher, stopping)) in itertools.product(range(args.seeds), methods.items()):
+    runs = {}
+    for seed, method in itertools.product(range(args.seeds), [*methods]):
+        name = " ".join(method).replace("/", "_")
         folder = args.results / name / str(seed)
         print(f"\n---- {name}, seed {seed}: {folder}", flush=True)
+        own = options | {"searcher": method[0], "stopping": method[1], "seed": seed}
         has_begun = (folder / "journal.jsonl").exists()  # one that is over ends at once
-        own = {**options, "searcher": searcher, "stopping": stopping, "seed": seed}
         if tune(**own, **{"resume" if has_begun else "results": folder}).signal:
             raise KeyboardInterrupt
-        runs[name].append(plot.Run(folder))
+        runs.setdefault(name, []).append(plot.Run(folder))
     return runs
 
 
-def report(runs, options):
-    """Prints the table."""
-    if "trials" in options:
-        curve, budget, unit = plot.Run.best_by_trials, options["trials"], "trials"
-    else:
-        budget = max(run.clock for own in runs.values() for run in own)
-        curve, unit = plot.Run.best_by_time, "s"
-    heads, rows = {part: f"{part * budget:.0f} {unit}" for part in PARTS}, {}
+def report(runs, n_trials):
+    """Prints the table. n_trials: None where the budget is time."""
+    budget = n_trials or max(run.clock for own in runs.values() for run in own)
+    heads = {part: f"{part * budget:.0f} {'trials' if n_trials else 's'}" for part in PARTS}
+    rows = {name: {} for name in runs}
     for name, own in runs.items():
-        for seed, (x, losses) in enumerate(map(curve, own)):
-            found = [losses[x <= part * budget][-1:] for part in PARTS]
-            if all(np.isfinite(loss).any() for loss in found):
-                rows.setdefault(name, {})[0, seed] = dict(zip(PARTS, np.concatenate(found)))
-            else:
-                print(f"{name}, seed {seed}: no result after {heads[PARTS[0]]}, left out")
-    print(f"\nlowest loss of {own[0].metric} so far")
-    print(*compare_searchers.table(rows, heads, {}) if rows else ["nothing to compare"], sep="\n")
+        for seed, run in enumerate(own):
+            x, losses = run.best_by_trials() if n_trials else run.best_by_time()
+            found = np.searchsorted(x, budget * np.array(PARTS), side="right")
+            rows[name][0, seed] = dict(zip(PARTS, np.append(math.nan, losses)[found]))
+    print(f"\nlowest loss of {run.metric} so far")
+    print(*compare_searchers.table(rows, heads, {}), sep="\n")
 
 
 def main(arguments=None):
@@ -84,7 +80,7 @@ def main(arguments=None):
     with plot.style():
         path = args.results / "compared.png"
         plot.draw_comparison(runs).savefig(path, dpi=100)
-    report(runs, options)
+    report(runs, options.get("trials"))
     print(path)
 
 

@@ -6,9 +6,8 @@
 The tuner's own loop, searcher and rule, on a simulated clock. Only training is replaced, by a
 surrogate made of the recorded curves (experiments/curves.py). Record with `run.py --searcher random
 --stopping none`: how a trial would have gone on after a rule ended it is not known. Every searcher
-meets every rule. Repetition i has seed i for all of them, so differences are paired. "Error" is the
-lowest observed so far; it is 1 - metric where more is better. A run without a result yet counts as
-the worst of all.
+meets every rule, with the same seeds, so differences are paired. "Error" is the lowest observed so
+far, 1 - metric where more is better. A run without a result yet counts as the worst of all.
 """
 
 import itertools
@@ -45,7 +44,7 @@ def run(surrogate, name, seed, seconds, n_workers):
     return losses + (surrogate.sign < 0), sum(trial.n_epochs for trial in trials), len(trials)
 
 
-_surrogate = None  # of a process of the pool
+_surrogate = None  # of a process of the pool: to send it with each call takes seconds
 
 
 def _receive(surrogate):

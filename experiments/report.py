@@ -27,7 +27,6 @@ td, th {{ padding: .1em .7em .1em 0; text-align: left; vertical-align: top }}
 table {{ font-size: 14px; border-collapse: collapse }}  tr {{ border-bottom: 1px solid #ddd }}
 @media print {{ svg {{ min-width: 0 }}  section {{ break-inside: avoid }}  body {{ padding: 0 }} }}
 </style></head><body>
-<h1>{title}</h1>
 {body}
 </body></html>
 """
@@ -35,12 +34,13 @@ table {{ font-size: 14px; border-collapse: collapse }}  tr {{ border-bottom: 1px
 
 def command_line(run):
     """The command of a run. FILE: what was in it is in the run's journal.jsonl."""
-    words = ["python", "run.py", str(run.arguments.get("objective", ""))]
+    words = ["python", "run.py"]
     for name, value in run.arguments.items():
-        flag = {"config_space": "--space", "assignments": "--set"}.get(name, f"--{name}")
+        flag = {"objective": [], "config_space": ["--space"], "assignments": ["--set"]}
         for one in value if name in ("assignments", "learn_from") else [value]:
-            if name != "objective" and one is not None:
-                words += [flag, "FILE" if isinstance(one, (dict, list)) else str(one)]
+            if one is not None:
+                words += flag.get(name, [f"--{name}"])
+                words.append("FILE" if isinstance(one, (dict, list)) else str(one))
     return shlex.join(words)
 
 
@@ -61,8 +61,7 @@ def table(rows):
 
 def best_trials(run, belief):
     """HTML: the best configuration, how sure it is, and the ten best in a table."""
-    best = sorted((t for t in run.shown if t.value is not None), key=lambda t: t.value)[:10]
-    if not best:
+    if not (best := run.ranked[:10]):
         return element("p", f"No trial has reported {run.metric} so far.")
     rows = [
         {"trial": t.id, "status": t.status, run.metric: run.sign * t.value, "epoch": t.best_epoch}
@@ -80,34 +79,29 @@ def best_trials(run, belief):
     return element("p", text) + config + table(rows)
 
 
-def failures(run):
-    """HTML: the reasons why trials failed, the most frequent first."""
-    counts = Counter(trial.error for trial in run.trials if trial.status == "failed")
-    first = {trial.error: trial.id for trial in reversed(run.trials)}
-    found = counts.most_common(30)
-    return table([{"trials": n, "the first": first[e], "reason": e} for e, n in found])
-
-
 def write_page(folder, path):
     run = Run(folder)
     belief, first, counts = Belief(run), run.journal.run, Counter(t.status for t in run.trials)
     counts = ", ".join(f"{n} {status}" for status, n in counts.items()) or "no trial so far"
+    title = run.folder.resolve().name
     began = f"{counts} after {run.clock / 60:.1f} minutes; begun {first.get('time', '')}"
-    body = element("p", began) + element("pre", command_line(run))
+    body = element("h1", title) + element("p", began) + element("pre", command_line(run))
     sections = {"Best": best_trials(run, belief)}
     with style():
         for name, figure in (draw_run(run, belief) if run.trials else {}).items():
-            figure.savefig(file := io.StringIO(), format="svg", metadata={"Date": None})
+            figure.savefig(file := io.StringIO(), format="svg")
             svg = file.getvalue()
             sections[name.title()] = f"<div class=wide>{svg[svg.index('<svg') :]}</div>"
-    sections["Failures"] = failures(run)
+    reasons = Counter(trial.error for trial in run.failed).most_common(30)
+    first_of = {trial.error: trial.id for trial in reversed(run.failed)}
+    sections["Failures"] = table(
+        [{"trials": n, "the first": first_of[error], "reason": error} for error, n in reasons]
+    )
     versions = ", ".join(f"{name} {text}" for name, text in first.get("versions", {}).items())
     sections["Machine and versions"] = element("p", f"{first.get('machine', '')}; {versions}")
     for name, content in sections.items():
         body += f"\n<section><h2>{name}</h2>{content}</section>"
-    best = f": {run.metric} {run.journal.to_metric(run.best.value):.6g}" if run.best else ""
-    title = html.escape(f"{run.folder.resolve().name}{best}")
-    path.write_text(PAGE.format(title=title, body=body), encoding="utf-8")
+    path.write_text(PAGE.format(title=html.escape(title), body=body), encoding="utf-8")
 
 
 def main(arguments=None):
