@@ -294,16 +294,6 @@ def test_running_trials_are_pending_and_what_they_have_reported_counts():
     assert process.X[-2:, 1] == pytest.approx(1)  # pending at the last epoch
 
 
-def test_a_grid_is_searched_by_the_model_to_its_end(caplog):
-    """Too large to be listed, but whatever is near the optimum is soon taken: it goes on."""
-    space = {name: ordinal(list(range(50))) for name in "ab"} | {"kind": choice(["u", "v"])}
-    loss = lambda c: (c["a"] - 20) ** 2 + (c["b"] - 30) ** 2 + 9 * (c["kind"] == "v")
-    trials = run(GPSearch(space), space, loss, 45)
-    assert {trial.origin for trial in trials[5:]} == {"model"} and not caplog.records
-    best = sorted(trials, key=lambda trial: trial.value)[:9]
-    assert best[0].value == 0 and best[8].value <= 18
-
-
 def test_a_trial_that_was_cut_off_before_it_reported_has_not_failed():
     ends = [("timeout", "deadline", False), ("interrupted", "SIGINT", False)]
     ends += [("timeout", "--trial_timeout 5", True), ("failed", "too bad", True)]
@@ -416,13 +406,10 @@ def test_a_poor_trial_alone_at_the_last_epoch_does_not_make_the_fastest_the_best
 
 
 def test_improvement_counts_per_second_while_other_trials_run():
-    class Timeless(GPSearch):
-        settings = Settings(cost_power=0.0)
-
     trials = run_with_curves("y", 20, 9, is_last_pending=True)
     x, timeless = (
         [searcher(SQUARE, seed, 9).suggest(trials)[0]["x"] for seed in range(5)]
-        for searcher in (GPSearch, Timeless)
+        for searcher in (GPSearch, searchers.find_searcher("gp:cost_power=0.0"))
     )
     assert max(x) < 0.3 < min(timeless)
     costs = GPSearch(SQUARE, 0, 9).model(trials, np.random.default_rng(0)).costs

@@ -3,8 +3,6 @@
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -163,16 +161,6 @@ def test_stopped_trial_can_clean_up_and_reports_no_more(backend):
         assert len(reports) == 1 and end.outcome == outcome and end.error.startswith(error), code
 
 
-def test_killed_trial_ends_at_once_and_has_failed(backend, monkeypatch):
-    monkeypatch.setattr(hpo.trial, "TERM_SECONDS", 0.4)
-    for handler in ("SIG_DFL", "SIG_IGN", "default_int_handler"):
-        code = f"signal.signal(15, signal.{handler}); report(y=1.0); time.sleep(99)"
-        trial = start(backend, code)
-        assert backend.wait(20)
-        backend.kill(trial)
-        assert until_end(backend, trial, seconds=5) == [([], End(0, 1, "failed", "killed"))]
-
-
 # ---- A trial harms nobody else -------------------------------------------------------------------
 RUBBISH = [
     "b'x' * 10**7", r"bytes(99) + b'\n'", r"b'\xff\n'", r"b'[' * 10**5 + b'\n'", f"{REPORT} * 2",
@@ -269,9 +257,9 @@ def test_nothing_outlives_the_tuner(folder, tmp_path, start_py, number):
     code += "report(y=1.0); ctypes.PyDLL(None).sleep(99)"  # holds Python's lock: no thread can act
     flags = ["--set", f"code={code}", "--searcher", f"{tmp_path}/forking.py:Forking"]
     flags += ["--workers", "2", "--stopping", "none", "--results", results]
-    tuner = start_py("run.py", folder / "objective.py", *flags, stdout=subprocess.DEVNULL)
-    wait_for(lambda: pids.exists() and len(pids.read_text().split()) == 8)
-    wait_for(lambda: (results / "journal.jsonl").read_text().count('"report"') == 2)
+    tuner = start_py("run.py", folder / "objective.py", *flags)
+    journal = results / "journal.jsonl"
+    wait_for(lambda: journal.exists() and journal.read_text().count('"report"') == 2)
     before = time.monotonic()
     tuner.send_signal(number)
     assert tuner.wait(20) == (-9 if number == signal.SIGKILL else 143)
@@ -284,20 +272,17 @@ EARLY = """
 import os, time, hpo
 setsid = os.setsid
 os.setsid = lambda: (print("server", flush=True), time.sleep(1), setsid())
-hpo.tune(lambda config: 1.0, {"x": hpo.uniform(0, 1)}, metric="y", mode="max", trials=1)
+hpo.tune(lambda config: 1.0, {"x": hpo.uniform(0, 1)}, metric="y", mode="max", results="RUN")
 """
 
 
 @on_linux
-def test_fork_server_ends_if_the_tuner_dies_while_it_begins(tmp_path):
+def test_fork_server_ends_if_the_tuner_dies_while_it_begins(tmp_path, start_py):
     """It has inherited the tuner's end of their connection, so the connection never ends."""
-    command = [sys.executable, "-c", EARLY]
-    environment = {**os.environ, "PYTHONPATH": str(hpo.trial.ROOT)}
-    options = {"stdout": subprocess.PIPE, "text": True, "cwd": tmp_path, "env": environment}
-    with subprocess.Popen(command, **options) as tuner:
-        assert any("server" in line for line in iter(tuner.stdout.readline, ""))
-        tuner.kill()
-        assert tuner.communicate(timeout=20) == ("", None)  # nobody holds the pipe any more
+    tuner = start_py("-c", EARLY.replace("RUN", str(tmp_path / "run")))
+    assert any("server" in line for line in iter(tuner.stdout.readline, ""))
+    tuner.kill()
+    assert tuner.communicate(timeout=20) == ("", "")  # nobody holds the pipes any more
 
 
 # ---- Where a trial runs --------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import os
 import numpy as np
 import pytest
 
-from hpo.journal import Journal, WriteError, load
+from hpo.journal import Journal, load
 from hpo.searchers import RandomSearch
 from hpo.space import choice, loguniform, randint, space_to_json, uniform
 from hpo.trial import SERVER_DIED, End, Report
@@ -212,9 +212,6 @@ def test_interrupt_keeps_the_curves(tmp_path):
     finish(tuner, "ii", "SIGINT")
     assert tuner.backend.wakes and [trial.error for trial in tuner.trials] == ["SIGINT"] * 2
     assert [trial.n_epochs for trial in tuner.trials] == [3, 2] and tuner.trials[0].value == 0.5
-    tuner = make([GOOD])
-    tuner.interrupt("early")
-    finish(tuner, "", "early")
 
 
 # ---- Several sessions ----------------------------------------------------------------------------
@@ -246,7 +243,10 @@ def resumed(tuner, scripts=MIXED, **options):
 
 @pytest.mark.parametrize("how", ["killed", "interrupted"])
 def test_run_cut_at_any_wait_and_resumed_is_as_if_it_had_not_been(tmp_path, how):
-    """One worker: the same trials, and the searcher has seen the same before each."""
+    """One worker: the same trials, and the searcher has seen the same before each.
+
+    That the suggestions of more workers are recomputed equal: tests/test_explain.py.
+    """
     whole, n_again = ends("dffdsfd", MIXED, n_workers=1, **RULE), 0
     options = {"n_workers": 1, "n_trials": 7, **RULE}
     for n in range(1, len(whole.backend.waits) - 1):
@@ -261,22 +261,6 @@ def test_run_cut_at_any_wait_and_resumed_is_as_if_it_had_not_been(tmp_path, how)
         assert given == whole.searcher.given[len(whole.searcher.given) - len(given) :]
         assert snapshots(last.trials) == snapshots(whole.trials)
     assert n_again > 9
-
-
-@pytest.mark.parametrize("n_workers", [1, 5])
-def test_interrupted_trials_come_first(tmp_path, n_workers):
-    """That their suggestions are recomputed equal: tests/test_explain.py."""
-    first = make(MIXED, tmp_path / "run", n_workers=3, n_trials=14, **RULE)
-    cut(first, 15, "killed")
-    second = resumed(first, n_workers=n_workers, n_trials=14, **RULE)
-    before, cut_off = snapshots(second.trials), [trial.id for trial in second.again]
-    assert len(cut_off) > 1 and second.run() == "trials"
-    check_ended(second)
-    later = [(i, 1) for i in range(len(before), 14)]
-    assert second.backend.started == [(i, 2) for i in cut_off] + later
-    for trial, (i, config, _, curve, origin) in zip(second.trials, before):
-        assert (trial.id, trial.config, trial.origin) == (i, config, origin)
-        assert trial.earlier == ([curve] if i in cut_off else [])
 
 
 # ---- First trials that fail ----------------------------------------------------------------------
@@ -357,22 +341,6 @@ def test_user_code_that_raises_or_returns_rubbish_ends_the_run(part, function, m
     assert set(letters(tuner)) == {"i"} and tuner.trials[0].error == "the run failed"
 
 
-def test_journal_that_fails_ends_the_trials_then_the_run():
-    """What comes of the third trial at the same instant is handled; the first failure is told."""
-    tuner, append = make([GOOD], n_workers=3, n_trials=3), Journal.append
-
-    def fail(event):
-        if event.get("report", 2) < 2:
-            raise WriteError(f"full at {event['report']}")
-        return append(tuner.journal, event)
-
-    tuner.journal.append = fail
-    with pytest.raises(WriteError, match="full at 0"):
-        tuner.run()
-    assert not tuner.backend.next and not tuner.running and letters(tuner) == "iii"
-    assert (0, True) not in tuner.backend.answers
-
-
 # ---- The machine's faults ------------------------------------------------------------------------
 def test_trial_whose_process_is_lost_is_started_again(tmp_path):
     """What comes late of its first attempt is dropped, and not answered."""
@@ -387,9 +355,6 @@ def test_trial_without_a_process_is_started_again_after_ever_longer_pauses():
     tuner = ends("dd", [GOOD, (*[[(0.0, "lost")]] * N_LOST, GOOD)], n_workers=1)
     assert tuner.trials[1].attempt == N_LOST + 1
     assert tuner.backend.time == 3 + sum(2.0**i for i in range(1, N_LOST + 1)) + 3
-    tuner = make([GOOD, ([(0.0, "lost")],) * 99], n_workers=1)
-    fails(tuner, "^no trial can be trained")
-    assert letters(tuner) == "di" and tuner.trials[1].attempt == N_LOST + 1
     tuner = make([[(0.0, "lost")]], n_workers=32)  # many workers do not wait longer
     fails(tuner, "^no trial can be trained")
     assert tuner.backend.time == sum(2.0**i for i in range(1, N_LOST + 1))
