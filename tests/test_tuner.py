@@ -319,23 +319,25 @@ def broken(*_):
 
 
 NO_SUGGESTION = r"RandomSearch\.suggest: expected \(config, origin\) or None: "
-BROKEN = [  # part, a function or what it returns, the error
+BROKEN = [  # part, the function in its place, the error
     ("suggest", broken, "RandomSearch.suggest raised KeyError: 'lengthscale'"),
     ("rule", broken, "the stopping rule raised KeyError: 'lengthscale'"),
-    ("rule", np.array([True, False]), "the stopping rule raised ValueError: The truth .*"),
-    ("suggest", 5, f"{NO_SUGGESTION}cannot unpack.*"),
-    ("suggest", ([0.5, 1], "a"), f"{NO_SUGGESTION}.*expected a dict.*"),
-    ("suggest", ({**CONFIG, "lr": 7.0}, "a"), f"{NO_SUGGESTION}lr: .*loguniform.* 7.0"),
-    ("suggest", ({"lr": 0.5, "kind": "a"}, "a"), f"{NO_SUGGESTION}n is missing"),
-    ("suggest", ({**CONFIG, "epochs": 4}, "a"), f"{NO_SUGGESTION}epochs: .* 3 .* 4"),
+    (
+        "rule",
+        lambda *_: np.array([True, False]),
+        "the stopping rule raised ValueError: The truth .*",
+    ),
+    ("suggest", lambda *_: 5, f"{NO_SUGGESTION}cannot unpack.*"),
+    ("suggest", lambda *_: ({**CONFIG, "lr": 7.0}, "a"), f"{NO_SUGGESTION}lr: .*loguniform.* 7.0"),
+    ("suggest", lambda *_: ({"lr": 0.5, "kind": "a"}, "a"), f"{NO_SUGGESTION}n is missing"),
+    ("suggest", lambda *_: ({**CONFIG, "epochs": 4}, "a"), f"{NO_SUGGESTION}epochs: .* 3 .* 4"),
 ]
 
 
 @pytest.mark.parametrize("part, function, match", BROKEN)
 def test_user_code_that_raises_or_returns_rubbish_ends_the_run(part, function, match):
     tuner = make([LONG])
-    function_of_user = function if callable(function) else lambda *_: function
-    setattr(tuner.searcher if part == "suggest" else tuner, part, function_of_user)
+    setattr(tuner.searcher if part == "suggest" else tuner, part, function)
     cause = fails(tuner, f"^{match}$").__cause__
     assert isinstance(cause, KeyError if function is broken else (ValueError, type(None)))
     assert set(letters(tuner)) == {"i"} and tuner.trials[0].error == "the run failed"
@@ -375,9 +377,7 @@ def test_a_resumed_run_keeps_its_own_arguments(tmp_path):
     again = tune(quadratic, trials=4, resume=first.folder, start=[{}])
     assert [trial.origin for trial in again.trials] == ["start", *["random"] * 3]
     assert [t.config for t in again.trials[:2]] == [t.config for t in first.trials]
-    for objective, words in [
-        (broken, r"OBJECTIVE: .*py:quadratic', got .*py:broken'"),
-        (None, "py:quadratic: no such file; .* or function"),
-    ]:
-        with pytest.raises(ValueError, match=words):
-            tune(objective, resume=first.folder)
+    with pytest.raises(ValueError, match="OBJECTIVE: .*py:quadratic', got .*py:broken'"):
+        tune(broken, resume=first.folder)
+    with pytest.raises(ValueError, match="py:quadratic: no such file; .* or function"):
+        tune(resume=first.folder)
