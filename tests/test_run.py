@@ -151,7 +151,7 @@ def test_main_job_at_toy_size(tmp_path, main):
 # ---- Endings -------------------------------------------------------------------------------------
 @pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_run_ends_in_order_by_a_signal(quick, tmp_path, start_py, how):
-    """Ctrl-C, two signals in a moment (`timeout` sends them), and a terminal that is closed."""
+    """Ctrl-C, two signals in a moment (`timeout` sends them), a hang-up that ends the output."""
     process = start_py(
         "run.py", quick, *LONG, "--results", tmp_path / "run", start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # nohup ignores it
@@ -274,9 +274,9 @@ def test_deadline_is_that_of_all_sessions_and_may_be_put_off(quick, tmp_path, en
     flags = ["--hours", 0.0004, "--workers", 2, "--results", folder]
     assert "ended (deadline) after 0:00:0" in ends_well(quick, *LONG, *flags)
     assert "--hours with a larger number gives it more" in ends_well("--resume", folder)
-    flags = ["--hours", 1, "--trial_timeout", 0.5, "--trials", 4]
+    flags = ["--hours", 1, "--trial_timeout", 0.9, "--trials", 4]
     assert "ended (trials)" in ends_well("--resume", folder, *flags)
-    trials, errors = load(folder), ["deadline"] * 2 + ["--trial_timeout 0.5"] * 2
+    trials, errors = load(folder), ["deadline"] * 2 + ["--trial_timeout 0.9"] * 2
     ends = [(trial.status, trial.error, trial.attempt, bool(trial.curve)) for trial in trials]
     assert ends == [("timeout", error, 1, True) for error in errors]
     assert all(1.4 < trial.started < trial.ended < 9 for trial in trials[2:])

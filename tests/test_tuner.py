@@ -322,11 +322,7 @@ NO_SUGGESTION = r"RandomSearch\.suggest: expected \(config, origin\) or None: "
 BROKEN = [  # part, the function in its place, the error
     ("suggest", broken, "RandomSearch.suggest raised KeyError: 'lengthscale'"),
     ("rule", broken, "the stopping rule raised KeyError: 'lengthscale'"),
-    (
-        "rule",
-        lambda *_: np.array([True, False]),
-        "the stopping rule raised ValueError: The truth .*",
-    ),
+    ("rule", lambda *_: np.array([True, False]), "the stopping rule raised ValueError: .*"),
     ("suggest", lambda *_: 5, f"{NO_SUGGESTION}cannot unpack.*"),
     ("suggest", lambda *_: ({**CONFIG, "lr": 7.0}, "a"), f"{NO_SUGGESTION}lr: .*loguniform.* 7.0"),
     ("suggest", lambda *_: ({"lr": 0.5, "kind": "a"}, "a"), f"{NO_SUGGESTION}n is missing"),
