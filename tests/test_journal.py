@@ -101,7 +101,7 @@ def test_random_run_is_the_same_live_and_loaded(make, seed):
     journal = make(*events, mode=["max", "min"][seed % 2])
     found = [repr(trial) for trial in journal.trials]  # repr tells exact types apart, 1 from 1.0
     assert found == list(map(repr, load(journal.folder)))
-    for i in range(0, len(found), 7):
+    for i in range(0, len(found), 15):
         n = next(n for n, event in enumerate(events) if event.get("start") == i)
         known = make(*events[:n], name=f"before {i}", mode=journal.mode)
         assert load(journal.folder, before=i) == known.trials
@@ -175,8 +175,8 @@ def test_torn_last_line_is_left_out_and_cut(make):
 
 def test_random_damage_loads_or_is_named(make, tmp_path):
     good = make(*random_events(random.Random(1), 60)).path.read_bytes()
-    (tally,) = torture.fuzz(tmp_path / "fuzz", 200, random.Random(0), good).values()
-    assert (tally.events, tally.wrong) == (200, [])
+    (tally,) = torture.fuzz(tmp_path / "fuzz", 100, random.Random(0), good).values()
+    assert (tally.events, tally.wrong) == (100, [])
 
 
 # ---- Writing -------------------------------------------------------------------------------------

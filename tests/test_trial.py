@@ -269,7 +269,7 @@ def test_nothing_outlives_the_tuner(folder, tmp_path, start_py, number):
 EARLY = """
 import os, time, hpo
 setsid = os.setsid
-os.setsid = lambda: (print("server", flush=True), time.sleep(1), setsid())
+os.setsid = lambda: (print("server", flush=True), time.sleep(0.5), setsid())
 hpo.tune(lambda config: 1.0, {"x": hpo.uniform(0, 1)}, metric="y", mode="max", results="RUN")
 """
 
