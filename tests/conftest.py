@@ -1,5 +1,6 @@
 """Pytest's settings, and the fixtures that several files use."""
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -39,20 +40,16 @@ def in_this_process(monkeypatch):
 @pytest.fixture
 def start_py():
     """A function that starts Python in the root; what still runs when the test ends is killed."""
-    started = []
+    with contextlib.ExitStack() as stack:
 
-    def start(*words, **options):
-        pipe = subprocess.PIPE
-        options = {"stdout": pipe, "stderr": pipe, "text": True, "cwd": ROOT, **options}
-        started.append(subprocess.Popen([sys.executable, *map(str, words)], **options))
-        return started[-1]
+        def start(*words, **options):
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            words, options = [sys.executable, *map(str, words)], {**pipes, "cwd": ROOT, **options}
+            process = stack.enter_context(subprocess.Popen(words, **options))
+            stack.callback(process.kill)
+            return process
 
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
-        for pipe in filter(None, (process.stdout, process.stderr)):
-            pipe.close()
+        yield start
 
 
 @pytest.fixture

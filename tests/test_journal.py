@@ -61,23 +61,8 @@ def reopen(folder, arguments=()):
     return journal
 
 
-def rows(folder, name):
-    """The rows of a CSV, each of which must be one line, whatever breaks lines elsewhere."""
-    lines = (folder / name).read_bytes().decode().splitlines()
-    found = list(csv.reader(lines, strict=True))
-    assert len(found) == len(lines) and {len(row) for row in found} == {len(found[0])}
-    return [dict(zip(found[0], row)) for row in found[1:]]
-
-
 def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def check_tables(folder):
-    """The CSVs, to which rows were added, are those that the whole journal makes."""
-    live = contents(folder)
-    write_tables(folder)
-    assert contents(folder) == live
 
 
 # ---- The fold ------------------------------------------------------------------------------------
@@ -116,7 +101,7 @@ def test_random_run_is_the_same_live_and_loaded(make, seed):
     journal = make(*events, mode=["max", "min"][seed % 2])
     found = [repr(trial) for trial in journal.trials]  # repr tells exact types apart, 1 from 1.0
     assert found == list(map(repr, load(journal.folder)))
-    for i in range(0, len(found), 7):
+    for i in range(0, len(found), 15):
         n = next(n for n, event in enumerate(events) if event.get("start") == i)
         known = make(*events[:n], name=f"before {i}", mode=journal.mode)
         assert load(journal.folder, before=i) == known.trials
@@ -124,31 +109,9 @@ def test_random_run_is_the_same_live_and_loaded(make, seed):
     hours = events[-3]["session"]["arguments"]["hours"]
     journal.close()
     assert Journal.open(journal.folder).run["arguments"] == {"seed": 7, "hours": hours}
-    check_tables(journal.folder)
-
-
-def test_trial_is_what_its_attempts_have_reported(make):
-    """A later attempt replaces what an earlier one reported, but not the epochs before its own."""
-    bad = [report(0, 3.0, epoch=3, accuracy=value) for value in VALUES[4:]]
-    journal = make(
-        start(0), report(0, 1.0, epoch=1, accuracy=0.5), report(0, 2.0, epoch=2, accuracy=1), *bad,
-        start(1, 3.5), end(1, 4.0, status="failed", error="why"), start(2, 4.5),
-        session(), start(0, 5.0, attempt=2), session(), start(0, 6.0, attempt=3),
-        start(3, 6.5), report(3, 6.5, epoch=7, accuracy=0.5), end(3, 7.0, status="stopped"),
-        report(0, 8.0, 3, epoch=2, accuracy=-0.0),
-    )  # fmt: skip
-    check_tables(journal.folder)
-    journal.append(start(2, 8.5, attempt=2))
-    journal.append(report(0, 9.0, 3, epoch=3, accuracy=0.25))
-    check_tables(journal.folder)
-    found = [(t.status, t.error, t.started, t.ended, t.curve, t.earlier) for t in journal.trials]
-    assert found == [
-        ("running", "", 6.0, None, [(1, -0.5), (2, 0.0), (3, -0.25)], [[(1, -0.5), (2, -1)], []]),
-        ("failed", "why", 3.5, 4.0, [], []), ("running", "", 8.5, None, [], [[]]),
-        ("stopped", "", 6.5, 7.0, [(7, -0.5)], []),
-    ]  # fmt: skip
-    times = [row["time"] for row in rows(journal.folder, "reports.csv")]
-    assert times == ["1.0", "6.5", "8.0", "9.0"]
+    live = contents(journal.folder)
+    write_tables(journal.folder)
+    assert contents(journal.folder) == live  # rows were added to the CSVs one by one
 
 
 # ---- What is refused -----------------------------------------------------------------------------
@@ -172,7 +135,7 @@ BAD_EVENTS = [
 
 
 @pytest.mark.parametrize(
-    "number, bad", [(1, bad) for bad in BAD_RUNS] + [(5, bad) for bad in BAD_EVENTS]
+    "number, bad", [*((1, x) for x in BAD_RUNS), *((5, x) for x in BAD_EVENTS)]
 )
 def test_bad_line_is_named(tmp_path, number, bad):
     path, events = tmp_path / "journal.jsonl", [{"run": RUN}, start(0), end(0), start(1), report(1)]
@@ -212,8 +175,8 @@ def test_torn_last_line_is_left_out_and_cut(make):
 
 def test_random_damage_loads_or_is_named(make, tmp_path):
     good = make(*random_events(random.Random(1), 60)).path.read_bytes()
-    (tally,) = torture.fuzz(tmp_path / "fuzz", 200, random.Random(0), good).values()
-    assert (tally.events, tally.wrong) == (200, [])
+    (tally,) = torture.fuzz(tmp_path / "fuzz", 100, random.Random(0), good).values()
+    assert (tally.events, tally.wrong) == (100, [])
 
 
 # ---- Writing -------------------------------------------------------------------------------------
@@ -250,16 +213,16 @@ def link(folder, name):
     (folder / name).symlink_to(folder.with_name("victim"))
 
 
-@pytest.mark.parametrize(
-    "change, words",
-    [
-        (shutil.rmtree, "No such file"),
-        (lambda folder: folder.rename(folder.with_name("moved")), "No such file"),
-        (lambda folder: folder.chmod(0o555), "read-only|denied"),  # root could still write
-        (lambda folder: (folder / "journal.jsonl").chmod(0o444), "read-only|denied"),
-        *[(partial(link, name=f), "symbolic links") for f in ("journal.jsonl", "trials.csv")],
-    ],
-)
+CHANGES = [  # of the folder, and a word of the error
+    (shutil.rmtree, "No such file"),
+    (lambda folder: folder.rename(folder.with_name("moved")), "No such file"),
+    (lambda folder: folder.chmod(0o555), "read-only|denied"),  # root could still write
+    (lambda folder: (folder / "journal.jsonl").chmod(0o444), "read-only|denied"),
+    *[(partial(link, name=f), "symbolic links") for f in ("journal.jsonl", "trials.csv")],
+]
+
+
+@pytest.mark.parametrize("change, words", CHANGES)
 def test_folder_that_is_lost_is_a_write_error(make, tmp_path, change, words):
     journal = make(start(0), report(0, accuracy=0.5))
     change(journal.folder)
@@ -283,7 +246,8 @@ def test_csvs_have_the_documented_columns(make, mode, best, epoch):
         start(1, 11.0), end(1, 12.0, status="failed", error='bad "a",\nb'),
     ):  # fmt: skip
         journal.append(event)
-    first, second = rows(journal.folder, "trials.csv")
+    lines = (journal.folder / "trials.csv").read_bytes().decode().splitlines()
+    first, second = csv.DictReader(lines, strict=True)  # a row is a line
     assert list(first.items()) == [
         ("trial", "0"), ("status", "done"), ("value", best), ("last_value", "0.0"),
         ("best_epoch", epoch), ("n_epochs", "3"), ("origin", "random"), ("config_x", "0.5"),
@@ -302,19 +266,14 @@ def test_csvs_have_the_documented_columns(make, mode, best, epoch):
 def test_folder_in_use_or_without_a_run_is_refused(make, tmp_path, run_py):
     journal = make(start(0), end(0))
     command = ["-m", "hpo.journal", journal.folder]  # writes the CSVs anew
-    with pytest.raises(ValueError, match="run: another run is using it"):
-        reopen(journal.folder)
     code, _, err = run_py(*command)
-    assert code == 1 and len(err.splitlines()) == 1
+    assert code == 1 and "run: another run is using it" in err and err.count("\n") == 1
     journal.close()
     before = contents(journal.folder)
     (journal.folder / "trials.csv").unlink()
     assert run_py(*command) == (0, "", "") and contents(journal.folder) == before
-    with pytest.raises(ValueError, match="run: has no trial 1"):
-        load(journal.folder, before=1)
-    for read in (load, reopen):
-        with pytest.raises(ValueError, match=r"nowhere/journal\.jsonl: .*expected the folder"):
-            read(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"nowhere/journal\.jsonl: .*expected the folder"):
+        load(tmp_path / "nowhere")
 
 
 def test_new_run_needs_a_new_folder(make, tmp_path):
@@ -322,12 +281,11 @@ def test_new_run_needs_a_new_folder(make, tmp_path):
     (tmp_path / "file").write_text("mine")
     make(start(0)).close()
     before = contents(tmp_path)
-    for name in ("file", "file/below", "run"):
-        with pytest.raises(ValueError, match=f"--results .*{name}: "):
-            make(name=name)
     for name in ("file", "run"):
         with pytest.raises(ValueError, match="expected a new folder"):
             check_new(tmp_path / name)
+        with pytest.raises(ValueError, match=f"--results .*{name}: "):
+            make(name=name)
     assert contents(tmp_path) == before
     for name in ("empty", "a/b/c"):
         check_new(tmp_path / name)
