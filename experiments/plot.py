@@ -33,6 +33,7 @@ STYLE = {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon":
 STYLE |= {"svg.fonttype": "none", "text.parse_math": False}  # text stays as it is
 MINUTES = "minutes, downtime excluded"
 N_BOOTSTRAPS = 10
+MANY = 500  # from so many marks on, an SVG holds them as an image
 
 
 # ---- A run ----
@@ -216,7 +217,7 @@ def draw_trials(axis, run, x, losses, include=()):
     worst, edge = set_view(axis, run, losses, include)
     is_poor, is_shown = losses > worst, losses <= worst
     y = run.sign * np.where(is_shown, losses, edge)
-    look = {"ls": "", "alpha": 0.8, "ms": run.mark_size}
+    look = {"ls": "", "alpha": 0.8, "ms": run.mark_size, "rasterized": len(x) > MANY}
     triangle = "v" if run.sign < 0 else "^"
     for status, (colour, marker) in STATUSES.items():
         own = np.array([trial.status == status for trial in run.shown])
@@ -270,8 +271,9 @@ def draw_curves(run):
     draw_trials(axis, run, *ends.T, include)
     for status, (colour, _) in STATUSES.items():
         lines = [np.array(curve) * (1, run.sign) for curve, of in curves if of == status]
-        alpha = np.clip(50 / (len(lines) or 1), 0.03, 0.5)
-        axis.add_collection(LineCollection(lines, colors=colour, lw=0.8, alpha=alpha))
+        look = {"lw": 0.8, "alpha": np.clip(50 / (len(lines) or 1), 0.03, 0.5)}
+        look["rasterized"] = len(run.shown) > MANY
+        axis.add_collection(LineCollection(lines, colors=colour, **look))
     epochs = [epoch for curve, _ in curves for epoch, _ in curve]
     powers = [3**k for k in range(34) if 3**k <= max(epochs)]
     axis.set_xscale("log" if min(epochs) else "symlog")

@@ -114,6 +114,31 @@ def test_random_run_is_the_same_live_and_loaded(make, seed):
     assert contents(journal.folder) == live  # rows were added to the CSVs one by one
 
 
+def test_trial_is_what_its_attempts_have_reported(make):
+    """A later attempt replaces what an earlier one reported, but not the epochs before its own."""
+    bad = [report(0, 3.0, epoch=3, accuracy=value) for value in VALUES[4:]]
+    journal = make(
+        start(0), report(0, 1.0, epoch=1, accuracy=0.5), report(0, 2.0, epoch=2, accuracy=1), *bad,
+        start(1, 3.5), end(1, 4.0, status="failed", error="why"), start(2, 4.5),
+        session(), start(0, 5.0, attempt=2), session(), start(0, 6.0, attempt=3),
+        start(3, 6.5), report(3, 6.5, epoch=7, accuracy=0.5), end(3, 7.0, status="stopped"),
+        report(0, 8.0, 3, epoch=2, accuracy=-0.0),
+    )  # fmt: skip
+    journal.append(start(2, 8.5, attempt=2))
+    journal.append(report(0, 9.0, 3, epoch=3, accuracy=0.25))
+    found = [(t.status, t.error, t.started, t.ended, t.curve, t.earlier) for t in journal.trials]
+    assert found == [
+        ("running", "", 6.0, None, [(1, -0.5), (2, 0.0), (3, -0.25)], [[(1, -0.5), (2, -1)], []]),
+        ("failed", "why", 3.5, 4.0, [], []), ("running", "", 8.5, None, [], [[]]),
+        ("stopped", "", 6.5, 7.0, [(7, -0.5)], []),
+    ]  # fmt: skip
+    with open(journal.folder / "reports.csv") as file:
+        assert [row["time"] for row in csv.DictReader(file)] == ["1.0", "6.5", "8.0", "9.0"]
+    live = contents(journal.folder)  # rows were added; now the whole journal makes the tables
+    write_tables(journal.folder)
+    assert contents(journal.folder) == live
+
+
 # ---- What is refused -----------------------------------------------------------------------------
 BAD = [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b"{}"]
 BAD_RUNS = [

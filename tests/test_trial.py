@@ -159,6 +159,16 @@ def test_stopped_trial_can_clean_up_and_reports_no_more(backend):
         assert len(reports) == 1 and end.outcome == outcome and end.error.startswith(error), code
 
 
+def test_killed_trial_ends_at_once_and_has_failed(backend, monkeypatch):
+    monkeypatch.setattr(hpo.trial, "TERM_SECONDS", 0.4)
+    for handler in ("SIG_DFL", "SIG_IGN", "default_int_handler"):
+        code = f"signal.signal(15, signal.{handler}); report(y=1.0); time.sleep(99)"
+        trial = start(backend, code)
+        assert backend.wait(20)
+        backend.kill(trial)
+        assert until_end(backend, trial, seconds=5) == [([], End(0, 1, "failed", "killed"))]
+
+
 # ---- A trial harms nobody else -------------------------------------------------------------------
 RUBBISH = [
     "b'x' * 10**7", r"bytes(99) + b'\n'", r"b'\xff\n'", r"b'[' * 10**5 + b'\n'", f"{REPORT} * 2",
