@@ -60,10 +60,14 @@ def checking(parser):
 def run(name, kept="no file was written but those named above"):
     """Exits with the code of experiments.NAME's main(). Ctrl-C is a line that says what is kept."""
     try:
-        sys.exit(sys.modules["__main__"].main())
+        code = sys.modules["__main__"].main()
+        sys.stdout.flush()
+        sys.exit(code)
     except KeyboardInterrupt:
         print(f"interrupted: {kept}", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # the reader of our output, `head` say, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (Failed, ModuleNotFoundError, OSError, BrokenProcessPool) as error:
         sys.exit(f"experiments.{name}: failed: {error}")
 

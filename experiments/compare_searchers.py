@@ -297,7 +297,8 @@ def compare(parser, args, names):
         both = recorded[name] | runs[name]
         runs[name] = {key: row for key, row in both.items() if key[::-1] in keys}
     for name in [name for name in versions if not runs[name]]:
-        print(f"{name}: no runs yet" + "; it is not installed" * (versions[name] is None))
+        reason = "" if versions[name] else "; not installed, see experiments/requirements.txt"
+        print(f"{name}: no runs yet{reason}")
         del runs[name]
     return runs
 
