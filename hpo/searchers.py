@@ -444,12 +444,12 @@ class GaussianProcess:
             self.numeric[-1], scales[-1], ridge[-1] = False, settings.epoch_lengthscale, (0.0, 1e-9)
         pairs = [*scales, *ridge, settings.signal_variance, settings.noise_variance]
         self.prior_mean, self.prior_sd = np.array(pairs).T
-        h = self.basis(X)
-        trends = [(0.0, settings.trend / math.sqrt(self.p))] * (h.shape[1] - 2)
+        self.h = self.basis(X)
+        trends = [(0.0, settings.trend / math.sqrt(self.p))] * (self.h.shape[1] - 2)
         self.coefficients, sd = np.array([settings.constant, settings.bowl, *trends]).T
         self.S = sd**2
-        self.residual = (y.T - h @ self.coefficients).T
-        self.mean_covariance = (h * self.S) @ h.T
+        self.residual = (y.T - self.h @ self.coefficients).T
+        self.mean_covariance = (self.h * self.S) @ self.h.T
 
     def basis(self, X):
         """h (m, 2 + 3 q + c) of q numeric columns and c of choices: 1, a bowl, and trends of each.
@@ -530,7 +530,8 @@ class GaussianProcess:
         """The process given y (R&W Alg. 2.1). extra_noise (n,): variances beyond that of theta."""
         self.theta = theta
         self.signal_variance, self.noise_variance = self.split(theta)[2:]
-        K = self.kernel(self.X, self.X) + np.diag(self.noise_variance + extra_noise)
+        K = self.kernel(self.X, self.h, self.X, self.h)
+        K += np.diag(self.noise_variance + extra_noise)
         self.L_inv = np.linalg.inv(robust_cholesky(K))
         self.b = self.L_inv @ self.residual.reshape(len(self.X), -1)  # a column for each fantasy
         return self
@@ -538,10 +539,11 @@ class GaussianProcess:
     def predict(self, X_new, progress=1.0, is_joint=False):
         """mu (m, f), and sigma (m, 1) or the joint covariance (m, m), of the noiseless function."""
         X_new = add_epoch(X_new, progress) if self.with_epoch else X_new
-        h, A = self.basis(X_new), self.kernel(X_new, self.X) @ self.L_inv.T
+        h = self.basis(X_new)
+        A = self.kernel(X_new, h, self.X, self.h) @ self.L_inv.T
         mu = (h @ self.coefficients)[:, None] + A @ self.b
         if is_joint:
-            return mu, self.kernel(X_new, X_new) - A @ A.T
+            return mu, self.kernel(X_new, h, X_new, h) - A @ A.T
         variance = self.signal_variance + h**2 @ self.S - np.einsum("ij,ij->i", A, A)
         return mu, np.sqrt(np.maximum(variance, 1e-12))[:, None]
 
@@ -550,10 +552,10 @@ class GaussianProcess:
         mu, covariance = self.predict(X_new, is_joint=True)
         return mu[:, :1] + robust_cholesky(covariance) @ rng.normal(size=(len(mu), n))
 
-    def kernel(self, A, B):
-        """(n, m) prior covariance of the function at A (n, d) and B (m, d)."""
+    def kernel(self, A, h_A, B, h_B):
+        """(n, m) prior covariance of the function at A (n, d) and B (m, d), with features h."""
         m, _ = self.correlation(self.theta, A, B)
-        return self.signal_variance * m + (self.basis(A) * self.S) @ self.basis(B).T
+        return self.signal_variance * m + (h_A * self.S) @ h_B.T
 
 
 def matern52(a):

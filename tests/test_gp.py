@@ -74,7 +74,7 @@ def test_kernel_matches_its_formula_and_gradient_finite_differences(with_epoch):
     gp, rng = process(with_epoch=with_epoch)
     theta = gp.prior_mean + 0.5 * gp.prior_sd * rng.normal(size=len(gp.prior_mean))
     A = rng.random((9, len(gp.groups)))
-    kernel = gp.condition(theta, np.zeros(25)).kernel(A, gp.X)
+    kernel = gp.condition(theta, np.zeros(25)).kernel(A, gp.basis(A), gp.X, gp.h)
     assert kernel == pytest.approx(textbook_kernel(gp, theta, A, gp.X), rel=1e-7)
     assert len(theta) == (4 + 5 + 2 if with_epoch else 3 + 4 + 2)
     steps = 1e-5 * np.diag(np.minimum(1, gp.prior_sd))  # the epoch's part of the ridge stays 0
