@@ -31,6 +31,7 @@ STATUSES = {
 COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
 STYLE |= {"svg.fonttype": "none", "text.parse_math": False}  # text stays as it is
+STYLE["svg.hashsalt"] = "hpo"  # the same run makes the same file
 MINUTES = "minutes, downtime excluded"
 N_BOOTSTRAPS = 10
 MANY = 500  # from so many marks on, an SVG holds them as an image
@@ -196,7 +197,7 @@ def add_legend(figure, axis, columns=6):
 
 
 def set_view(axis, run, losses, include=()):
-    """Fits an axis to the better losses; returns the worst of these, and the place of all others.
+    """Fits an axis to the better losses; returns the worst of these, and two places at the edge.
 
     include: losses that are to be in view, too, as long as the others keep a fourth of it.
     """
@@ -207,16 +208,16 @@ def set_view(axis, run, losses, include=()):
     size = high - low or abs(low) / 10 or 1.0
     low, high = min([low, *include]), max(high, min(low + 4 * size, max(include, default=low)))
     size = max(size, high - low)
-    axis.set_ylim(*sorted(run.sign * np.array([low - 0.05 * size, high + 0.15 * size])))
+    axis.set_ylim(*sorted(run.sign * np.array([low - 0.05 * size, high + 0.2 * size])))
     axis.set_ylabel(run.metric)
-    return high, high + 0.12 * size
+    return high, high + 0.09 * size, high + 0.16 * size
 
 
 def draw_trials(axis, run, x, losses, include=()):
-    """Marks of run.shown at x (n,). Poor ones, and those without a loss (NaN), are at the edge."""
-    worst, edge = set_view(axis, run, losses, include)
+    """Marks of run.shown at x (n,). Poor ones are at the edge, those without a loss beyond them."""
+    worst, edge, last_edge = set_view(axis, run, losses, include)
     is_poor, is_shown = losses > worst, losses <= worst
-    y = run.sign * np.where(is_shown, losses, edge)
+    y = run.sign * np.where(is_shown, losses, np.where(is_poor, edge, last_edge))
     look = {"ls": "", "alpha": 0.8, "ms": run.mark_size, "rasterized": len(x) > MANY}
     triangle = "v" if run.sign < 0 else "^"
     for status, (colour, marker) in STATUSES.items():
@@ -296,6 +297,8 @@ def draw_parameters(run, belief, names):
     jitter = np.random.default_rng(0).uniform(-0.3, 0.3, len(run.shown))
     for i, name in enumerate(names):
         domain, (top, axis) = run.space[name], axes[i // 4, :, i % 4]
+        if i and i % 4 == 0:  # all effects have the same scale
+            top.sharey(axes[0, 0, 0])
         is_choice = isinstance(domain, Choice)
         x = places_of(domain, [trial.config[name] for trial in run.shown])
         draw_trials(axis, run, x + jitter / domain.n_dims if is_choice else x, run.losses)
@@ -332,10 +335,11 @@ def draw_pairs(run, belief, pairs):
     maps = [run.sign * belief.effect(pair, 20, 50)[0] for pair in pairs]
     scale = {"vmin": np.min([m.min() for m in maps]), "vmax": np.max([m.max() for m in maps])}
     scale["cmap"] = "cividis" if run.sign < 0 else "cividis_r"  # bright is good
-    red, size = STATUSES["failed"][0], run.mark_size
+    red, look = STATUSES["failed"][0], {"ms": run.mark_size, "rasterized": len(run.shown) > MANY}
+    others = [trial for trial in run.shown if trial.status != "failed"]
     marks = [  # the last ones are on top
-        (run.shown, "o", {"ms": size, "color": "white", "mec": "black", "label": "trials"}),
-        (run.failed, "x", {"ms": size, "color": red, "label": "failed" if run.failed else None}),
+        (others, "o", {**look, "color": "white", "mec": "black", "label": "trials"}),
+        (run.failed, "x", {**look, "color": red, "label": "failed" if run.failed else None}),
         ([run.best], "*", {"ms": 15, "color": red, "mec": "white", "label": "best"}),
     ]
     for axis, pair, values in zip(axes, pairs, maps):
@@ -363,6 +367,7 @@ def draw_workers(run):
     starts, lengths = np.array(starts) / 60, np.subtract(ends, starts) / 60
     colours = [STATUSES[status][0] for status in statuses]
     look = {"ec": "white", "lw": min(0.5, 100 / len(spans)), "alpha": 0.75}
+    look["rasterized"] = len(spans) > MANY
     axis.barh(rows, lengths, left=starts, color=colours, **look)
     for status, n in Counter(statuses).items():
         axis.plot([], [], "s", ms=9, color=STATUSES[status][0], label=f"{n} {status}")
@@ -472,7 +477,8 @@ def main(arguments=None):
         folder.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
             path = folder / f"{name}.{args.format}"
-            figure.savefig(path, dpi=100)
+            metadata = {"Date": None} if args.format == "svg" else {}
+            figure.savefig(path, dpi=100, metadata=metadata)
             print(path)
 
 

@@ -89,7 +89,7 @@ def write_page(folder, path):
     sections = {"Best": best_trials(run, belief)}
     with style():
         for name, figure in (draw_run(run, belief) if run.trials else {}).items():
-            figure.savefig(file := io.StringIO(), format="svg")
+            figure.savefig(file := io.StringIO(), format="svg", metadata={"Date": None})
             svg = file.getvalue()
             sections[name.title()] = f"<div class=wide>{svg[svg.index('<svg') :]}</div>"
     reasons = Counter(trial.error for trial in run.failed).most_common(30)
