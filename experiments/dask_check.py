@@ -17,7 +17,7 @@ import sys
 import time
 
 from experiments import command, torture
-from experiments.command import ROOT, children_of, end_tree, is_alive  # noqa: F401 (for test_dask)
+from experiments.command import ROOT, end_tree, is_alive
 from experiments.torture import Run, Tally
 
 TUNER = """

@@ -342,7 +342,7 @@ def losses_at(rungs, trials):
 def standardise(losses, settings):
     """y (n, r), centre and unit of the losses (n, r) of n trials at r rungs, NaN if not reached.
 
-    The first n_scale y at the first rung have mean 0 and variance 1; y is inf for an outlier. At a
+    The first n_scale y at the first rung have mean 0 and variance 1. An outlier has y = inf. At a
     later rung, y is shifted to the median that the same trials had at the rung before. This removes
     what all curves have in common. With five trials or more it is also scaled to their spread, if
     that makes the unit smaller. At the highest rung a loss is centre + unit y, unless squashed.

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from experiments.dask_check import Cluster, children_of, end_tree
+from experiments.command import children_of, end_tree
+from experiments.dask_check import Cluster
 from hpo import load, tune
 from hpo.trial import End, Trial
 
